@@ -1,0 +1,157 @@
+"""The canonical sum over replicas: one tree of additions, whoever carries them out.
+
+``S(a, b) = S(a, m) + S(m, b)`` with ``m - a`` the largest power of two below ``b - a``. The shape depends on the
+number of replicas alone, so a sum has the same bits wherever its parts were added.
+
+For five replicas::
+
+            [0,5)
+           /     \\
+        [0,4)    [4,5)
+        /   \\
+     [0,2) [2,4)
+     /  \\   /  \\
+    0    1 2    3
+
+A worker adds the subtrees that it hosts (:meth:`SumTree.cover`) and passes on their roots; an owner adds the roots
+(:func:`add_nodes`). Nothing here knows a process, a socket or an optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from distopt.types import Array
+
+
+class Node(NamedTuple):
+    """The replicas ``start <= r < stop`` of one step, as a node of the tree."""
+
+    start: int
+    stop: int
+
+    def __str__(self) -> str:
+        return f"replica {self.start}" if self.stop - self.start == 1 else f"replicas {self.start}..{self.stop - 1}"
+
+
+class SumTree:
+    """The canonical tree over ``num_replicas`` replicas.
+
+    Raises: ValueError if ``num_replicas`` is not positive.
+    """
+
+    def __init__(self, num_replicas: int) -> None:
+        if num_replicas < 1:
+            raise ValueError(f"a sum needs at least 1 replica, not {num_replicas}")
+        self.num_replicas = num_replicas
+        self.root = Node(0, num_replicas)
+        self._nodes = frozenset(self._walk(self.root))
+
+    def __contains__(self, node: object) -> bool:
+        return node in self._nodes
+
+    def children(self, node: Node) -> tuple[Node, Node]:
+        """Return the two nodes that ``node`` is the sum of.
+
+        Raises: ValueError for a single replica, or for a node that is not in the tree.
+
+        >>> SumTree(5).children(Node(0, 5))
+        (Node(start=0, stop=4), Node(start=4, stop=5))
+        """
+        if node not in self._nodes or node.stop - node.start < 2:
+            raise ValueError(f"{node} has no children in a tree over {self.num_replicas} replicas")
+        middle = node.start + _largest_power_of_two_below(node.stop - node.start)
+        return Node(node.start, middle), Node(middle, node.stop)
+
+    def cover(self, replicas: Iterable[int]) -> tuple[Node, ...]:
+        """Return the fewest nodes that cover exactly ``replicas``, in order.
+
+        These are what a worker that hosts ``replicas`` sends: at most ``2 * log2(R)`` for a contiguous range.
+
+        Raises: ValueError for a replica that does not exist.
+
+        >>> SumTree(8).cover(range(3, 8))
+        (Node(start=3, stop=4), Node(start=4, stop=8))
+        """
+        wanted = frozenset(replicas)
+        if unknown := sorted(r for r in wanted if not 0 <= r < self.num_replicas):
+            raise ValueError(f"replicas {unknown} do not exist; there are {self.num_replicas}, from 0")
+        return tuple(self._cover(self.root, wanted))
+
+    def is_covered_by(self, nodes: Iterable[Node]) -> bool:
+        """Return whether disjoint ``nodes`` hold every replica."""
+        return sum(node.stop - node.start for node in nodes) == self.num_replicas
+
+    def missing(self, nodes: Iterable[Node]) -> tuple[Node, ...]:
+        """Return the fewest nodes that ``nodes`` leave uncovered."""
+        present = {replica for node in nodes for replica in range(node.start, node.stop)}
+        return self.cover(set(range(self.num_replicas)) - present)
+
+    def overlapping(self, node: Node, others: Iterable[Node]) -> tuple[Node, ...]:
+        """Return those of ``others`` that share a replica with ``node`` without being ``node``."""
+        return tuple(o for o in others if o != node and o.start < node.stop and node.start < o.stop)
+
+    def _cover(self, node: Node, wanted: frozenset[int]) -> Iterator[Node]:
+        inside = sum(1 for replica in range(node.start, node.stop) if replica in wanted)
+        if inside == node.stop - node.start:
+            yield node
+        elif inside:
+            for child in self.children(node):
+                yield from self._cover(child, wanted)
+
+    def _walk(self, node: Node) -> Iterator[Node]:
+        yield node
+        if node.stop - node.start > 1:
+            middle = node.start + _largest_power_of_two_below(node.stop - node.start)
+            yield from self._walk(Node(node.start, middle))
+            yield from self._walk(Node(middle, node.stop))
+
+
+def add_nodes(tree: SumTree, sums: Mapping[Node, Array], wanted: Node | None = None) -> Array:
+    """Return the canonical sum of ``wanted`` (default: all replicas) from sums of nodes that cover it.
+
+    Shapes: all alike; so is the result. The dtype is kept. Inputs are not written to; where a single node is given
+    for ``wanted``, that very array is returned.
+
+    Raises: ValueError if a replica below ``wanted`` is covered by no node.
+    """
+    node = tree.root if wanted is None else wanted
+    present = sums.get(node)
+    if present is not None:
+        return present
+    if node.stop - node.start < 2:
+        raise ValueError(f"no contribution covers {node}")
+    left, right = tree.children(node)
+    total: Array = add_nodes(tree, sums, left) + add_nodes(tree, sums, right)
+    return total
+
+
+def add_rows(contributions: Array) -> Array:
+    """Return the canonical sum over axis 0 of ``contributions``, shape ``[replicas, ...]``, in its dtype.
+
+    >>> import numpy as np
+    >>> add_rows(np.array([[1.0], [2.0], [4.0]]))
+    array([7.])
+    """
+    tree = SumTree(len(contributions))
+    return add_nodes(tree, {Node(r, r + 1): row for r, row in enumerate(contributions)})
+
+
+def contiguous_ranges(num_replicas: int, num_workers: int) -> tuple[range, ...]:
+    """Return the replicas that each worker hosts by default; workers beyond the replicas host none.
+
+    >>> contiguous_ranges(8, 3)
+    (range(0, 3), range(3, 6), range(6, 8))
+    >>> contiguous_ranges(1, 2)
+    (range(0, 1), range(1, 1))
+    """
+    quotient, rest = divmod(num_replicas, num_workers)
+    bounds = [0]
+    for worker in range(num_workers):
+        bounds.append(bounds[-1] + quotient + (worker < rest))
+    return tuple(range(a, b) for a, b in zip(bounds, bounds[1:], strict=False))
+
+
+def _largest_power_of_two_below(n: int) -> int:
+    return 1 << ((n - 1).bit_length() - 1)

@@ -1,0 +1,1 @@
+"""Moving contributions between processes: one communicator interface, one canonical sum, several transports."""

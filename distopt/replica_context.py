@@ -1,0 +1,114 @@
+"""Which replica is running here: a protocol and one context variable, and no knowledge of strategies.
+
+A *context* is what code between two points of a step runs in: the default one (no strategy), a strategy's
+cross-replica one (inside ``scope``, ``merge_call``), or that of one replica (inside ``strategy.run``).
+Replica threads each have their own value, because context variables are per thread.
+
+Source: the table of contexts in TensorFlow's ``tf.distribute`` (``get_replica_context`` and friends).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from distopt.errors import ReplicaContextError
+
+
+class ReplicaContext(Protocol):
+    """One replica's view of the step it takes part in."""
+
+    @property
+    def replica_id_in_sync_group(self) -> int: ...
+
+    @property
+    def num_replicas_in_sync(self) -> int: ...
+
+    @property
+    def strategy(self) -> Any: ...
+
+    def merge_call(self, merge_fn: Callable[..., Any], args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        """Run ``merge_fn(strategy, *args)`` once per process, its arguments regrouped over the replicas."""
+        ...
+
+    def all_reduce(self, reduce_op: Any, value: Any, options: Any = None) -> Any:
+        """Reduce ``value`` over all replicas and return the result on each."""
+        ...
+
+
+class VariableWriter(Protocol):
+    """How an assignment is carried out where it was written; see :mod:`distopt.variable`."""
+
+    def assign(self, variable: Any, operation: str, value: Any) -> None:
+        """Carry out ``operation`` (``"assign"``, ``"assign_add"``, ``"assign_sub"``) on ``variable``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Where code runs: under which strategy, and as which replica (``None``: cross-replica)."""
+
+    strategy: Any
+    replica: ReplicaContext | None
+    writer: VariableWriter
+    is_default: bool = False
+
+
+_current: ContextVar[Context] = ContextVar("distopt_context")
+_default: list[Context] = []
+
+
+def install_default(context: Context) -> None:
+    """Set the context that holds outside of every strategy; done once, by :mod:`distopt.distribute`."""
+    _default[:] = [context]
+
+
+def current() -> Context:
+    """Return the context of the calling thread."""
+    return _current.get(None) or _default[0]
+
+
+def current_replica(caller: str) -> ReplicaContext:
+    """Return the current replica context.
+
+    Raises: ReplicaContextError if ``caller`` was called in a cross-replica context.
+    """
+    replica = current().replica
+    if replica is None:
+        raise ReplicaContextError(
+            f"{caller} was called in a cross-replica context; call it inside the function given to `strategy.run`"
+        )
+    return replica
+
+
+@contextmanager
+def enter(context: Context) -> Iterator[None]:
+    """Make ``context`` the current one of this thread for the length of a ``with`` block."""
+    token = _current.set(context)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def has_strategy() -> bool:
+    """Return whether a strategy other than the default one is current."""
+    return not current().is_default
+
+
+def get_strategy() -> Any:
+    """Return the current strategy, or the default one."""
+    return current().strategy
+
+
+def get_replica_context() -> ReplicaContext | None:
+    """Return the current replica context, or ``None`` in a cross-replica context."""
+    return current().replica
+
+
+def in_cross_replica_context() -> bool:
+    """Return whether the caller is outside of any replica."""
+    return current().replica is None
