@@ -1,0 +1,67 @@
+"""Structures of tuples, named tuples, lists and dictionaries, with anything else as leaves.
+
+Dictionaries are visited in the order of their sorted keys, as in TensorFlow's ``tf.nest``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def is_nested(structure: Any) -> bool:
+    """Return whether ``structure`` is a container rather than a leaf."""
+    return isinstance(structure, (tuple, list, Mapping))
+
+
+def flatten(structure: Any) -> list[Any]:
+    """Return the leaves, in order.
+
+    >>> flatten({"b": [1, 2], "a": (3,)})
+    [3, 1, 2]
+    """
+    leaves: list[Any] = []
+    _collect(structure, leaves)
+    return leaves
+
+
+def map_structure(function: Callable[..., Any], structure: Any, *others: Any) -> Any:
+    """Return ``structure`` with each leaf replaced by ``function`` of it and of its counterparts in ``others``.
+
+    Raises: ValueError if one of ``others`` is built differently.
+
+    >>> map_structure(lambda a, b: a + b, (1, {"x": 2}), (10, {"x": 20}))
+    (11, {'x': 22})
+    """
+    if isinstance(structure, Mapping):
+        for other in others:
+            if not isinstance(other, Mapping) or sorted(other) != sorted(structure):
+                raise ValueError(f"structures differ: {structure!r} and {other!r}")
+        mapped = {k: map_structure(function, structure[k], *(o[k] for o in others)) for k in sorted(structure)}
+        return {key: mapped[key] for key in structure}
+    if isinstance(structure, (tuple, list)):
+        for other in others:
+            if not isinstance(other, (tuple, list)) or len(other) != len(structure):
+                raise ValueError(f"structures differ: {structure!r} and {other!r}")
+        return rebuild(structure, [map_structure(function, *parts) for parts in zip(structure, *others, strict=True)])
+    if any(is_nested(other) for other in others):
+        raise ValueError(f"structures differ: {structure!r} is a leaf, and {others!r} are not")
+    return function(structure, *others)
+
+
+def rebuild(like: Any, items: list[Any]) -> Any:
+    """Return ``items`` in a container of the type of ``like``: a list, a tuple or a named tuple."""
+    if hasattr(like, "_fields"):
+        return type(like)(*items)
+    return items if isinstance(like, list) else tuple(items)
+
+
+def _collect(structure: Any, leaves: list[Any]) -> None:
+    if isinstance(structure, Mapping):
+        for key in sorted(structure):
+            _collect(structure[key], leaves)
+    elif isinstance(structure, (tuple, list)):
+        for item in structure:
+            _collect(item, leaves)
+    else:
+        leaves.append(structure)

@@ -1,0 +1,98 @@
+"""Random numbers that are a function of named integers, so that every process draws the same ones.
+
+A *stream* is a Philox counter generator whose key is ``(seed, index)`` and whose highest counter word is a *domain*,
+one for each use. Streams of different domains, seeds or indices never overlap: no stream is long enough to count its
+lowest three words through.
+
+What is drawn as raw integers (shuffles, splits) is the same in every version of NumPy, which keeps the output
+of its bit generators; what goes through its ``Generator`` (normal variates) may change between versions.
+
+Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; NumPy NEP 19.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import operator
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+
+from distopt.types import Array
+
+_WORD = 2**64
+
+
+class Domain(enum.IntEnum):
+    """What a stream is used for."""
+
+    VARIABLE = 1
+    EPOCH = 2
+    SPLIT = 3
+    SHUFFLE_SEED = 4
+    BUFFER = 5
+
+
+def stream(domain: Domain, seed: int, index: int = 0) -> np.random.Philox:
+    """Return the bit generator of ``(domain, seed, index)``, at its start.
+
+    ``seed`` and ``index`` are taken modulo 2**64.
+
+    Raises: TypeError if one of them is not an integer.
+    """
+    key = np.array([operator.index(seed) % _WORD, operator.index(index) % _WORD], np.uint64)
+    counter = np.array([0, 0, 0, domain], np.uint64)
+    return np.random.Philox(key=key, counter=counter)
+
+
+def permutation(bits: np.random.Philox, length: int) -> Array:
+    """Return the numbers below ``length`` in random order, int64: the order that sorts ``length`` raw draws.
+
+    Equal draws keep their order; with 64 bits each they are too rare to matter.
+    """
+    return np.argsort(bits.random_raw(length), kind="stable")
+
+
+def set_seed(seed: int) -> None:
+    """Set the seed of all streams that are not given one, and start counting them from zero again.
+
+    Without a call the seed is 0: processes of one job must agree, so there is no seed from the clock.
+
+    Raises: TypeError if ``seed`` is not an integer.
+    """
+    _global.reset(operator.index(seed))
+
+
+def get_seed() -> int:
+    """Return what ``set_seed`` set last."""
+    return _global.seed
+
+
+def next_stream(domain: Domain = Domain.VARIABLE) -> np.random.Philox:
+    """Return the stream of the global seed and of the number of calls for ``domain`` since ``set_seed``.
+
+    Processes that create the same variables in the same order draw the same values.
+    """
+    return _global.next_stream(domain)
+
+
+class _GlobalStreams:
+    """The global seed, and for each domain how many streams were taken; shared by the threads of a process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.reset(0)
+
+    def reset(self, seed: int) -> None:
+        with self._lock:
+            self.seed = seed
+            self._taken: dict[Domain, Iterator[int]] = {domain: itertools.count() for domain in Domain}
+
+    def next_stream(self, domain: Domain) -> np.random.Philox:
+        with self._lock:
+            return stream(domain, self.seed, next(self._taken[domain]))
+
+
+_global = _GlobalStreams()
