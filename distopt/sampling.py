@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from distopt import nest
 from distopt.random import Domain, permutation, stream
 from distopt.types import Array
@@ -112,3 +114,33 @@ def batch_length(batch: Any) -> int:
     if length is None:
         raise ValueError("a batch holds no array")
     return length
+
+
+def stratified_split(labels: Array, fraction: float, seed: int) -> tuple[Array, Array]:
+    """Return ``(rest, part)``: sorted positions, with each class's share of ``part`` as near ``fraction`` as can be.
+
+    ``part`` holds ``round(fraction * n)`` samples. Class c, of n_c samples, gives ``floor(fraction * n_c)`` of them, and
+    one more where what is lost to rounding down is among the largest (the smaller label first where it is equal). Which samples of a class are chosen is a permutation of (seed, class).
+
+    Shapes: ``labels`` ``[n]``, of any type that can be sorted; both results are int64.
+    Raises: ValueError if ``fraction`` is not within ``[0, 1]``, or ``labels`` have another rank.
+
+    >>> rest, part = stratified_split(np.array([0, 0, 0, 0, 1, 1]), 0.5, seed=0)
+    >>> len(rest), len(part)
+    (3, 3)
+    """
+    if not 0.0 <= fraction <= 1.0:
+        raise ValueError(f"fraction must be within [0, 1], not {fraction}")
+    if labels.ndim != 1:
+        raise ValueError(f"labels must have shape [n], not {labels.shape}")
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    shares = [fraction * len(positions) for positions in members]
+    counts = [int(share) for share in shares]
+    by_loss = sorted(range(len(members)), key=lambda c: counts[c] - shares[c])
+    for c in by_loss[: round(fraction * len(labels)) - sum(counts)]:
+        counts[c] += 1
+    chosen = np.zeros(len(labels), bool)
+    for c, positions in enumerate(members):
+        order = permutation(stream(Domain.SPLIT, seed, c), len(positions))
+        chosen[positions[order[: counts[c]]]] = True
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)

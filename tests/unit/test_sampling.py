@@ -78,3 +78,28 @@ def test_rebatch_for_replicas_of_a_scalar_is_refused() -> None:
 def test_rebatch_for_replicas_of_unequal_rows_is_refused() -> None:
     with pytest.raises(ValueError, match="differ in their number of rows"):
         sampling.rebatch_for_replicas((np.zeros(3), np.zeros(4)), 2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("fraction", [0.0, 0.2, 0.5, 1.0])
+def test_stratified_split_has_exact_shares_of_each_class(seed: int, fraction: float) -> None:
+    labels = np.repeat([3, 1, 7], [13, 20, 4])
+    rest, part = sampling.stratified_split(labels, fraction, seed)
+    np.testing.assert_array_equal(np.sort(np.concatenate([rest, part])), np.arange(37))
+    assert len(part) == round(37 * fraction)
+    for label, size in zip(*np.unique(labels, return_counts=True), strict=True):
+        assert abs((labels[part] == label).sum() - fraction * size) < 1
+
+
+def test_stratified_split_depends_on_the_seed_alone() -> None:
+    labels = np.arange(100) % 3
+    first, again, other = (sampling.stratified_split(labels, 0.3, seed)[1].tolist() for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_stratified_split_wrong_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match="within"):
+        sampling.stratified_split(np.zeros(3), 1.5, 0)
+    with pytest.raises(ValueError, match="shape"):
+        sampling.stratified_split(np.zeros((3, 1)), 0.5, 0)

@@ -1,0 +1,205 @@
+"""``Dataset``: a lazy, re-readable pipeline over arrays, with the names of ``tf.data.Dataset``.
+
+A dataset is a stream of items (:mod:`distopt.data.streams`) and a way to make an element, or a batch, of them. As long
+as only order was changed, items are row numbers, and a batch is one indexing operation for an array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from distopt import nest
+from distopt.data.streams import INFINITE, Block, Numbers, Repeated, Shuffled, Sliced, Stream, rechunk
+from distopt.random import Domain, next_stream
+from distopt.sampling import batch_length, num_steps
+from distopt.types import Array
+
+AUTOTUNE = -1
+INFINITE_CARDINALITY = INFINITE
+
+
+class Dataset:
+    """Elements, nested structures of NumPy arrays, that can be read any number of times.
+
+    Made by the static methods; the others return a new dataset and leave this one alone.
+    """
+
+    def __init__(self, items: Stream, maker: _Maker) -> None:
+        self._items = items
+        self._maker = maker
+
+    @staticmethod
+    def from_tensor_slices(tensors: Any) -> Dataset:
+        """Return a dataset of the rows of an array, or of a nested structure of arrays alike in length.
+
+        Tuples and dictionaries are structure; a list is converted to an array. Python floats become float32 and
+        integers int32; arrays keep their dtype. Arrays are not copied.
+
+        Raises: ValueError if the lengths differ, or there is no array, or it has no rows to take.
+        """
+        arrays = _as_arrays(tensors)
+        return Dataset(Numbers(batch_length(arrays)), _Rows(arrays))
+
+    @staticmethod
+    def range(*args: int) -> Dataset:
+        """Return a dataset of int64 scalars; arguments as for Python's ``range``."""
+        return Dataset.from_tensor_slices(np.arange(*args, dtype=np.int64))
+
+    def __iter__(self) -> Iterator[Any]:
+        for block in self._items.blocks():
+            yield from self._maker.elements(block)
+
+    def as_numpy_iterator(self) -> Iterator[Any]:
+        """Return ``iter(self)``: elements are NumPy already."""
+        return iter(self)
+
+    def cardinality(self) -> int:
+        """Return the number of elements, or ``INFINITE_CARDINALITY``."""
+        return self._items.size
+
+    def __len__(self) -> int:
+        if self._items.size == INFINITE:
+            raise TypeError("an infinite dataset has no length")
+        return self._items.size
+
+    def shuffle(self, buffer_size: int, seed: int | None = None, reshuffle_each_iteration: bool = True) -> Dataset:
+        """Return the elements in random order: a function of the seed and of how often the result was read before.
+
+        With a buffer for all elements reading k has the order ``epoch_permutation(seed, k, n)``; with a smaller one,
+        elements move as through TensorFlow's buffer. Without a seed one is drawn from ``distopt.random.set_seed``'s.
+        ``repeat`` after ``shuffle`` counts as a reading for each repetition. Without ``reshuffle_each_iteration`` every
+        reading has the order of the first.
+
+        Raises: ValueError if ``buffer_size`` is not positive.
+        """
+        if buffer_size < 1:
+            raise ValueError(f"buffer_size must be at least 1, not {buffer_size}")
+        drawn = int(next_stream(Domain.SHUFFLE_SEED).random_raw()) if seed is None else seed
+        return Dataset(Shuffled(self._items, buffer_size, drawn, reshuffle_each_iteration), self._maker)
+
+    def repeat(self, count: int | None = None) -> Dataset:
+        """Return the elements ``count`` times over; ``None`` or ``-1`` means without end."""
+        return Dataset(Repeated(self._items, -1 if count is None else count), self._maker)
+
+    def take(self, count: int) -> Dataset:
+        """Return the first ``count`` elements; ``-1`` means all."""
+        return self if count < 0 else Dataset(Sliced(self._items, 0, count), self._maker)
+
+    def skip(self, count: int) -> Dataset:
+        """Return all but the first ``count`` elements; ``-1`` means none."""
+        return self.take(0) if count < 0 else Dataset(Sliced(self._items, count, None), self._maker)
+
+    def batch(self, batch_size: int, drop_remainder: bool = False) -> Dataset:
+        """Return batches of consecutive elements, stacked along a new first axis; the last one may be short.
+
+        Raises: ValueError if ``batch_size`` is not positive.
+        """
+        num_steps(0, batch_size)
+        return Dataset(_Batches(self._items, self._maker, batch_size, drop_remainder), _Elements())
+
+    def map(self, map_func: Callable[..., Any], num_parallel_calls: int | None = None) -> Dataset:
+        """Return ``map_func`` of each element; a tuple is passed as several arguments.
+
+        What it returns is converted to arrays. ``num_parallel_calls`` is accepted and has no effect.
+        """
+        del num_parallel_calls
+        return Dataset(_Mapped(self, map_func), _Elements())
+
+    def prefetch(self, buffer_size: int) -> Dataset:
+        """Return this dataset: its elements cost too little to be made ahead."""
+        del buffer_size
+        return self
+
+
+class _Maker(Protocol):
+    """What the items of a stream stand for."""
+
+    def elements(self, block: Block) -> Iterator[Any]:
+        """Yield the element of each item."""
+        ...
+
+    def batch(self, block: Block) -> Any:
+        """Return the elements of all items, stacked."""
+        ...
+
+
+class _Rows:
+    """Items are row numbers of arrays."""
+
+    def __init__(self, arrays: Any) -> None:
+        self._arrays = arrays
+
+    def elements(self, block: Block) -> Iterator[Any]:
+        for row in block:
+            yield self._at(row)
+
+    def batch(self, block: Block) -> Any:
+        return self._at(block)
+
+    def _at(self, index: Any) -> Any:
+        arrays = self._arrays
+        return arrays[index] if isinstance(arrays, np.ndarray) else nest.map_structure(lambda a: a[index], arrays)
+
+
+class _Elements:
+    """Items are the elements themselves."""
+
+    def elements(self, block: Block) -> Iterator[Any]:
+        yield from block
+
+    def batch(self, block: Block) -> Any:
+        return nest.map_structure(lambda *rows: np.stack(rows), *block)
+
+
+class _Batches:
+    """A stream of batches."""
+
+    def __init__(self, items: Stream, maker: _Maker, batch_size: int, drop_remainder: bool) -> None:
+        self.size = INFINITE if items.size == INFINITE else num_steps(items.size, batch_size, drop_remainder)
+        self._items = items
+        self._maker = maker
+        self._batch_size = batch_size
+        self._drop_remainder = drop_remainder
+
+    def blocks(self) -> Iterator[Block]:
+        for block in rechunk(self._items.blocks(), self._batch_size, self._drop_remainder):
+            yield [self._maker.batch(block)]
+
+
+class _Mapped:
+    """A stream of what a function makes of elements."""
+
+    def __init__(self, dataset: Dataset, function: Callable[..., Any]) -> None:
+        self.size = dataset.cardinality()
+        self._dataset = dataset
+        self._function = function
+
+    def blocks(self) -> Iterator[Block]:
+        for element in self._dataset:
+            result = self._function(*element) if isinstance(element, tuple) else self._function(element)
+            yield [nest.map_structure(np.asarray, result)]
+
+
+def _as_arrays(tensors: Any) -> Any:
+    if isinstance(tensors, Mapping):
+        return {key: _as_arrays(value) for key, value in tensors.items()}
+    if isinstance(tensors, tuple):
+        return nest.rebuild(tensors, [_as_arrays(value) for value in tensors])
+    return _as_array(tensors)
+
+
+def _as_array(value: Any) -> Array:
+    array = np.asarray(value)
+    if isinstance(value, (list, int, float)) and not isinstance(_first(value), (np.generic, np.ndarray)):
+        defaults = {np.dtype(np.float64): np.float32, np.dtype(np.int64): np.int32}
+        return array.astype(defaults.get(array.dtype, array.dtype))
+    return array
+
+
+def _first(value: Any) -> Any:
+    while isinstance(value, list) and value:
+        value = value[0]
+    return value
