@@ -1,0 +1,119 @@
+"""The canonical norm: one order of additions, whoever holds which part of a variable.
+
+Theory of operation. The squares of a variable are added in three levels. *Blocks* of ``BLOCK`` elements start at the
+variable's first element. Inside a block, lane ``j`` of ``LANES`` adds elements ``j``, ``j + 8``, ``j + 16``, ... left to right,
+and a binary tree adds the lanes. The canonical tree (:mod:`distopt.canonical_sum`) adds the blocks. A short last block
+is as if it were filled with zeros, because adding zero to a sum of squares changes no bit. So owners of different blocks
+compute their parts alone, and the total depends on nothing but the values.
+
+float16 and bfloat16 add up in float32; the others in their own dtype.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from distopt.arena import BLOCK
+from distopt.types import Array
+
+LANES = 8
+
+
+def accumulation_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype in which squares of ``dtype`` are added up: float32, or float64 for float64."""
+    return np.dtype(np.float64) if dtype == np.float64 else np.dtype(np.float32)
+
+
+def number_of_blocks(size: int) -> int:
+    """Return how many blocks ``size`` elements fill."""
+    return -(-size // BLOCK)
+
+
+def block_sums(values: Array) -> Array:
+    """Return the sum of squares of each block of the flat ``values``; shape ``[number_of_blocks(size)]``.
+
+    The dtype is :func:`accumulation_dtype`. This is the NumPy form; :func:`block_sums_loop` is the one to compile.
+
+    >>> block_sums(np.full(4100, 2.0, np.float32))
+    array([16384.,    16.], dtype=float32)
+    """
+    dtype = accumulation_dtype(values.dtype)
+    blocks = number_of_blocks(values.size)
+    padded = np.zeros(blocks * BLOCK, dtype)
+    padded[: values.size] = values
+    with np.errstate(all="ignore"):
+        np.multiply(padded, padded, out=padded)
+        # Reduced over the middle axis, rows are added one after another: this is the left-to-right order of the lanes.
+        lanes = np.add.reduce(padded.reshape(blocks, BLOCK // LANES, LANES), axis=1)
+        pairs = lanes[:, 0::2] + lanes[:, 1::2]
+        fours = pairs[:, 0::2] + pairs[:, 1::2]
+        sums: Array = fours[:, 0] + fours[:, 1]
+    return sums
+
+
+def block_sums_loop(values, sums, block, zero):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201 - compiled, typed by its signature
+    """Write the sum of squares of each block of ``values`` to ``sums``; the form to compile, never called uncompiled."""
+    for index in range(sums.size):
+        start = index * block
+        stop = min(start + block, values.size)
+        whole = start + (stop - start) // 8 * 8
+        lane0 = lane1 = lane2 = lane3 = lane4 = lane5 = lane6 = lane7 = zero
+        for i in range(start, whole, 8):
+            lane0 += values[i] * values[i]
+            lane1 += values[i + 1] * values[i + 1]
+            lane2 += values[i + 2] * values[i + 2]
+            lane3 += values[i + 3] * values[i + 3]
+            lane4 += values[i + 4] * values[i + 4]
+            lane5 += values[i + 5] * values[i + 5]
+            lane6 += values[i + 6] * values[i + 6]
+            lane7 += values[i + 7] * values[i + 7]
+        rest = stop - whole
+        if rest > 0:
+            lane0 += values[whole] * values[whole]
+        if rest > 1:
+            lane1 += values[whole + 1] * values[whole + 1]
+        if rest > 2:
+            lane2 += values[whole + 2] * values[whole + 2]
+        if rest > 3:
+            lane3 += values[whole + 3] * values[whole + 3]
+        if rest > 4:
+            lane4 += values[whole + 4] * values[whole + 4]
+        if rest > 5:
+            lane5 += values[whole + 5] * values[whole + 5]
+        if rest > 6:
+            lane6 += values[whole + 6] * values[whole + 6]
+        sums[index] = ((lane0 + lane1) + (lane2 + lane3)) + ((lane4 + lane5) + (lane6 + lane7))
+
+
+def add_sums(sums: Array) -> Any:
+    """Return the canonical sum of the flat ``sums``, a scalar of their dtype; zero if there are none.
+
+    Adding neighbours, level by level, and carrying an odd last one up unchanged, is the tree of ``canonical_sum``.
+
+    >>> float(add_sums(np.arange(5.0)))
+    10.0
+    """
+    if sums.size == 0:
+        return sums.dtype.type(0)
+    with np.errstate(all="ignore"):
+        while sums.size > 1:
+            even = sums.size // 2 * 2
+            added = sums[0:even:2] + sums[1:even:2]
+            sums = np.concatenate((added, sums[even:])) if even < sums.size else added
+    return sums[0]
+
+
+def sum_of_squares(values: Array) -> Any:
+    """Return the canonical sum of squares of ``values``, of any shape; a scalar of :func:`accumulation_dtype`."""
+    return add_sums(block_sums(values.reshape(-1)))
+
+
+def norm(values: Array) -> Any:
+    """Return the canonical L2 norm of ``values``, of any shape; a scalar of :func:`accumulation_dtype`.
+
+    >>> float(norm(np.array([[3.0], [4.0]])))
+    5.0
+    """
+    return np.sqrt(sum_of_squares(values))
