@@ -1,0 +1,1 @@
+"""What surrounds a job: its configuration, its processes, its clock, its signals."""

@@ -1,0 +1,107 @@
+"""What the values of a configuration say together: combinations that contradict each other are refused by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from distopt.errors import ConfigError
+from distopt.runtime.config import JobConfig, PiecewiseConstantDecay
+from distopt.runtime.toml_text import inline
+
+_ONLY_FOR: dict[str, tuple[str, ...]] = {
+    "momentum": ("SGD",),
+    "nesterov": ("SGD",),
+    "beta_1": ("Adam",),
+    "beta_2": ("Adam",),
+    "epsilon": ("Adam",),
+    "amsgrad": ("Adam",),
+}
+"""Which optimizers take an argument; those that all take are absent."""
+
+
+def check(config: JobConfig) -> None:
+    """Return if the values of ``config`` agree.
+
+    Raises: ConfigError, which names both keys and both values, for the first pair that does not.
+    """
+    for complaint in _complaints(config):
+        raise ConfigError(complaint)
+
+
+def _complaints(config: JobConfig) -> Iterator[str]:
+    yield from _not_finite("", msgspec.to_builtins(config))
+    yield from _of_optimizer(config)
+    yield from _of_deployment(config)
+
+
+def _not_finite(key: str, value: Any) -> Iterator[str]:
+    """TOML can write ``inf`` and ``nan``; no field can use them."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _not_finite(f"{key}.{name}" if key else name, item)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _not_finite(f"{key}[{index}]", item)
+    elif isinstance(value, float) and not math.isfinite(value) and not key.startswith("task.options"):
+        yield f"{key} = {value} is refused; allowed: a finite number"
+
+
+def _of_optimizer(config: JobConfig) -> Iterator[str]:
+    optimizer = config.optimizer
+    given = optimizer.arguments()
+    for argument, names in _ONLY_FOR.items():
+        if argument in given and optimizer.name not in names:
+            yield exclude(
+                "optimizer.name", optimizer.name, f"optimizer.{argument}", given[argument],
+                f"{argument} is an argument of {' and '.join(names)}",
+            )  # fmt: skip
+    if optimizer.clipnorm is not None and optimizer.global_clipnorm is not None:
+        yield exclude(
+            "optimizer.clipnorm", optimizer.clipnorm, "optimizer.global_clipnorm", optimizer.global_clipnorm,
+            "a gradient is clipped by its own norm or by the norm of all",
+        )  # fmt: skip
+    if optimizer.gradient_transformers:
+        for clip in ("clipnorm", "clipvalue", "global_clipnorm"):
+            if clip in given:
+                yield exclude(
+                    f"optimizer.{clip}", given[clip],
+                    "optimizer.gradient_transformers", list(optimizer.gradient_transformers),
+                    "clip inside a transformer instead",
+                )  # fmt: skip
+    schedule = optimizer.schedule
+    if isinstance(schedule, PiecewiseConstantDecay):
+        if len(schedule.boundaries) != len(schedule.values):
+            yield exclude(
+                "optimizer.schedule.boundaries", list(schedule.boundaries),
+                "optimizer.schedule.values", list(schedule.values),
+                "each boundary needs the one value that holds after it",
+            )  # fmt: skip
+        if any(b <= a for a, b in zip(schedule.boundaries, schedule.boundaries[1:], strict=False)):
+            yield (
+                f"optimizer.schedule.boundaries = {inline(list(schedule.boundaries))} is refused; "
+                "allowed: steps in ascending order"
+            )
+
+
+def _of_deployment(config: JobConfig) -> Iterator[str]:
+    deployment = config.deployment
+    if deployment.on in ("mpi", "process") and deployment.placement == "server":
+        yield exclude(
+            "deployment.on", deployment.on, "deployment.placement", deployment.placement,
+            'only on = "cluster" has servers',
+        )  # fmt: skip
+    if deployment.heartbeat_interval_s >= deployment.peer_timeout_s:
+        yield exclude(
+            "deployment.heartbeat_interval_s", deployment.heartbeat_interval_s,
+            "deployment.peer_timeout_s", deployment.peer_timeout_s,
+            "a peer must be able to send a heartbeat before it counts as lost",
+        )  # fmt: skip
+
+
+def exclude(key: str, value: Any, other_key: str, other_value: Any, why: str) -> str:
+    """Return the message for two values that exclude each other."""
+    return f"{key} = {inline(value)} and {other_key} = {inline(other_value)} exclude each other: {why}"
