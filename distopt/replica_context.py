@@ -57,8 +57,29 @@ class Context:
     is_default: bool = False
 
 
+class _OneReplica:
+    """The default context before :mod:`distopt.distribute` is imported: one replica, no strategy."""
+
+    replica_id_in_sync_group = 0
+    num_replicas_in_sync = 1
+    strategy = None
+
+    def merge_call(self, merge_fn: Callable[..., Any], args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        return merge_fn(self.strategy, *args, **(kwargs or {}))
+
+    def all_reduce(self, reduce_op: Any, value: Any, options: Any = None) -> Any:
+        return value
+
+
+class _WriteAll:
+    """Assignments outside of every strategy."""
+
+    def assign(self, variable: Any, operation: str, value: Any) -> None:
+        variable.write_all(operation, value)
+
+
 _current: ContextVar[Context] = ContextVar("distopt_context")
-_default: list[Context] = []
+_default: list[Context] = [Context(strategy=None, replica=_OneReplica(), writer=_WriteAll(), is_default=True)]
 
 
 def install_default(context: Context) -> None:

@@ -1,0 +1,230 @@
+"""Recorded operations, and which tapes record in this thread.
+
+Rules of this file: no tensors, no variables; it knows autograd's boxes and nothing of ours.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
+
+import autograd.numpy
+import ml_dtypes
+from autograd import tracer
+from autograd.core import primitive_vjps
+from autograd.extend import VJPNode, VSpace
+from autograd.numpy.numpy_boxes import ArrayBox
+from autograd.numpy.numpy_vspaces import ArrayVSpace
+
+from distopt.types import Array
+
+_trace_numbers = itertools.count()
+_orders = itertools.count()
+next_trace: Callable[[], int] = _trace_numbers.__next__
+_next_order: Callable[[], int] = _orders.__next__
+
+
+class TraceNumbers:
+    """Autograd's trace stack, replaced: every trace of the process gets a number of its own, larger than all before."""
+
+    @contextmanager
+    def new_trace(self) -> Iterator[int]:
+        yield next_trace()
+
+
+tracer.trace_stack = TraceNumbers()
+
+for _extended in (ml_dtypes.bfloat16,):
+    ArrayBox.register(_extended)
+    VSpace.register(_extended, ArrayVSpace)
+
+
+class Fused(NamedTuple):
+    """How one operation runs under a single ordinary tape, on plain arrays.
+
+    ``backward(node, gradient, owned)`` returns one gradient for each entry of ``node.argnums``, in the dtype of that
+    argument; it may write into ``gradient`` if it is ``owned``, and into ``node.saved``. ``fresh`` promises that the
+    results are new arrays, distinct from each other and from everything else.
+    ``forward(needed, *args, **kwargs)`` returns ``(result, saved)``; ``None`` stands for the function itself.
+    """
+
+    backward: Callable[[Node, Any, bool], Sequence[Any]]
+    fresh: bool
+    forward: Callable[..., tuple[Any, Any]] | None = None
+
+
+FUSED: dict[Any, Fused] = {}
+"""By primitive. An entry needs a derivative in ``autograd`` too, for nested and persistent tapes."""
+
+ROW_SPARSE: dict[Any, Callable[[Node, Any], Any]] = {}
+"""By primitive: the gradient with respect to argument 0 as :class:`distopt.autodiff.backward.Rows`, or ``None``."""
+
+
+class Recording:
+    """The identity of one recording of a tape; what variables keep to know that they are being read."""
+
+    __slots__ = ("description", "live")
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+        self.live = True
+
+
+class Node(tracer.Node):  # type: ignore[misc]  # autograd is untyped
+    """One operation whose result a tape follows, or (without parents) a value it was told to watch.
+
+    Autograd creates nodes of the type that it finds in the boxes given to an operation, with these arguments.
+    """
+
+    __slots__ = (
+        "argnums",
+        "args",
+        "function",
+        "fused",
+        "is_variable",
+        "kwargs",
+        "order",
+        "parents",
+        "recording",
+        "saved",
+        "value",
+    )
+
+    def __init__(
+        self,
+        value: Any,
+        function: Any,
+        args: Sequence[Any],
+        kwargs: Any,
+        argnums: Sequence[int],
+        parents: Sequence[Any],
+    ) -> None:
+        self.value = value
+        self.function = function
+        self.args = args
+        self.kwargs = kwargs
+        self.argnums = argnums
+        self.parents = parents
+        self.recording: Recording | None = parents[0].recording
+        self.order = _next_order()
+        self.fused: Fused | None = None
+        self.saved: Any = None
+        self.is_variable = False
+
+    def initialize_root(self, value: Any, recording: Recording, is_variable: bool) -> None:
+        """Complete a node without parents; see ``autograd.tracer.Node.new_root``."""
+        self.value = value
+        self.function = self.args = self.kwargs = None
+        self.argnums = self.parents = ()
+        self.recording = recording
+        self.order = _next_order()
+        self.fused = None
+        self.saved = None
+        self.is_variable = is_variable
+
+    def release(self) -> None:
+        """Forget the arguments, so that their memory can be used again."""
+        self.value = self.args = self.kwargs = self.saved = None
+        self.argnums = self.parents = ()
+
+
+# The very set that autograd fills, so that later registrations count here too.
+tracer.notrace_primitives[Node] = NOT_RECORDED = tracer.notrace_primitives[VJPNode]
+
+
+class ActiveTape(Protocol):
+    """What dispatch needs of a tape that records."""
+
+    trace: int
+
+    def read(self, variable: Any) -> Any:
+        """Return the value of ``variable`` as this tape sees it."""
+        ...
+
+    def box_copy(self, variable: Any, value: Any) -> Any:
+        """Return ``value``, a copy of what is stored in ``variable``, boxed if this tape follows it."""
+        ...
+
+
+class ThreadState(threading.local):
+    """The tapes that record in this thread, outermost first.
+
+    ``sole`` is the tape if there is exactly one and it is an ordinary one: the case that must be fast.
+    """
+
+    active: tuple[ActiveTape, ...] = ()
+    sole: ActiveTape | None = None
+
+
+state = ThreadState()
+
+
+def is_followed(value: Any) -> bool:
+    """Return whether ``value`` is a box, of whatever tape or trace."""
+    return type(value) is ArrayBox
+
+
+def strip(value: Any, active: Sequence[ActiveTape]) -> Any:
+    """Take the boxes of tapes that are not among ``active`` off ``value``; autograd's own boxes stay."""
+    if type(value) is not ArrayBox:
+        return value
+    inner = strip(value._value, active)
+    node = value._node
+    if type(node) is Node and not any(tape.trace == value._trace for tape in active):
+        return inner
+    return value if inner is value._value else ArrayBox(inner, value._trace, node)
+
+
+def strip_all(value: Any) -> Any:
+    """Take every box off ``value``, autograd's own as well."""
+    while type(value) is ArrayBox:
+        value = value._value
+    return value
+
+
+def find(value: Any, recording: Recording, trace: int) -> ArrayBox | None:
+    """Return the box that ``recording`` put around ``value``, or ``None``."""
+    while type(value) is ArrayBox:
+        if value._trace == trace and type(value._node) is Node and value._node.recording is recording:
+            return value
+        value = value._value
+    return None
+
+
+def insert(value: Any, trace: int, make_node: Callable[[Any], Node]) -> Any:
+    """Return ``value`` with a box of ``trace`` at the level where it belongs, and boxes of dead recordings removed."""
+    if type(value) is not ArrayBox:
+        return ArrayBox(value, trace, make_node(value))
+    node = value._node
+    if type(node) is Node and not (node.recording is not None and node.recording.live):
+        return insert(value._value, trace, make_node)
+    if value._trace < trace:
+        return ArrayBox(value, trace, make_node(value))
+    return ArrayBox(insert(value._value, trace, make_node), value._trace, node)
+
+
+def derivative(function: Any) -> Callable[..., Any]:
+    """Return autograd's derivative of a primitive.
+
+    Raises: NotImplementedError if there is none.
+    """
+    maker: Callable[..., Any] | None = primitive_vjps.get(function)
+    if maker is None:
+        raise NotImplementedError(f"no gradient is defined for {getattr(function, '__name__', function)}")
+    return maker
+
+
+def dtype_of(value: Any) -> Any:
+    """Return the dtype of an array, a NumPy or Python number, or a box around one."""
+    value = strip_all(value)
+    dtype = getattr(value, "dtype", None)
+    return autograd.numpy.result_type(value) if dtype is None else dtype
+
+
+def plain_array(value: Any) -> Array:
+    """Return ``value`` without boxes, as an array."""
+    value = strip_all(value)
+    return autograd.numpy.asarray.fun(value)  # type: ignore[no-any-return]  # autograd is untyped

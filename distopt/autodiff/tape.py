@@ -1,0 +1,270 @@
+"""``GradientTape``: records operations and returns gradients."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from autograd.numpy.numpy_boxes import ArrayBox
+
+from distopt.autodiff import nodes
+from distopt.autodiff.backward import backward_pass
+from distopt.autodiff.nodes import Node, Recording, next_trace, state
+from distopt.autodiff.rows import Rows
+from distopt.autodiff.structures import flatten, pack_like
+from distopt.indexed_slices import IndexedSlices
+from distopt.tensor import Operand, Tensor, to_array
+
+_log = logging.getLogger(__name__)
+_tape_numbers = itertools.count(1)
+
+
+class GradientTape:
+    """Record operations on what is watched inside a ``with`` block, for :meth:`gradient`.
+
+    Trainable variables are watched when they are read, unless ``watch_accessed_variables`` is False; anything else
+    after :meth:`watch`. Operations are recorded in the thread that entered the block. Leaving it ends the recording;
+    entering again continues it.
+
+    An ordinary tape gives gradients once. Until then, or until it is dropped, variables that it has read as the only
+    recording tape cannot be written to (TapeError), since it holds views of them. A ``persistent`` tape, and tapes
+    inside each other, hold copies.
+
+    Source: ``tf.GradientTape``.
+    """
+
+    def __init__(self, persistent: bool = False, watch_accessed_variables: bool = True) -> None:
+        self.trace = -1
+        self._persistent = persistent
+        self._watch_accessed = watch_accessed_variables
+        self._recording: Recording | None = None
+        self._used = False
+        self._is_recording = False
+        self._boxes: dict[int, ArrayBox] = {}  # by identity of the variable: what an ordinary tape reads
+        self._roots: dict[int, tuple[Any, Node]] = {}  # by identity of the variable, in order of access
+
+    def __repr__(self) -> str:
+        kind = "persistent" if self._persistent else "ordinary"
+        return f"<{kind} GradientTape, {self._recording.description if self._recording else 'nothing recorded'}>"
+
+    def __del__(self) -> None:
+        recording = getattr(self, "_recording", None)
+        if recording is not None:
+            recording.live = False
+
+    def __enter__(self) -> GradientTape:
+        if self._is_recording:
+            raise ValueError("this tape is already recording")
+        if self._recording is None:
+            self._begin()
+        self._push()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._is_recording:
+            self._pop()
+
+    def watch(self, tensor: Any) -> None:
+        """Follow a tensor or variable, or each of a nested structure of them, from now on.
+
+        Raises: ValueError for anything else; TapeError is not raised, a used tape raises RuntimeError.
+        """
+        for leaf in flatten(tensor):
+            if not isinstance(leaf, Operand):
+                raise ValueError(f"a tape can watch tensors and variables, not {type(leaf).__name__}")
+            if leaf.dtype.kind in "biu":
+                _log.warning("a watched value has dtype %s; gradients need a floating dtype", leaf.dtype)
+                continue
+            recording = self._recording or self._begin()
+            if not isinstance(leaf, Tensor):
+                self._root(leaf)
+            elif nodes.find(leaf._value, recording, self.trace) is None:
+                leaf._value = nodes.insert(
+                    leaf._value, self.trace, lambda value, to=recording: Node.new_root(value, to, False)
+                )
+
+    def gradient(
+        self,
+        target: Any,
+        sources: Any,
+        output_gradients: Any = None,
+        unconnected_gradients: Any = "none",
+    ) -> Any:
+        """Return d target / d source for each of ``sources``, in their structure.
+
+        Several targets, and targets that are no scalars, are summed, weighted by ``output_gradients`` if given. A
+        gradient is a Tensor in the dtype of its source, or IndexedSlices for a variable of which only rows were
+        gathered. For a source on which no target depends it is None, or with ``unconnected_gradients="zero"`` zeros.
+
+        Raises: RuntimeError if the tape is not persistent and was used before; TypeError if ``target`` is None or a
+            source is no tensor or variable; ValueError for an unknown ``unconnected_gradients``.
+        """
+        if self._recording is None:
+            if self._used:
+                raise RuntimeError("a tape that is not persistent gives gradients only once")
+            raise RuntimeError("this tape has recorded nothing; enter it with a `with` block first")
+        option = getattr(unconnected_gradients, "value", unconnected_gradients)
+        if option not in ("none", "zero"):
+            raise ValueError(f"unconnected_gradients must be 'none' or 'zero', not {unconnected_gradients!r}")
+        if target is None:
+            raise TypeError("the target of a gradient must be a tensor, a variable or a structure of them, not None")
+        leaves = flatten(sources)
+        for leaf in leaves:
+            if not isinstance(leaf, Operand):
+                raise TypeError(f"a source must be a tensor or a variable, not {type(leaf).__name__}")
+        replay = self._is_recording and self._persistent
+        if self._is_recording and not self._persistent:
+            self._pop()
+        found = [self._node_of(leaf) for leaf in leaves]
+        gradients = backward_pass(
+            self._seeds(target, output_gradients),
+            {node.order for node in found if node is not None},
+            self.trace,
+            release=not self._persistent,
+            replay=replay,
+        )
+        results = [
+            self._result(leaf, None if node is None else gradients.get(node.order), option == "zero")
+            for leaf, node in zip(leaves, found, strict=True)
+        ]
+        if not self._persistent:
+            self._forget()
+        return pack_like(sources, results)
+
+    def watched_variables(self) -> tuple[Any, ...]:
+        """Return the variables that the tape follows, in order of first access."""
+        return tuple(variable for variable, _ in self._roots.values())
+
+    def reset(self) -> None:
+        """Forget everything recorded; a tape that is recording goes on from nothing."""
+        self._forget()
+        self._used = False
+        if self._is_recording:
+            self._begin(self.trace)
+
+    @contextmanager
+    def stop_recording(self) -> Iterator[None]:
+        """Record nothing inside a ``with`` block.
+
+        Raises: ValueError if the tape is not recording.
+        """
+        if not self._is_recording:
+            raise ValueError("this tape is not recording")
+        self._pop()
+        try:
+            yield
+        finally:
+            self._push()
+
+    # What dispatch asks for.
+
+    def read(self, variable: Any) -> Any:
+        """Return what is stored in ``variable``, as a view in a box; as a copy if the tape does not follow it."""
+        box = self._boxes.get(id(variable))
+        if box is not None:
+            return box
+        value = variable.local_array()
+        if not self._follows(variable):
+            return value.copy()
+        variable.add_reader(self._recording)
+        box = self._boxes[id(variable)] = ArrayBox(value, self.trace, self._root(variable))
+        return box
+
+    def box_copy(self, variable: Any, value: Any) -> Any:
+        """Return ``value``, a copy of what is stored in ``variable``, in a box if the tape follows the variable."""
+        return ArrayBox(value, self.trace, self._root(variable)) if self._follows(variable) else value
+
+    # The rest is private.
+
+    def _begin(self, trace: int | None = None) -> Recording:
+        self.trace = next_trace() if trace is None else trace
+        self._recording = Recording(f"number {next(_tape_numbers)}")
+        return self._recording
+
+    def _forget(self) -> None:
+        if self._recording is not None:
+            self._recording.live = False
+        self._recording = None
+        self._used = True
+        self._boxes.clear()
+        if self._roots:
+            self._roots = {}
+
+    def _push(self) -> None:
+        active = state.active
+        if not active:
+            _activate((self,))
+        else:
+            # By trace, so that the box of the tape entered first is the innermost also after a tape was re-entered.
+            _activate(tuple(sorted((*active, self), key=lambda tape: tape.trace)))
+        self._is_recording = True
+
+    def _pop(self) -> None:
+        _activate(tuple(tape for tape in state.active if tape is not self))
+        self._is_recording = False
+
+    def _follows(self, variable: Any) -> bool:
+        if id(variable) in self._roots:
+            return True
+        return self._watch_accessed and variable.trainable and variable.dtype.kind not in "biu"
+
+    def _root(self, variable: Any) -> Node:
+        known = self._roots.get(id(variable))
+        if known is not None:
+            return known[1]
+        node: Node = Node.new_root(variable.local_array(), self._recording, True)
+        self._roots[id(variable)] = (variable, node)
+        return node
+
+    def _node_of(self, leaf: Operand) -> Node | None:
+        if isinstance(leaf, Tensor):
+            if type(leaf._value) is not ArrayBox or self._recording is None:
+                return None
+            box = nodes.find(leaf._value, self._recording, self.trace)
+            return None if box is None else box._node
+        known = self._roots.get(id(leaf))
+        return None if known is None else known[1]
+
+    def _seeds(self, target: Any, output_gradients: Any) -> Iterator[tuple[Node, Any]]:
+        targets = flatten(target)
+        weights: Sequence[Any] = [None] * len(targets) if output_gradients is None else flatten(output_gradients)
+        if len(weights) != len(targets):
+            raise ValueError(f"{len(targets)} targets need as many output_gradients, not {len(weights)}")
+        for leaf, weight in zip(targets, weights, strict=True):
+            if not isinstance(leaf, Operand):
+                continue
+            node = self._node_of(leaf)
+            if node is None:
+                continue
+            dtype, shape = leaf.dtype, leaf.shape
+            if weight is None:
+                yield node, np.ones(shape, dtype)
+                continue
+            value = weight._value if isinstance(weight, Tensor) else to_array(weight, dtype)
+            value = nodes.strip(value, [tape for tape in state.active if tape.trace != self.trace])
+            if value.shape != shape:
+                raise ValueError(f"an output gradient of shape {value.shape} was given for a target of shape {shape}")
+            yield node, value
+
+    def _result(self, source: Operand, gradient: Any, zeros: bool) -> Any:
+        if gradient is None:
+            return Tensor(np.zeros(source.shape, source.dtype)) if zeros else None
+        active = state.active
+        if type(gradient) is Rows:
+            values = Tensor(nodes.strip(gradient.values, active))
+            return IndexedSlices(values, gradient.indices, gradient.shape)
+        if type(gradient) is ArrayBox:
+            gradient = nodes.strip(gradient, active)
+        return Tensor(gradient)
+
+
+def _activate(tapes: tuple[Any, ...]) -> None:
+    state.active = tapes
+    state.sole = tapes[0] if len(tapes) == 1 and not tapes[0]._persistent else None

@@ -1,0 +1,106 @@
+"""``IndexedSlices``: a gradient given by some rows of a larger tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from distopt.tensor import Operand, Tensor
+from distopt.types import Array, Shape
+
+
+class IndexedSlices:
+    """Row ``i`` of ``values`` adds to row ``indices[i]`` of a tensor of ``dense_shape``; duplicates mean their sum.
+
+    Shapes: ``values`` is ``[n, ...]``, ``indices`` is ``[n]`` of integers.
+
+    Raises: ValueError if the lengths differ; TypeError if ``indices`` are not integers.
+
+    >>> IndexedSlices(np.float32([[1], [2], [4]]), [1, 0, 1], (3, 1)).to_dense()
+    array([[2.],
+           [5.],
+           [0.]], dtype=float32)
+    """
+
+    __slots__ = ("dense_shape", "indices", "values")
+
+    def __init__(self, values: Any, indices: Any, dense_shape: Sequence[int] | None = None) -> None:
+        self.values = values if isinstance(values, Tensor) else Tensor(values)
+        array = indices.numpy() if isinstance(indices, Operand) else np.asarray(indices)
+        if array.size == 0:
+            array = array.astype(np.int64)
+        if array.dtype.kind not in "iu":
+            raise TypeError(f"the indices of IndexedSlices must be integers, not {array.dtype}")
+        shape = self.values.shape
+        if array.ndim != 1 or not shape or shape[0] != len(array):
+            raise ValueError(f"IndexedSlices with values of shape {shape} needs as many indices, not {array.shape}")
+        self.indices: Array = array
+        self.dense_shape: Shape | None = None if dense_shape is None else tuple(int(n) for n in dense_shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the values."""
+        return self.values.dtype
+
+    @property
+    def shape(self) -> Shape | None:
+        """The shape of the dense tensor, if known."""
+        return self.dense_shape
+
+    def to_dense(self) -> Array:
+        """Return the dense array; duplicates are added from left to right.
+
+        Raises: ValueError if ``dense_shape`` is not known; IndexError for a row outside of it.
+        """
+        if self.dense_shape is None:
+            raise ValueError("IndexedSlices without dense_shape cannot be made dense")
+        return scatter_rows(self.values.numpy(), self.indices, self.dense_shape)
+
+    def merged(self) -> IndexedSlices:
+        """Return slices without duplicate indices: in order of first occurrence, rows added from left to right."""
+        unique, first, inverse = np.unique(self.indices, return_index=True, return_inverse=True)
+        if len(unique) == len(self.indices):
+            return self
+        order = np.argsort(first, kind="stable")
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        values = self.values.numpy()
+        rows = scatter_rows(values, rank[inverse], (len(unique), *values.shape[1:]))
+        return IndexedSlices(rows, unique[order], self.dense_shape)
+
+    def numpy(self) -> Array:
+        """Return :meth:`to_dense`."""
+        return self.to_dense()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.array(self.to_dense(), dtype=dtype)
+
+    def __neg__(self) -> IndexedSlices:
+        return IndexedSlices(-self.values, self.indices, self.dense_shape)
+
+    def __mul__(self, factor: Any) -> IndexedSlices:
+        """Scale all rows by a number."""
+        return IndexedSlices(self.values * factor, self.indices, self.dense_shape)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Any) -> IndexedSlices:
+        return IndexedSlices(self.values / divisor, self.indices, self.dense_shape)
+
+    def __repr__(self) -> str:
+        return f"IndexedSlices(indices={self.indices}, values={self.values!r}, dense_shape={self.dense_shape})"
+
+
+def scatter_rows(values: Array, indices: Array, shape: Shape) -> Array:
+    """Return zeros of ``shape`` to which row ``i`` of ``values`` was added at row ``indices[i]``, from left to right.
+
+    Raises: IndexError for a row outside of ``shape``.
+    """
+    if indices.size and (indices.min() < 0 or indices.max() >= shape[0]):
+        wrong = indices[(indices < 0) | (indices >= shape[0])][0]
+        raise IndexError(f"row {wrong} does not exist in a tensor of shape {shape}")
+    dense = np.zeros(shape, values.dtype)
+    np.add.at(dense, indices, values)
+    return dense

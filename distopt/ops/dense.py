@@ -1,0 +1,109 @@
+"""A fully connected layer as one operation: ``activation(x @ kernel + bias)``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import autograd.numpy as anp
+import numpy as np
+from autograd.extend import defvjp_argnums, primitive
+
+from distopt.autodiff.nodes import FUSED, Fused, Node
+from distopt.tensor import Tensor, call
+from distopt.types import Array
+
+ACTIVATIONS = ("linear", "relu", "sigmoid", "tanh")
+
+
+def dense(x: Any, kernel: Any, bias: Any = None, activation: str | None = None) -> Tensor:
+    """Return ``activation(x @ kernel + bias)``.
+
+    Shapes: ``x`` is ``[..., n]``, ``kernel`` ``[n, m]``, ``bias`` ``[m]`` or None; the result is ``[..., m]``.
+    ``activation`` is None or one of ``ACTIVATIONS``.
+
+    Raises: ValueError for an unknown activation.
+    """
+    if activation is None:
+        activation = "linear"
+    elif activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
+    result: Tensor = call(_dense, x, kernel, bias, activation)
+    return result
+
+
+@primitive  # type: ignore[untyped-decorator]  # autograd is untyped
+def _dense(x: Array, kernel: Array, bias: Array | None, activation: str) -> Array:
+    result: Array = np.matmul(x, kernel)
+    if bias is not None:
+        result += bias
+    if activation == "relu":
+        np.maximum(result, 0, out=result)
+    elif activation == "tanh":
+        np.tanh(result, out=result)
+    elif activation == "sigmoid":
+        sigmoid_in_place(result)
+    return result
+
+
+def sigmoid_in_place(z: Array) -> None:
+    """Replace ``z`` by ``1 / (1 + exp(-z))``, without overflow: as ``(1 + tanh(z / 2)) / 2``."""
+    np.multiply(z, 0.5, out=z)
+    np.tanh(z, out=z)
+    np.add(z, 1, out=z)
+    np.multiply(z, 0.5, out=z)
+
+
+def _backward(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
+    x, kernel, bias, activation = node.args
+    result = node.value
+    out = gradient if owned else None
+    if activation == "relu":
+        gradient = np.multiply(gradient, result > 0, out=out)
+    elif activation == "tanh":
+        gradient = np.multiply(gradient, 1 - result * result, out=out)
+    elif activation == "sigmoid":
+        gradient = np.multiply(gradient, result * (1 - result), out=out)
+    if gradient.ndim > 2:
+        rows = gradient.reshape(-1, gradient.shape[-1])
+    else:
+        rows = gradient
+    gradients: list[Any] = []
+    for argnum in node.argnums:
+        if argnum == 0:
+            part = np.matmul(gradient, kernel.T)
+        elif argnum == 1:
+            part = np.matmul(x.reshape(-1, x.shape[-1]).T, rows) if x.ndim != 1 else np.multiply.outer(x, gradient)
+        else:
+            part = np.add.reduce(rows, axis=0) if rows.ndim == 2 else rows.copy()
+        like = node.args[argnum].dtype
+        gradients.append(part if part.dtype == like else part.astype(like))
+    return gradients
+
+
+def _derivative(argnums: Sequence[int], result: Any, args: Sequence[Any], kwargs: Any) -> Any:
+    x, kernel, _, activation = args
+
+    def backward(gradient: Any) -> list[Any]:
+        if activation == "relu":
+            gradient = gradient * (result > 0)
+        elif activation == "tanh":
+            gradient = gradient * (1 - result * result)
+        elif activation == "sigmoid":
+            gradient = gradient * (result * (1 - result))
+        rows = anp.reshape(gradient, (-1, anp.shape(gradient)[-1]))
+        gradients = []
+        for argnum in argnums:
+            if argnum == 0:
+                gradients.append(anp.matmul(gradient, anp.transpose(kernel)))
+            elif argnum == 1:
+                gradients.append(anp.matmul(anp.transpose(anp.reshape(x, (-1, anp.shape(x)[-1]))), rows))
+            else:
+                gradients.append(anp.sum(rows, axis=0))
+        return gradients
+
+    return backward
+
+
+defvjp_argnums(_dense, _derivative)
+FUSED[_dense] = Fused(_backward, fresh=True)

@@ -1,0 +1,325 @@
+"""``Variable``: a named value that training changes.
+
+Rules of this file: this is where stored values are written. A writer first asks :meth:`Variable.check_writable`,
+because a tape may hold a view. One stored value, until an unaggregated write in a replica context splits it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distopt import replica_context
+from distopt.autodiff.nodes import Recording, state
+from distopt.errors import TapeError
+from distopt.tensor import Operand, Tensor, to_array
+from distopt.types import Array, Shape
+
+if TYPE_CHECKING:
+    from distopt.arena import Segment
+
+
+class VariableSynchronization(Enum):
+    """When the copies of a variable are brought together. Source: TensorFlow's enumeration."""
+
+    AUTO = 0
+    NONE = 1
+    ON_WRITE = 2
+    ON_READ = 3
+
+
+class VariableAggregation(Enum):
+    """How the values that replicas assign, or hold, become one. Source: TensorFlow's enumeration."""
+
+    NONE = 0
+    SUM = 1
+    MEAN = 2
+    ONLY_FIRST_REPLICA = 3
+
+
+_OPERATIONS: dict[str, Callable[[Array, Array], Any]] = {
+    "assign": lambda stored, value: np.copyto(stored, value),
+    "assign_add": lambda stored, value: np.add(stored, value, out=stored),
+    "assign_sub": lambda stored, value: np.subtract(stored, value, out=stored),
+}
+# Readers that are gone are dropped when a write finds them, or when this many have gathered.
+_MANY_READERS = 32
+
+
+class Variable(Operand):
+    """A stored value with a name, that tapes follow if it is ``trainable`` and optimizers update.
+
+    ``initial_value`` is an array, number, tensor, list, or a function without arguments that returns one; Python
+    floats become float32. ``trainable=None`` means True, unless ``synchronization`` is ON_READ. ``constraint`` is
+    applied by optimizers after an update. ``validate_shape``, ``caching_device`` and ``import_scope`` have no effect.
+
+    Raises: ValueError for a shape that ``initial_value`` does not have, for MEAN with integers, for ``trainable=True``
+        with ON_READ, for a ``variable_def``.
+
+    Source: ``tf.Variable``.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_copies",
+        "_readers",
+        "_storage",
+        "_trainable",
+        "aggregation",
+        "constraint",
+        "name",
+        "placement",
+        "synchronization",
+    )
+
+    def __init__(
+        self,
+        initial_value: Any = None,
+        trainable: bool | None = None,
+        validate_shape: bool = True,
+        caching_device: Any = None,
+        name: str | None = None,
+        variable_def: Any = None,
+        dtype: Any = None,
+        import_scope: Any = None,
+        constraint: Callable[[Any], Any] | None = None,
+        synchronization: VariableSynchronization = VariableSynchronization.AUTO,
+        aggregation: VariableAggregation = VariableAggregation.NONE,
+        shape: Sequence[int | None] | None = None,
+    ) -> None:
+        if variable_def is not None:
+            raise ValueError("variable_def is not offered; create the variable from its value")
+        if initial_value is None:
+            raise ValueError("a variable needs an initial value")
+        if constraint is not None and not callable(constraint):
+            raise ValueError("a constraint must be a function of the variable's value")
+        on_read = synchronization is VariableSynchronization.ON_READ
+        if on_read and trainable:
+            raise ValueError("a variable synchronized ON_READ cannot be trainable")
+        value = to_array(initial_value() if callable(initial_value) else initial_value, _numpy_dtype(dtype))
+        if aggregation is VariableAggregation.MEAN and value.dtype.kind in "biu":
+            raise ValueError(f"a variable of dtype {value.dtype} cannot be aggregated by MEAN")
+        if shape is not None and not _fits(value.shape, shape):
+            raise ValueError(f"the initial value has shape {value.shape}, not {tuple(shape)}")
+        self._storage: Array = np.array(value, order="C", copy=True)
+        self._trainable = not on_read if trainable is None else bool(trainable)
+        self._copies: dict[int, Array] | None = None
+        self._readers: list[Recording] = []
+        self.name = f"{name or 'Variable'}:0"
+        self.constraint = constraint
+        self.synchronization = synchronization
+        self.aggregation = aggregation
+        self.placement: tuple[Segment, int] | None = None
+        """Where the arena keeps the value: the segment, and the offset in elements."""
+
+    @property
+    def trainable(self) -> bool:
+        """Whether tapes follow the variable by themselves."""
+        return self._trainable
+
+    @property
+    def shape(self) -> Shape:
+        return self._storage.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._storage.dtype
+
+    # Reading.
+
+    def read_operand(self) -> Any:
+        tape = state.sole
+        if tape is not None:
+            return tape.read(self)
+        if not state.active:
+            return self._storage if self._copies is None else self.local_array()
+        value: Any = self.local_array().copy()
+        for active in state.active:
+            value = active.box_copy(self, value)
+        return value
+
+    def local_array(self) -> Array:
+        """Return the stored array that a read here sees: this replica's copy, or the one value."""
+        if self._copies is None:
+            return self._storage
+        replica = replica_context.current().replica
+        if replica is None:
+            return self._storage
+        return self._copies.get(replica.replica_id_in_sync_group, self._storage)
+
+    def numpy(self) -> Array:
+        """Return a copy of the value."""
+        return self.local_array().copy()
+
+    def value(self) -> Tensor:
+        """Return the value as a tensor that later writes do not change."""
+        tape = state.sole
+        if tape is None:
+            return Tensor(self.read_operand() if state.active else self.local_array().copy())
+        return _copied(tape.read(self))
+
+    def read_value(self) -> Tensor:
+        """Return :meth:`value`."""
+        return self.value()
+
+    # Writing.
+
+    def assign(self, value: Any, use_locking: bool = False, name: str | None = None, read_value: bool = True) -> Any:
+        """Replace the value, and return the variable.
+
+        Raises: ValueError for another shape; TypeError for a dtype that cannot be cast; TapeError as
+            :meth:`check_writable`.
+        """
+        replica_context.current().writer.assign(self, "assign", value)
+        return self
+
+    def assign_add(
+        self, delta: Any, use_locking: bool = False, name: str | None = None, read_value: bool = True
+    ) -> Any:
+        """Add ``delta`` to the value, and return the variable; errors as :meth:`assign`."""
+        replica_context.current().writer.assign(self, "assign_add", delta)
+        return self
+
+    def assign_sub(
+        self, delta: Any, use_locking: bool = False, name: str | None = None, read_value: bool = True
+    ) -> Any:
+        """Subtract ``delta`` from the value, and return the variable; errors as :meth:`assign`."""
+        replica_context.current().writer.assign(self, "assign_sub", delta)
+        return self
+
+    def check_writable(self) -> None:
+        """Do nothing if the stored value may be changed now.
+
+        Raises: TapeError if an ordinary tape has read the variable and may still be asked for gradients.
+        """
+        if self._readers:
+            self._drop_gone_readers()
+
+    def write_all(self, operation: str, value: Any) -> None:
+        """Carry out ``operation``, the name of an assigning method, on the stored value and on every copy."""
+        array = self._operand(value)
+        if self._readers:
+            self._drop_gone_readers()
+        write = _OPERATIONS[operation]
+        for stored in self._copies.values() if self._copies is not None else (self._storage,):
+            write(stored, array)
+
+    def add_reader(self, recording: Recording) -> None:
+        """Note that ``recording`` holds a view of the value; called by tapes."""
+        if len(self._readers) >= _MANY_READERS:
+            for reader in [reader for reader in self._readers if not reader.live]:
+                self._readers.remove(reader)
+        self._readers.append(recording)
+
+    # For the arena and for strategies.
+
+    @property
+    def storage(self) -> Array:
+        """The live array, C-contiguous; the first copy's, if the variable is split."""
+        return self._storage
+
+    def rebind(self, view: Array) -> None:
+        """Copy the value into ``view``, of the same shape and dtype, and keep it there from now on.
+
+        Raises: ValueError if ``view`` differs in shape or dtype, or is not C-contiguous.
+        """
+        if view.shape != self.shape or view.dtype != self.dtype or not view.flags.c_contiguous:
+            raise ValueError(f"{self.name}: {self.dtype}{self.shape} cannot live in {view.dtype}{view.shape}")
+        np.copyto(view, self._storage)
+        if self._copies is not None:
+            self._copies = {r: view if a is self._storage else a for r, a in self._copies.items()}
+        self._storage = view
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the replicas hosted here have copies of their own."""
+        return self._copies is not None
+
+    def split(self, replica_ids: Sequence[int]) -> None:
+        """Give each of ``replica_ids`` a copy; the first keeps ``storage``. Repeating it changes nothing.
+
+        Raises: ValueError if the variable is split among other replicas.
+        """
+        if self._copies is not None:
+            if tuple(self._copies) != tuple(replica_ids):
+                raise ValueError(f"{self.name} is split among replicas {tuple(self._copies)}, not {tuple(replica_ids)}")
+            return
+        first, *others = replica_ids
+        self._copies = {first: self._storage, **{replica: self._storage.copy() for replica in others}}
+
+    def copy_of(self, replica_id: int) -> Array:
+        """Return the live array of one replica; the one value if the variable is not split."""
+        return self._storage if self._copies is None else self._copies[replica_id]
+
+    def write_copy(self, replica_id: int, operation: str, value: Any) -> None:
+        """Carry out ``operation`` on the copy of one replica."""
+        array = self._operand(value)
+        self.check_writable()
+        _OPERATIONS[operation](self.copy_of(replica_id), array)
+
+    def merge(self) -> None:
+        """Forget the copies; the first one's value stays."""
+        self._copies = None
+
+    # The rest.
+
+    def ref(self) -> Variable:
+        """Return a key for dictionaries; the variable is one."""
+        return self
+
+    def __repr__(self) -> str:
+        return f"<Variable '{self.name}' shape={self.shape} dtype={self.dtype}, numpy={self.numpy()!r}>"
+
+    def __iter__(self) -> Any:
+        raise TypeError(f"{self.name} is a variable, which cannot be iterated over; take its value() first")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Variable:
+        twin = Variable(
+            self._storage,
+            trainable=self._trainable,
+            constraint=self.constraint,
+            synchronization=self.synchronization,
+            aggregation=self.aggregation,
+        )
+        twin.name = self.name
+        memo[id(self)] = twin
+        return twin
+
+    def _operand(self, value: Any) -> Array:
+        array = value.numpy() if isinstance(value, Operand) else np.asarray(value)
+        if array.shape != self.shape:
+            raise ValueError(f"{self.name} has shape {self.shape}; a value of shape {array.shape} cannot be assigned")
+        if array.dtype != self.dtype:
+            if isinstance(value, Operand):
+                raise ValueError(f"{self.name} has dtype {self.dtype}; cast the {array.dtype} tensor first")
+            array = array.astype(self.dtype, casting="same_kind")
+        return array
+
+    def _drop_gone_readers(self) -> None:
+        count = len(self._readers)
+        for reader in self._readers[:count]:
+            if reader.live:
+                raise TapeError(
+                    f"{self.name} cannot be written to: GradientTape {reader.description} has read it and may still "
+                    "be asked for gradients; take the gradients first, drop the tape, or make it persistent"
+                )
+        # A deletion in place, so that what another thread appends meanwhile is kept.
+        del self._readers[:count]
+
+
+def _copied(value: Any) -> Tensor:
+    # The box keeps its node, so the tape still knows it; only the memory is the reader's own.
+    if isinstance(value, np.ndarray):
+        return Tensor(value)
+    return Tensor(type(value)(value._value.copy(), value._trace, value._node))
+
+
+def _numpy_dtype(dtype: Any) -> np.dtype[Any] | None:
+    return None if dtype is None else np.dtype(dtype)
+
+
+def _fits(shape: Shape, wanted: Sequence[int | None]) -> bool:
+    return len(shape) == len(wanted) and all(w is None or n == w for n, w in zip(shape, wanted, strict=True))
