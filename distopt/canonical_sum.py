@@ -19,10 +19,16 @@ A worker adds the subtrees that it hosts (:meth:`SumTree.cover`) and passes on t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
 
 from distopt.types import Array
+
+_BLOCK: Final = 32768
+"""Elements that are added up at a time where there are intermediate sums."""
 
 
 class Node(NamedTuple):
@@ -108,23 +114,72 @@ class SumTree:
             yield from self._walk(Node(middle, node.stop))
 
 
-def add_nodes(tree: SumTree, sums: Mapping[Node, Array], wanted: Node | None = None) -> Array:
+def add_nodes(tree: SumTree, sums: Mapping[Node, Array], wanted: Node | None = None, out: Array | None = None) -> Array:
     """Return the canonical sum of ``wanted`` (default: all replicas) from sums of nodes that cover it.
 
-    Shapes: all alike; so is the result. The dtype is kept. Inputs are not written to; where a single node is given
-    for ``wanted``, that very array is returned.
+    Shapes: all alike; so is the result. The dtype is kept. Inputs are not written to.
+    The result is ``out`` where that is given (it must not overlap an input); else the very array that is given for
+    ``wanted``; else a new one.
 
     Raises: ValueError if a replica below ``wanted`` is covered by no node.
     """
     node = tree.root if wanted is None else wanted
     present = sums.get(node)
     if present is not None:
-        return present
-    if node.stop - node.start < 2:
-        raise ValueError(f"no contribution covers {node}")
-    left, right = tree.children(node)
-    total: Array = add_nodes(tree, sums, left) + add_nodes(tree, sums, right)
-    return total
+        if out is None:
+            return present
+        out[...] = present
+        return out
+    plan = _Plan(tree, sums, node)
+    if out is None:
+        out = np.empty_like(plan.terms[0])
+    if out.ndim != 1 or len(out) <= _BLOCK or len(plan.terms) < 3:
+        plan.run(plan.terms, out, [np.empty_like(out) for _ in range(plan.num_temporaries)])
+        return out
+    # Sums of sums stay in the cache: each input is read once and the result written once.
+    temporaries = [np.empty_like(out, shape=_BLOCK) for _ in range(plan.num_temporaries)]
+    for start in range(0, len(out), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        length = len(out[block])
+        plan.run([term[block] for term in plan.terms], out[block], [t[:length] for t in temporaries])
+    return out
+
+
+class _Plan:
+    """The additions that make up one node from ``terms``, in order: a left operand is added up where the sum goes."""
+
+    def __init__(self, tree: SumTree, sums: Mapping[Node, Array], node: Node) -> None:
+        self.terms: list[Array] = []
+        self.num_temporaries = 0
+        self._tree = tree
+        self._sums = sums
+        self._additions: list[tuple[int, int, int]] = []
+        """Operands and result by index: from 0 up a term, ``-1 - k`` buffer k, of which buffer 0 is the result."""
+        self._visit(node, 0)
+
+    def run(self, terms: Sequence[Array], out: Array, temporaries: Sequence[Array]) -> None:
+        buffers = [out, *temporaries]
+        for left, right, result in self._additions:
+            np.add(
+                terms[left] if left >= 0 else buffers[-1 - left],
+                terms[right] if right >= 0 else buffers[-1 - right],
+                out=buffers[-1 - result],
+            )
+
+    def _visit(self, node: Node, buffer: int) -> int:
+        """Plan the sum of ``node`` into ``buffer``, those after it being free; return where the sum is."""
+        present = self._sums.get(node)
+        if present is not None:
+            self.terms.append(present)
+            return len(self.terms) - 1
+        if node.stop - node.start < 2:
+            raise ValueError(f"no contribution covers {node}")
+        left_node, right_node = self._tree.children(node)
+        self.num_temporaries = max(self.num_temporaries, buffer)
+        left = self._visit(left_node, buffer)
+        right = self._visit(right_node, buffer + (left < 0))
+        self._additions.append((left, right, -1 - buffer))
+        return -1 - buffer
 
 
 def add_rows(contributions: Array) -> Array:
@@ -150,7 +205,7 @@ def contiguous_ranges(num_replicas: int, num_workers: int) -> tuple[range, ...]:
     bounds = [0]
     for worker in range(num_workers):
         bounds.append(bounds[-1] + quotient + (worker < rest))
-    return tuple(range(a, b) for a, b in zip(bounds, bounds[1:], strict=False))
+    return tuple(range(a, b) for a, b in itertools.pairwise(bounds))
 
 
 def _largest_power_of_two_below(n: int) -> int:

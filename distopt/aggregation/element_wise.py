@@ -38,9 +38,7 @@ class Aggregator(abc.ABC):
         """Aggregate one replica's pairs over all replicas; called in a replica context."""
         pairs = list(grads_and_vars)
         context = replica_context.current_replica(f"the aggregator {self.name!r}")
-        gradients = context.merge_call(
-            _combine_across_replicas, (self, [gradient for gradient, _ in pairs])
-        )
+        gradients = context.merge_call(_combine_across_replicas, (self, [gradient for gradient, _ in pairs]))
         return [(gradient, variable) for gradient, (_, variable) in zip(gradients, pairs, strict=True)]
 
 
@@ -74,4 +72,5 @@ class Mean(Aggregator):
         return self.finish(add_rows(contributions), len(contributions))
 
     def finish(self, total: Array, num_replicas: int) -> Array:
-        return total / total.dtype.type(num_replicas)
+        mean: Array = total / total.dtype.type(num_replicas)
+        return mean

@@ -3,56 +3,46 @@
 A transport implements :meth:`Communicator.exchange` alone: a set of point-to-point buffers, all under way at once,
 finished or failed by a deadline. Every collective is written once, on top of it, so the bits cannot depend on the
 transport.
+
+How :meth:`Communicator.combine` goes, for one array and three ranks that host replicas 0-1, 2-3 and 4 of five::
+
+    rank 0 has S(0,2)   rank 1 has S(2,4)   rank 2 has S(4,5)
+    collect   each rank sends part i of its sums to rank i
+    add       rank i adds part i along the tree, S(0,2) + S(2,4), then + S(4,5), and finishes it
+    spread    each rank sends its finished part to all
+
+What is small is collected whole by every rank: each adds everything up, alike, and one of the two exchanges is saved.
 """
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
-from distopt.canonical_sum import Node, SumTree, contiguous_ranges
-from distopt.types import Array
+import numpy as np
 
+from distopt.aggregation import Aggregator, Sum
+from distopt.canonical_sum import Node
+from distopt.comm import combining
+from distopt.comm.hosting import Contribution, Hosting
+from distopt.types import Array, ReduceOp
 
-class Contribution(NamedTuple):
-    """The sum of the replicas of one node: flat, contiguous arrays, alike in count, length and dtype everywhere."""
+__all__ = ["Communicator", "Contribution", "Hosting", "Receive", "Send", "Traffic"]
 
-    node: Node
-    arrays: tuple[Array, ...]
-
-
-@dataclass(frozen=True)
-class Hosting:
-    """Which replicas each rank hosts; the same value on every rank.
-
-    >>> Hosting.contiguous(8, 3).hosted[1]
-    (3, 4, 5)
-    """
-
-    num_replicas: int
-    hosted: tuple[tuple[int, ...], ...]
-    tree: SumTree = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        everyone = sorted(r for replicas in self.hosted for r in replicas)
-        if everyone != list(range(self.num_replicas)):
-            raise ValueError(f"each of {self.num_replicas} replicas needs one host; hosted are {self.hosted}")
-        object.__setattr__(self, "tree", SumTree(self.num_replicas))
-
-    @classmethod
-    def contiguous(cls, num_replicas: int, num_workers: int) -> Hosting:
-        """Return the default: contiguous ranges, as equal as possible, larger ones first."""
-        return cls(num_replicas, tuple(tuple(r) for r in contiguous_ranges(num_replicas, num_workers)))
+_LENGTH_BYTES: Final = 8
+_INLINE_BYTES: Final = 504
+"""Payloads of up to this length travel with their length, in one exchange."""
 
 
 @dataclass
 class Traffic:
-    """Bytes of payload that crossed the boundary of this process, and seconds spent waiting for others."""
+    """Bytes of payload that crossed the boundary of this process, and seconds spent sending and waiting."""
 
     bytes_sent: int = 0
     bytes_received: int = 0
+    send_s: float = 0.0
     wait_s: float = 0.0
 
 
@@ -94,28 +84,168 @@ class Communicator(abc.ABC):
     def close(self) -> None:
         """Release what the transport holds; a second call does nothing."""
 
-    def combine(self, contributions: Sequence[Contribution], hosting: Hosting, aggregator: Any, like: Sequence[Array]) -> list[Array]:
+    def combine(
+        self,
+        contributions: Sequence[Contribution],
+        hosting: Hosting,
+        aggregator: Aggregator,
+        like: Sequence[Array],
+    ) -> list[Array]:
         """Return the aggregate of all replicas' contributions, the same bits on every rank.
 
-        ``contributions`` of this rank are ``hosting.tree.cover(hosting.hosted[rank])`` where ``aggregator.sums``,
-        else one per hosted replica. A rank that hosts no replica passes none and still takes part, so it needs
-        ``like``, empty arrays of the right lengths and dtypes. Rank i owns the i-th part of each array: it receives that part of every
-        contribution, combines them, and sends the result to all.
-        """
-        raise NotImplementedError
+        ``contributions`` of this rank are those of ``hosting.covers[rank]`` where ``aggregator.sums``, else of
+        ``hosting.leaves[rank]``, in any order. A rank that hosts no replica passes none and still takes part, so it
+        needs ``like``: any arrays of the right lengths and dtypes; their contents are not read.
 
-    def all_reduce(self, reduce_op: Any, arrays: Sequence[Array]) -> list[Array]:
-        """Return the canonical sum (or mean) over *ranks* of each array; shapes and dtypes are alike everywhere."""
-        raise NotImplementedError
+        Shapes: all arrays, and the results, are flat; the j-th of each are alike in length and dtype.
+        Where there is nothing to add, a result may be a contribution's own array.
+
+        Raises: ValueError for contributions that are not as described, before anything is sent.
+        """
+        combining.check(contributions, hosting, aggregator, like, self.rank, self.size)
+        mine = {contribution.node: contribution.arrays for contribution in contributions}
+        if self.size == 1:
+            return combining.aggregate(mine, hosting, aggregator, like)
+        nodes = hosting.covers if aggregator.sums else hosting.leaves
+        if sum(array.nbytes for array in like) <= combining.WHOLE_BYTES:
+            collected = self._collect(mine, nodes, combining.whole(like, self.size), like)
+            return combining.aggregate(collected, hosting, aggregator, like)
+        parts = combining.even_parts(like, self.size)
+        collected = self._collect(mine, nodes, parts, like)
+        results = [np.empty(len(array), array.dtype) for array in like]
+        own = [result[part] for result, part in zip(results, parts[self.rank], strict=True)]
+        combining.aggregate(collected, hosting, aggregator, own, out=own)
+        self._spread(results, parts)
+        return results
+
+    def all_reduce(self, reduce_op: ReduceOp | str, arrays: Sequence[Array]) -> list[Array]:
+        """Return the canonical sum (or mean) over *ranks* of each array; shapes and dtypes are alike everywhere.
+
+        Shapes: those of ``arrays``. The dtype is kept, except that the mean of integers is a float64.
+
+        Raises: TypeError for booleans, whose sum NumPy takes for a logical or.
+        """
+        operation = ReduceOp.parse(reduce_op)
+        arrays = [np.asarray(array) for array in arrays]
+        if any(array.dtype == np.bool_ for array in arrays):
+            raise TypeError("all_reduce cannot add booleans; convert them to integers")
+        packed = combining.Packed(arrays)
+        hosting = Hosting.contiguous(self.size, self.size)
+        contribution = Contribution(Node(self.rank, self.rank + 1), packed.flat)
+        totals = packed.unpack(self.combine([contribution], hosting, Sum(), packed.flat))
+        if operation is ReduceOp.SUM:
+            return totals
+        return [np.asarray(total / total.dtype.type(self.size)) for total in totals]
 
     def all_gather_bytes(self, payload: bytes) -> list[bytes]:
         """Return every rank's payload, in rank order; lengths may differ."""
-        raise NotImplementedError
+        return self._all_gather_bytes(payload, "all_gather_bytes")
 
     def broadcast_bytes(self, payload: bytes | None, root: int = 0) -> bytes:
-        """Return ``root``'s payload on every rank."""
-        raise NotImplementedError
+        """Return ``root``'s payload on every rank; the others' own ``payload`` is not read.
+
+        Raises: ValueError if there is no rank ``root``, or if it passes ``None``.
+        """
+        if not 0 <= root < self.size:
+            raise ValueError(f"root must be a rank below {self.size}, not {root}")
+        what = f"broadcast_bytes from rank {root}"
+        others = [peer for peer in range(self.size) if peer != root]
+        if self.rank == root:
+            if payload is None:
+                raise ValueError(f"rank {root} is the root of a broadcast and has nothing to send")
+            frame = _frame(payload)
+            self.exchange([Send(peer, frame) for peer in others], [], what)
+            if len(payload) > _INLINE_BYTES:
+                rest = np.frombuffer(payload, np.uint8)
+                self.exchange([Send(peer, rest) for peer in others], [], what)
+            return payload
+        frame = np.empty(_LENGTH_BYTES + _INLINE_BYTES, np.uint8)
+        self.exchange([], [Receive(root, frame)], what)
+        length = _length_of(frame)
+        if length <= _INLINE_BYTES:
+            return _inline_of(frame)
+        rest = np.empty(length, np.uint8)
+        self.exchange([], [Receive(root, rest)], what)
+        return rest.tobytes()
 
     def barrier(self) -> None:
         """Return when every rank has called this."""
-        self.all_gather_bytes(b"")
+        self._all_gather_bytes(b"", "barrier")
+
+    def _peers(self) -> list[int]:
+        """Return the other ranks, the next one first, so that not all send to rank 0 at once."""
+        return [(self.rank + distance) % self.size for distance in range(1, self.size)]
+
+    def _collect(
+        self,
+        mine: combining.Sums,
+        nodes: Sequence[Sequence[Node]],
+        parts: combining.Parts,
+        like: Sequence[Array],
+    ) -> combining.Sums:
+        """Send each rank its parts of what is mine; return my parts of the contributions of all."""
+        what = f"combine: parts of {len(like)} arrays from all replicas"
+        sends = [
+            Send(peer, array[part])
+            for peer in self._peers()
+            for node in nodes[self.rank]
+            for array, part in zip(mine[node], parts[peer], strict=True)
+            if part.start < part.stop
+        ]
+        own = parts[self.rank]
+        collected = {node: tuple(array[part] for array, part in zip(mine[node], own, strict=True)) for node in mine}
+        for peer in self._peers():
+            for node in nodes[peer]:
+                collected[node] = tuple(
+                    np.empty(part.stop - part.start, array.dtype) for array, part in zip(like, own, strict=True)
+                )
+        receives = [
+            Receive(peer, array)
+            for peer in self._peers()
+            for node in nodes[peer]
+            for array in collected[node]
+            if len(array)
+        ]
+        self.exchange(sends, receives, what)
+        return collected
+
+    def _spread(self, results: Sequence[Array], parts: combining.Parts) -> None:
+        """Send my parts of the results to all; receive theirs."""
+        sends = []
+        receives = []
+        for peer in self._peers():
+            sends += [Send(peer, r[p]) for r, p in zip(results, parts[self.rank], strict=True) if p.start < p.stop]
+            receives += [Receive(peer, r[p]) for r, p in zip(results, parts[peer], strict=True) if p.start < p.stop]
+        self.exchange(sends, receives, f"combine: results of {len(results)} arrays from their owners")
+
+    def _all_gather_bytes(self, payload: bytes, what: str) -> list[bytes]:
+        frame = _frame(payload)
+        frames = {peer: np.empty_like(frame) for peer in self._peers()}
+        self.exchange([Send(p, frame) for p in frames], [Receive(p, f) for p, f in frames.items()], what)
+        lengths = {peer: _length_of(frame) for peer, frame in frames.items()}
+        payloads = {peer: _inline_of(frame) for peer, frame in frames.items()}
+        payloads[self.rank] = payload
+        if max([len(payload), *lengths.values()]) > _INLINE_BYTES:
+            own = np.frombuffer(payload, np.uint8)
+            long = {p: np.empty(length, np.uint8) for p, length in lengths.items() if length > _INLINE_BYTES}
+            sends = [Send(peer, own) for peer in frames] if len(payload) > _INLINE_BYTES else []
+            self.exchange(sends, [Receive(p, rest) for p, rest in long.items()], what)
+            payloads.update({peer: rest.tobytes() for peer, rest in long.items()})
+        return [payloads[rank] for rank in range(self.size)]
+
+
+def _frame(payload: bytes) -> Array:
+    """Return the length of ``payload`` and, where it is short, ``payload`` itself, in a buffer of fixed size."""
+    inline = payload if len(payload) <= _INLINE_BYTES else b""
+    head = len(payload).to_bytes(_LENGTH_BYTES, "little") + inline
+    return np.frombuffer(head.ljust(_LENGTH_BYTES + _INLINE_BYTES, b"\0"), np.uint8)
+
+
+def _length_of(frame: Array) -> int:
+    return int.from_bytes(frame[:_LENGTH_BYTES].tobytes(), "little")
+
+
+def _inline_of(frame: Array) -> bytes:
+    """Return the payload of a frame, or nothing where it was too long for one."""
+    length = _length_of(frame)
+    return frame[_LENGTH_BYTES : _LENGTH_BYTES + length].tobytes() if length <= _INLINE_BYTES else b""

@@ -1,0 +1,131 @@
+"""The arithmetic of :meth:`~distopt.comm.communicator.Communicator.combine`: who owns which part, and adding it up.
+
+Nothing here sends anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, TypeAlias
+
+import numpy as np
+
+from distopt.aggregation import Aggregator
+from distopt.canonical_sum import Node, add_nodes
+from distopt.comm.hosting import Contribution, Hosting
+from distopt.types import Array
+
+Sums: TypeAlias = dict[Node, tuple[Array, ...]]
+"""What is known of some nodes: one array each of those that are combined in one call."""
+
+Parts: TypeAlias = Sequence[Sequence[slice]]
+"""By rank, then by array, the part that the rank owns."""
+
+WHOLE_BYTES: Final = 4096
+"""Up to this many bytes a combination goes in one exchange, in which every rank receives everything."""
+
+
+def even_parts(like: Sequence[Array], size: int) -> Parts:
+    """Return parts that cover each array in rank order, as equal as possible; some are empty in a short array.
+
+    >>> even_parts([np.zeros(5)], 2)
+    [[slice(0, 2, None)], [slice(2, 5, None)]]
+    """
+    return [
+        [slice(len(array) * rank // size, len(array) * (rank + 1) // size) for array in like] for rank in range(size)
+    ]
+
+
+def whole(like: Sequence[Array], size: int) -> Parts:
+    """Return parts of which every rank owns everything."""
+    return [[slice(0, len(array)) for array in like]] * size
+
+
+def check(
+    contributions: Sequence[Contribution],
+    hosting: Hosting,
+    aggregator: Aggregator,
+    like: Sequence[Array],
+    rank: int,
+    size: int,
+) -> None:
+    """Refuse what would make this rank send other buffers than its peers expect.
+
+    Raises: ValueError.
+    """
+    if len(hosting.hosted) != size:
+        raise ValueError(f"the hosting is of {len(hosting.hosted)} ranks, the communicator has {size}")
+    expected = (hosting.covers if aggregator.sums else hosting.leaves)[rank]
+    given = sorted(contribution.node for contribution in contributions)
+    if given != sorted(expected):
+        raise ValueError(
+            f"rank {rank} contributes {', '.join(map(str, expected)) or 'nothing'} to the {aggregator.name}, "
+            f"but was given {', '.join(map(str, given)) or 'nothing'}"
+        )
+    shapes = [(array.shape, array.dtype) for array in like]
+    for shape, _ in shapes:
+        if len(shape) != 1:
+            raise ValueError(f"arrays are combined flat, not in shape {shape}")
+    for node, arrays in contributions:
+        if [(array.shape, array.dtype) for array in arrays] != shapes:
+            raise ValueError(f"the arrays of {node} differ from `like` in count, length or dtype")
+        if not all(array.flags.c_contiguous for array in arrays):
+            raise ValueError(f"the arrays of {node} are not contiguous")
+
+
+def aggregate(
+    sums: Mapping[Node, tuple[Array, ...]],
+    hosting: Hosting,
+    aggregator: Aggregator,
+    like: Sequence[Array],
+    out: Sequence[Array] | None = None,
+) -> list[Array]:
+    """Return the aggregate of each array from what the nodes have of it; in ``out`` where that is given.
+
+    Raises: ValueError if the aggregator returns another shape or dtype than it was given.
+    """
+    results = []
+    for index, target in enumerate(like):
+        terms = {node: arrays[index] for node, arrays in sums.items()}
+        if len(target) == 0:
+            result = np.empty(0, target.dtype)
+        elif aggregator.sums:
+            total = add_nodes(hosting.tree, terms, out=None if out is None else out[index])
+            result = aggregator.finish(total, hosting.num_replicas)
+        else:
+            result = aggregator.combine(np.stack([terms[Node(r, r + 1)] for r in range(hosting.num_replicas)]))
+        if result.shape != target.shape or result.dtype != target.dtype:
+            raise ValueError(
+                f"the {aggregator.name} of {target.dtype} arrays of shape {target.shape} "
+                f"came out as {result.dtype} of shape {result.shape}"
+            )
+        if out is not None and result is not out[index]:
+            out[index][...] = result
+        results.append(result)
+    return results
+
+
+class Packed:
+    """Arrays of any shape, as one flat array a dtype, and back."""
+
+    def __init__(self, arrays: Sequence[Array]) -> None:
+        self._shapes = [array.shape for array in arrays]
+        dtypes = list(dict.fromkeys(array.dtype for array in arrays))
+        self._group_of = [dtypes.index(array.dtype) for array in arrays]
+        groups: list[list[Array]] = [[] for _ in dtypes]
+        for array, group in zip(arrays, self._group_of, strict=True):
+            groups[group].append(array.reshape(-1))
+        self.flat = tuple(
+            np.ascontiguousarray(group[0]) if len(group) == 1 else np.concatenate(group) for group in groups
+        )
+
+    def unpack(self, flat: Sequence[Array]) -> list[Array]:
+        """Return arrays of the original shapes; never memory of the originals."""
+        position = [0] * len(flat)
+        arrays = []
+        for shape, group in zip(self._shapes, self._group_of, strict=True):
+            start = position[group]
+            position[group] += int(np.prod(shape, dtype=np.int64))
+            part = flat[group][start : position[group]]
+            arrays.append((part.copy() if flat[group] is self.flat[group] else part).reshape(shape))
+        return arrays

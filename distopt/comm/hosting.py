@@ -1,0 +1,47 @@
+"""Which rank hosts which replicas, and what it therefore contributes to an aggregate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from distopt.canonical_sum import Node, SumTree, contiguous_ranges
+from distopt.types import Array
+
+
+class Contribution(NamedTuple):
+    """The sum of the replicas of one node: flat, contiguous arrays, alike in count, length and dtype everywhere."""
+
+    node: Node
+    arrays: tuple[Array, ...]
+
+
+@dataclass(frozen=True)
+class Hosting:
+    """Which replicas each rank hosts; the same value on every rank.
+
+    >>> Hosting.contiguous(8, 3).hosted[1]
+    (3, 4, 5)
+    """
+
+    num_replicas: int
+    hosted: tuple[tuple[int, ...], ...]
+    tree: SumTree = field(init=False, repr=False, compare=False)
+    covers: tuple[tuple[Node, ...], ...] = field(init=False, repr=False, compare=False)
+    """By rank, the nodes whose sums it contributes to an aggregate that is a function of the sum."""
+    leaves: tuple[tuple[Node, ...], ...] = field(init=False, repr=False, compare=False)
+    """By rank, the replicas it hosts, as nodes: what it contributes to any other aggregate."""
+
+    def __post_init__(self) -> None:
+        everyone = sorted(r for replicas in self.hosted for r in replicas)
+        if everyone != list(range(self.num_replicas)):
+            raise ValueError(f"each of {self.num_replicas} replicas needs one host; hosted are {self.hosted}")
+        tree = SumTree(self.num_replicas)
+        object.__setattr__(self, "tree", tree)
+        object.__setattr__(self, "covers", tuple(tree.cover(replicas) for replicas in self.hosted))
+        object.__setattr__(self, "leaves", tuple(tuple(Node(r, r + 1) for r in replicas) for replicas in self.hosted))
+
+    @classmethod
+    def contiguous(cls, num_replicas: int, num_workers: int) -> Hosting:
+        """Return the default: contiguous ranges, as equal as possible, larger ones first."""
+        return cls(num_replicas, tuple(tuple(r) for r in contiguous_ranges(num_replicas, num_workers)))

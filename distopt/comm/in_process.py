@@ -1,0 +1,295 @@
+"""Ranks that are threads of one process: the transport that is meant to be obviously right.
+
+Rules of this file:
+
+- All state of a group is guarded by one lock, and every change wakes everyone.
+- A sent buffer is copied, so that it belongs to the receiver. Messages between two ranks keep their order.
+- A message that arrived before its sender was lost is delivered. A member that fails wakes all the others, which name
+  it; one that leaves in peace fails only those that wait for it.
+- Where every member waits and nothing is under way, waiting is of no use: time skips to the next event, which is the
+  arrival of a delayed message or the end of somebody's patience. So faults cost a test no time, and a group whose
+  members disagree on what they call fails at once.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from distopt.comm.communicator import Communicator, Receive, Send, Traffic
+from distopt.errors import CollectiveTimeoutError, DistoptError, LocalProtocolError, PeerLostError, RemoteProtocolError
+from distopt.types import Array
+
+
+class Clock(Protocol):
+    """Time that passes by itself or not, and can be moved on."""
+
+    @property
+    def now_s(self) -> float: ...
+
+    def advance(self, seconds: float) -> None: ...
+
+
+class Faults(Protocol):
+    """What goes wrong in a group; see :class:`distopt.testing.FaultPlan`. Exchanges of a rank are counted from 0."""
+
+    def kills(self, rank: int, exchange: int) -> bool:
+        """Return whether ``rank`` dies as it begins this exchange."""
+        ...
+
+    def delay_s(self, source: int, destination: int, exchange: int) -> float | None:
+        """Return how long what ``source`` sends in this exchange is under way; ``None`` if it is lost."""
+        ...
+
+
+class KilledByPlan(BaseException):
+    """Raised in a rank that :class:`Faults` kill; not an Exception, so that no code of that rank survives it."""
+
+
+class _Faultless:
+    def kills(self, rank: int, exchange: int) -> bool:  # noqa: ARG002
+        return False
+
+    def delay_s(self, source: int, destination: int, exchange: int) -> float | None:  # noqa: ARG002
+        return 0.0
+
+
+class _SkippingClock:
+    """Real time, plus what was skipped."""
+
+    def __init__(self) -> None:
+        self._skipped_s = 0.0
+
+    @property
+    def now_s(self) -> float:
+        return time.monotonic() + self._skipped_s
+
+    def advance(self, seconds: float) -> None:
+        self._skipped_s += seconds
+
+
+@dataclass
+class _Message:
+    payload: Array
+    due_s: float
+
+
+@dataclass
+class _Wait:
+    """What one rank waits for: the number of messages it still wants, by source."""
+
+    wanted: dict[int, int]
+    deadline_s: float
+
+
+@dataclass
+class _Member:
+    """One rank, as the group sees it."""
+
+    inboxes: list[deque[_Message]]
+    wait: _Wait | None = None
+    has_left: bool = False
+    num_exchanges: int = 0
+
+
+class InProcessGroup:
+    """``size`` communicators that belong together, one for each thread.
+
+    >>> group = InProcessGroup(2)
+    >>> group.communicators[1].rank
+    1
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        timeout_s: float = 60.0,
+        clock: Clock | None = None,
+        faults: Faults | None = None,
+    ) -> None:
+        if size < 1:
+            raise ValueError(f"a group needs at least 1 member, not {size}")
+        self.size = size
+        self._timeout_s = timeout_s
+        self._clock: Clock = clock or _SkippingClock()
+        self._faults: Faults = faults or _Faultless()
+        self._changed = threading.Condition()
+        self._members = [_Member([deque() for _ in range(size)]) for _ in range(size)]
+        self._abort: DistoptError | None = None
+        self._failure: str | None = None
+        """The first member that failed, and why, as the start of a message."""
+        self.communicators = tuple(InProcessCommunicator(self, rank) for rank in range(size))
+
+    def leave(self, rank: int) -> None:
+        """Take ``rank`` out in peace; who still waits for it gets a PeerLostError."""
+        with self._changed:
+            self._members[rank].has_left = True
+            self._changed.notify_all()
+
+    def fail(self, rank: int, error: BaseException) -> None:
+        """Take ``rank`` out because of ``error``; everyone who waits gets a PeerLostError that names it."""
+        with self._changed:
+            self._members[rank].has_left = True
+            if self._failure is None:
+                reason = (
+                    str(error) if isinstance(error, KilledByPlan) else f"failed with {type(error).__name__}: {error}"
+                )
+                self._failure = f"rank {rank} {reason}"
+            self._changed.notify_all()
+
+    def abort(self, error: DistoptError) -> None:
+        """Make every wait, now or later, raise ``error``."""
+        with self._changed:
+            self._abort = error
+            self._changed.notify_all()
+
+    def _exchange(
+        self, comm: InProcessCommunicator, sends: Sequence[Send], receives: Sequence[Receive], what: str
+    ) -> None:
+        member = self._members[comm.rank]
+        with self._changed:
+            number = member.num_exchanges
+            member.num_exchanges += 1
+            if self._faults.kills(comm.rank, number):
+                raise KilledByPlan(f"was killed by the fault plan in its exchange {number}")
+            for peer, array in sends:
+                delay_s = self._faults.delay_s(comm.rank, peer, number)
+                if delay_s is not None:
+                    payload = _bytes_of(array).copy()
+                    self._members[peer].inboxes[comm.rank].append(_Message(payload, self._clock.now_s + delay_s))
+            self._changed.notify_all()
+            started_s = self._clock.now_s
+            wanted: dict[int, int] = {}
+            for peer, _ in receives:
+                wanted[peer] = wanted.get(peer, 0) + 1
+            member.wait = _Wait(wanted, started_s + self._timeout_s)
+            try:
+                while missing := self._missing(comm.rank):
+                    self._raise_if_hopeless(comm, missing, started_s, what)
+                    if not self._skip_time():
+                        self._changed.wait(max(0.0, self._next_event_s() - self._clock.now_s))
+            finally:
+                member.wait = None
+            arrived = [(peer, array, member.inboxes[peer].popleft().payload) for peer, array in receives]
+        for peer, array, payload in arrived:
+            if payload.nbytes != array.nbytes:
+                raise RemoteProtocolError(
+                    f"rank {comm.rank} expected {array.nbytes} bytes from rank {peer} at step {comm.step} "
+                    f"and got {payload.nbytes}: {what}"
+                )
+            _bytes_of(array)[...] = payload
+
+    def _missing(self, rank: int) -> list[int]:
+        """Return the ranks whose messages have not all arrived at ``rank``."""
+        member = self._members[rank]
+        if member.wait is None:
+            return []
+        now_s = self._clock.now_s
+        missing = []
+        for peer, count in member.wait.wanted.items():
+            inbox = member.inboxes[peer]
+            if len(inbox) < count or any(inbox[i].due_s > now_s for i in range(count)):
+                missing.append(peer)
+        return sorted(missing)
+
+    def _raise_if_hopeless(self, comm: InProcessCommunicator, missing: list[int], started_s: float, what: str) -> None:
+        if self._abort is not None:
+            raise self._abort
+        waited_s = self._clock.now_s - started_s
+        waiting = f"rank {comm.rank} waited {waited_s:.1f} s in step {comm.step} for {name_ranks(missing)}: {what}"
+        if self._failure is not None:
+            raise PeerLostError(f"{self._failure}; {waiting}")
+        if left := self._left(comm.rank, missing):
+            raise PeerLostError(f"{name_ranks(left)} left; {waiting}")
+        wait = self._members[comm.rank].wait
+        assert wait is not None
+        if self._clock.now_s >= wait.deadline_s:
+            raise CollectiveTimeoutError(waiting)
+
+    def _left(self, rank: int, missing: list[int]) -> list[int]:
+        """Return those of ``missing`` that have left and owe ``rank`` messages that they never sent."""
+        member = self._members[rank]
+        assert member.wait is not None
+        wanted = member.wait.wanted
+        return [p for p in missing if self._members[p].has_left and len(member.inboxes[p]) < wanted[p]]
+
+    def _skip_time(self) -> bool:
+        """Move the clock to the next event if nothing else can happen before; return whether it was moved."""
+        now_s = self._clock.now_s
+        if self._failure is not None or self._abort is not None:
+            return False
+        for rank, member in enumerate(self._members):
+            if member.has_left:
+                continue
+            missing = self._missing(rank)
+            if member.wait is None or not missing or member.wait.deadline_s <= now_s or self._left(rank, missing):
+                return False  # this member has something to do
+        self._clock.advance(self._next_event_s() - now_s)
+        self._changed.notify_all()
+        return True
+
+    def _next_event_s(self) -> float:
+        """Return when the next delayed message arrives or somebody's patience ends."""
+        now_s = self._clock.now_s
+        events = []
+        for member in self._members:
+            if member.wait is not None:
+                if member.wait.deadline_s > now_s:
+                    events.append(member.wait.deadline_s)
+                events += [m.due_s for inbox in member.inboxes for m in inbox if m.due_s > now_s]
+        return min(events)
+
+
+class InProcessCommunicator(Communicator):
+    """One member of an :class:`InProcessGroup`; used by one thread."""
+
+    def __init__(self, group: InProcessGroup, rank: int) -> None:
+        self.rank = rank
+        self.size = group.size
+        self.traffic = Traffic()
+        self.step = 0
+        self._group = group
+        self._closed = False
+
+    def exchange(self, sends: Sequence[Send], receives: Sequence[Receive], what: str) -> None:
+        if self._closed:
+            raise LocalProtocolError(f"rank {self.rank} used a communicator that is closed: {what}")
+        started_s = time.perf_counter()
+        try:
+            self._group._exchange(self, sends, receives, what)
+        except BaseException as error:
+            self._group.fail(self.rank, error)
+            raise
+        self.traffic.wait_s += time.perf_counter() - started_s
+        self.traffic.bytes_sent += sum(array.nbytes for peer, array in sends if peer != self.rank)
+        self.traffic.bytes_received += sum(array.nbytes for peer, array in receives if peer != self.rank)
+
+    def close(self) -> None:
+        self._closed = True
+        self._group.leave(self.rank)
+
+
+def name_ranks(ranks: Sequence[int]) -> str:
+    """Return ``ranks`` for a message.
+
+    >>> name_ranks([2]), name_ranks([0, 3])
+    ('rank 2', 'ranks 0, 3')
+    """
+    return f"rank{'s' if len(ranks) != 1 else ''} {', '.join(map(str, ranks)) or '-'}"
+
+
+def _bytes_of(array: Array) -> Array:
+    """Return the memory of a contiguous ``array`` as bytes.
+
+    Raises: ValueError if it is not contiguous.
+    """
+    if not array.flags.c_contiguous:
+        raise ValueError(f"only contiguous arrays can be exchanged, not one of shape {array.shape} with gaps")
+    return array.reshape(-1).view(np.uint8)

@@ -1,0 +1,243 @@
+"""What every communicator does, whatever carries the bytes; see ``tests/conftest.py`` for where the bodies run."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from distopt.aggregation import Aggregator, Mean, Sum
+from distopt.canonical_sum import Node, add_rows
+from distopt.comm.communicator import Communicator, Contribution, Hosting, Receive, Send
+from distopt.types import Array, ReduceOp
+from tests.conftest import Run
+
+NUM_REPLICAS = [1, 2, 3, 5, 8, 13]
+LENGTHS = [0, 1, 7, 5000]
+"""Empty; fewer elements than ranks; fewer than some; so many that parts are exchanged."""
+
+DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64, np.int64]
+
+
+class Median(Aggregator):
+    """An aggregate that is no function of the sum."""
+
+    name: ClassVar[str] = "median"
+
+    def combine(self, contributions: Array) -> Array:
+        median: Array = np.median(contributions, axis=0).astype(contributions.dtype)
+        return median
+
+
+def gradients(num_replicas: int, length: int) -> Array:
+    """Return ``[replicas, length]`` float32 whose sum depends on the order: magnitudes from 1e-6 to 1e6."""
+    generator = np.random.default_rng([num_replicas, length])
+    magnitudes = 10.0 ** generator.integers(-6, 7, (num_replicas, length))
+    return np.asarray(generator.standard_normal((num_replicas, length)) * magnitudes, np.float32)
+
+
+def contributions_of(rank: int, hosting: Hosting, aggregator: Aggregator, rows: list[Array]) -> list[Contribution]:
+    """Return what ``rank`` contributes, ``rows[j][r]`` being replica r's j-th array."""
+    nodes = hosting.covers[rank] if aggregator.sums else hosting.leaves[rank]
+    return [
+        Contribution(node, tuple(np.ascontiguousarray(add_rows_of(array, node)) for array in rows)) for node in nodes
+    ]
+
+
+def add_rows_of(array: Array, node: Node) -> Array:
+    """Return the sum of a node's replicas; a subtree has the shape of the tree over as many replicas."""
+    return add_rows(array[node.start : node.stop])
+
+
+def combine(comm: Communicator, aggregator: Aggregator, rows: list[Array]) -> list[Array]:
+    hosting = Hosting.contiguous(len(rows[0]), comm.size)
+    like = [np.empty(array.shape[1:], array.dtype) for array in rows]
+    return comm.combine(contributions_of(comm.rank, hosting, aggregator, rows), hosting, aggregator, like)
+
+
+@pytest.mark.parametrize("num_replicas", NUM_REPLICAS)
+@pytest.mark.parametrize("aggregator", [Sum(), Mean(), Median()], ids=lambda a: a.name)
+def test_combine_of_several_arrays_has_the_bits_of_one_process(
+    run: Run, aggregator: Aggregator, num_replicas: int
+) -> None:
+    rows = [gradients(num_replicas, length) for length in LENGTHS]
+    expected = [aggregator.combine(array) for array in rows]
+
+    for results in run(lambda comm: combine(comm, aggregator, rows)):
+        for result, one in zip(results, expected, strict=True):
+            assert result.dtype == one.dtype
+            np.testing.assert_array_equal(result.view(np.uint32), one.view(np.uint32))
+
+
+def test_combine_of_few_elements_has_the_bits_of_one_process(run: Run) -> None:
+    rows = [gradients(5, 3), gradients(5, 0)]
+    for results in run(lambda comm: combine(comm, Sum(), rows)):
+        np.testing.assert_array_equal(results[0].view(np.uint32), add_rows(rows[0]).view(np.uint32))
+        assert results[1].shape == (0,)
+
+
+def test_combine_of_nothing_returns_nothing(run: Run) -> None:
+    def body(comm: Communicator) -> list[Array]:
+        hosting = Hosting.contiguous(1, comm.size)
+        return comm.combine([Contribution(node, ()) for node in hosting.covers[comm.rank]], hosting, Sum(), [])
+
+    assert all(results == [] for results in run(body))
+
+
+def test_combine_where_the_last_rank_hosts_all_replicas_has_the_bits_of_one_process(run: Run) -> None:
+    rows = [gradients(3, 4000)]
+    hosting = Hosting(3, (*((),) * (run.size - 1), (0, 1, 2)))
+
+    def body(comm: Communicator) -> list[Array]:
+        return comm.combine(contributions_of(comm.rank, hosting, Sum(), rows), hosting, Sum(), [rows[0][0]])
+
+    for (result,) in run(body):
+        np.testing.assert_array_equal(result.view(np.uint32), add_rows(rows[0]).view(np.uint32))
+
+
+def test_combine_of_interleaved_replicas_has_the_bits_of_one_process(run: Run) -> None:
+    rows = [gradients(13, 4000)]
+    hosting = Hosting(13, tuple(tuple(range(rank, 13, run.size)) for rank in range(run.size)))
+
+    def body(comm: Communicator) -> list[Array]:
+        return comm.combine(contributions_of(comm.rank, hosting, Sum(), rows), hosting, Sum(), [rows[0][0]])
+
+    for (result,) in run(body):
+        np.testing.assert_array_equal(result.view(np.uint32), add_rows(rows[0]).view(np.uint32))
+
+
+def test_combine_does_not_write_to_contributions(run: Run) -> None:
+    def body(comm: Communicator) -> None:
+        rows = [gradients(8, 4000)]
+        hosting = Hosting.contiguous(8, comm.size)
+        mine = contributions_of(comm.rank, hosting, Mean(), rows)
+        before = [contribution.arrays[0].copy() for contribution in mine]
+        comm.combine(mine, hosting, Mean(), [rows[0][0]])
+        for contribution, copy in zip(mine, before, strict=True):
+            np.testing.assert_array_equal(contribution.arrays[0], copy)
+
+    run(body)
+
+
+def test_combine_counts_the_bytes_that_cross(run: Run) -> None:
+    length = 1000 * run.size
+
+    def body(comm: Communicator) -> tuple[int, int]:
+        sent, received = comm.traffic.bytes_sent, comm.traffic.bytes_received
+        combine(comm, Sum(), [np.ones((comm.size, length))])
+        return comm.traffic.bytes_sent - sent, comm.traffic.bytes_received - received
+
+    expected = 2 * (run.size - 1) * 8000
+    assert all(counts == (expected, expected) for counts in run(body))
+
+
+@pytest.mark.parametrize("length", [1, 5000])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
+def test_all_reduce_sum_of_rank_valued_data_is_closed_form(run: Run, dtype: type, length: int) -> None:
+    total = run.size * (run.size + 1) // 2
+    for (result,) in run(lambda comm: comm.all_reduce(ReduceOp.SUM, [np.full(length, comm.rank + 1, dtype)])):
+        assert result.dtype == np.dtype(dtype)
+        np.testing.assert_array_equal(result, np.full(length, total, dtype))
+
+
+def test_all_reduce_of_mixed_dtypes_and_shapes_keeps_them(run: Run) -> None:
+    shapes = [(2, 3), (), (0, 4), (3000,), (1, 1, 5)]
+
+    def body(comm: Communicator) -> list[Array]:
+        return comm.all_reduce(
+            "sum", [np.full(shape, comm.rank + 1, dtype) for shape, dtype in zip(shapes, DTYPES, strict=True)]
+        )
+
+    total = run.size * (run.size + 1) // 2
+    for results in run(body):
+        for result, shape, dtype in zip(results, shapes, DTYPES, strict=True):
+            assert result.dtype == np.dtype(dtype)
+            np.testing.assert_array_equal(result, np.full(shape, total, dtype))
+
+
+def test_all_reduce_mean_of_rank_valued_data_is_closed_form(run: Run) -> None:
+    def body(comm: Communicator) -> list[Array]:
+        return comm.all_reduce("mean", [np.full(3, comm.rank, np.float32), np.full(2, comm.rank, np.int64)])
+
+    for floats, integers in run(body):
+        assert (floats.dtype, integers.dtype) == (np.float32, np.float64)
+        np.testing.assert_array_equal(floats, np.full(3, (run.size - 1) / 2, np.float32))
+        np.testing.assert_array_equal(integers, np.full(2, (run.size - 1) / 2))
+
+
+def test_all_reduce_is_the_canonical_sum_over_ranks(run: Run) -> None:
+    rows = gradients(run.size, 4000)
+    for (result,) in run(lambda comm: comm.all_reduce("SUM", [rows[comm.rank]])):
+        np.testing.assert_array_equal(result.view(np.uint32), add_rows(rows).view(np.uint32))
+
+
+def test_all_reduce_result_can_be_written_without_changing_the_input(run: Run) -> None:
+    def body(comm: Communicator) -> float:
+        value = np.ones(3)
+        (total,) = comm.all_reduce("SUM", [value])
+        total += 5.0
+        return float(value.sum())
+
+    assert run(body) == [3.0] * len(run(body))
+
+
+def test_all_gather_bytes_of_uneven_payloads_is_in_rank_order(run: Run) -> None:
+    def payload(rank: int) -> bytes:
+        return bytes([65 + rank]) * (rank * rank * 300)
+
+    for gathered in run(lambda comm: comm.all_gather_bytes(payload(comm.rank))):
+        assert gathered == [payload(rank) for rank in range(run.size)]
+
+
+@pytest.mark.parametrize("length", [0, 1, 503, 504, 505, 100_000])
+def test_broadcast_bytes_from_each_root_arrives_everywhere(run: Run, length: int) -> None:
+    def body(comm: Communicator) -> list[bytes]:
+        return [
+            comm.broadcast_bytes(bytes([root]) * length if comm.rank == root else None, root)
+            for root in range(comm.size)
+        ]
+
+    for received in run(body):
+        assert received == [bytes([root]) * length for root in range(run.size)]
+
+
+def test_barrier_returns_on_every_rank(run: Run) -> None:
+    assert all(result is None for result in run(lambda comm: comm.barrier()))
+
+
+def test_exchange_of_several_buffers_keeps_their_order(run: Run) -> None:
+    def body(comm: Communicator) -> list[list[int]]:
+        right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+        received = [np.empty(length, np.int32) for length in (2, 0, 3)]
+        comm.exchange(
+            [Send(right, np.full(length, 10 * comm.rank + length, np.int32)) for length in (2, 0, 3)],
+            [Receive(left, array) for array in received],
+            "ring",
+        )
+        return [[left], *(array.tolist() for array in received)]
+
+    for (left,), *received in run(body):
+        assert received == [[10 * left + 2] * 2, [], [10 * left + 3] * 3]
+
+
+def test_exchange_with_oneself_copies(run: Run) -> None:
+    def body(comm: Communicator) -> float:
+        received = np.zeros(4)
+        comm.exchange([Send(comm.rank, np.full(4, comm.rank + 0.5))], [Receive(comm.rank, received)], "self")
+        return float(received.sum()) - 4 * comm.rank
+
+    assert all(result == 2.0 for result in run(body))
+
+
+def test_exchange_of_a_large_buffer_arrives_whole(run: Run) -> None:
+    def body(comm: Communicator) -> bool:
+        right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+        received = np.empty(300_000)
+        comm.exchange([Send(right, np.arange(300_000.0) + comm.rank)], [Receive(left, received)], "a buffer of 2.4 MB")
+        return bool(np.array_equal(received, np.arange(300_000.0) + left))
+
+    assert all(run(body))
+
+

@@ -1,0 +1,67 @@
+"""What all tests share: the transport that conformance bodies run over.
+
+The bodies in ``tests/conformance`` take a fixture ``run`` and say what holds on every rank. In one process they run
+as threads, at several sizes; started by ``mpirun``, over the MPI world as it is::
+
+    mpirun -n 3 python -m mpi4py -m pytest -x -p no:cacheprovider tests/conformance
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar
+
+import pytest
+
+from distopt.comm.communicator import Communicator
+from distopt.testing import run_replicas
+
+Result = TypeVar("Result")
+
+MPI_WORLD_SIZE = int(os.environ.get("OMPI_COMM_WORLD_SIZE") or os.environ.get("PMI_SIZE") or 1)
+GROUPS = [f"mpi-{MPI_WORLD_SIZE}"] if MPI_WORLD_SIZE > 1 else [f"in_process-{n}" for n in (1, 2, 3, 5, 8)]
+
+
+class Run(Protocol):
+    """Run a body on every rank of a group; return the results of the ranks that run in this process."""
+
+    size: int
+
+    def __call__(self, body: Callable[[Communicator], Result]) -> list[Result]: ...
+
+
+class _Threads:
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, body: Callable[[Communicator], Result]) -> list[Result]:
+        return run_replicas(body, self.size)
+
+
+class _ThisRank:
+    def __init__(self, comm: Communicator) -> None:
+        self.size = comm.size
+        self._comm = comm
+
+    def __call__(self, body: Callable[[Communicator], Result]) -> list[Result]:
+        return [body(self._comm)]
+
+
+@pytest.fixture(scope="session")
+def mpi_communicator() -> Iterator[Communicator]:
+    """The world of an MPI job, for as long as the tests run."""
+    from distopt.comm.mpi import MpiCommunicator
+
+    comm = MpiCommunicator(timeout_s=30.0)
+    yield comm
+    comm.close()
+
+
+@pytest.fixture(params=GROUPS)
+def run(request: pytest.FixtureRequest) -> Run:
+    """Run a body on every rank of one group, over one transport."""
+    transport, size = request.param.rsplit("-", 1)
+    if transport == "mpi":
+        return _ThisRank(request.getfixturevalue("mpi_communicator"))
+    return _Threads(int(size))
