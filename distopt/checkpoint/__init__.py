@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from distopt.checkpoint.encoding import from_bytes, to_bytes
-from distopt.checkpoint.files import Manifest, checkpoints, latest, load, read_manifest, save
+from distopt.checkpoint.files import Manifest, checkpoints, latest, load, read_manifest, save, write_durably
 from distopt.checkpoint.state import DataPosition, TrainingState, VariableState, state_hash
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "save",
     "state_hash",
     "to_bytes",
+    "write_durably",
 ]

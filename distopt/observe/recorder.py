@@ -1,0 +1,102 @@
+"""The recorder that writes: metrics, checkpoints and the summary into a run folder, progress to a display."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+import msgspec
+
+from distopt import checkpoint
+from distopt.checkpoint import TrainingState
+from distopt.observe.display import Display
+from distopt.observe.logs import set_step
+from distopt.observe.records import EpochMetrics, JobInfo, StepRecord, Summary
+from distopt.observe.run_folder import RunFolder
+
+
+class LocalRecorder:
+    """Record a job in ``folder`` (None: nowhere), show it on ``display`` and print its summary to ``output``.
+
+    Metrics reach the file at the end of every epoch, checkpoints the disk before :meth:`checkpoint` returns.
+    """
+
+    def __init__(
+        self, folder: RunFolder | None, display: Display, output: TextIO, *, keep_checkpoints: int = 3
+    ) -> None:
+        self._folder = folder
+        self._display = display
+        self._output = output
+        self._keep = keep_checkpoints
+        self._metrics = None if folder is None else folder.metrics.open("ab")
+        self._progress = None if folder is None else folder.progress.open("wb", buffering=0)
+
+    def started(self, info: JobInfo) -> None:
+        self._write("started", info)
+        self._flush()
+        self._display.started(info)
+        self.progress(info.resumed_at_step)
+
+    def progress(self, step: int, loss: float | None = None) -> None:
+        set_step(step)
+        if self._progress is not None:
+            self._progress.seek(0)
+            self._progress.write(b"%-20d" % step)
+        self._display.progress(step, loss)
+
+    def steps(self, records: Sequence[StepRecord]) -> None:
+        for record in records:
+            self._write("step", record)
+
+    def epoch(self, metrics: EpochMetrics) -> None:
+        self._write("epoch", metrics)
+        self._flush()
+        self.progress(metrics.step, metrics.loss)
+        self._display.epoch(metrics)
+
+    def checkpoint(self, state: TrainingState) -> None:
+        if self._folder is not None:
+            checkpoint.save(self._folder.checkpoints, state, keep_last=self._keep)
+
+    def finished(self, summary: Summary) -> None:
+        self._write("finished", summary)
+        self._flush()
+        self._display.close()
+        if self._folder is not None and summary.completed:
+            checkpoint.write_durably(self._folder.summary, msgspec.json.format(msgspec.json.encode(summary)))
+        self._output.write(summary_text(summary, None if self._folder is None else str(self._folder.path)))
+        self._output.flush()
+
+    def close(self) -> None:
+        """Leave the terminal as it was and close the files; a second call does nothing."""
+        self._display.close()
+        if self._metrics is not None:
+            self._metrics.close()
+        if self._progress is not None:
+            self._progress.close()
+
+    def _write(self, event: str, record: msgspec.Struct) -> None:
+        if self._metrics is not None:
+            line: dict[str, Any] = {"event": event, **msgspec.to_builtins(record)}
+            self._metrics.write(msgspec.json.encode(line) + b"\n")
+
+    def _flush(self) -> None:
+        if self._metrics is not None:
+            self._metrics.flush()
+
+
+def summary_text(summary: Summary, run: str | None) -> str:
+    """Return the lines that end a job; ``run`` is the path of its folder."""
+    accuracy = "not measured" if summary.test_accuracy is None else f"{summary.test_accuracy:.4f}"
+    lines = [
+        f"test accuracy  {accuracy}",
+        f"samples/s      {summary.samples_per_s:.0f}",
+        f"seconds        {summary.seconds:.2f}",
+        f"state hash     {summary.state_hash}",
+    ]
+    if run is not None:
+        lines.append(f"run folder     {run}")
+    if not summary.completed:
+        resume = "" if run is None else f"; resume with: distopt train --resume {run}"
+        lines.append(f"interrupted at step {summary.step} in epoch {summary.epoch + 1}{resume}")
+    return "\n".join(lines) + "\n"
