@@ -4,6 +4,7 @@ Rules of this file: this is where stored values are written. A writer first asks
 because a tape may hold a view. One stored value, until an unaggregated write in a replica context splits it.
 """
 
+# ruff: noqa: ARG002  (TensorFlow's arguments, in its order, some of which have no meaning here)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -122,7 +123,8 @@ class Variable(Operand):
 
     @property
     def shape(self) -> Shape:
-        return self._storage.shape
+        shape: Shape = self._storage.shape
+        return shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -237,6 +239,11 @@ class Variable(Operand):
     def is_split(self) -> bool:
         """Whether the replicas hosted here have copies of their own."""
         return self._copies is not None
+
+    @property
+    def replica_ids(self) -> tuple[int, ...]:
+        """The replicas that have copies here, in order; empty if the variable is not split."""
+        return () if self._copies is None else tuple(self._copies)
 
     def split(self, replica_ids: Sequence[int]) -> None:
         """Give each of ``replica_ids`` a copy; the first keeps ``storage``. Repeating it changes nothing.
