@@ -22,9 +22,9 @@ from typing import Annotated
 
 import msgspec
 
+from distopt.arena import Span
 from distopt.canonical_sum import contiguous_ranges
 from distopt.errors import LocalProtocolError
-from distopt.protocol.assignment import Span
 from distopt.protocol.commands import Command, Deliver, EndJob, Note, Send, Started
 from distopt.protocol.manifest import Manifest, differences, numeric_differences, odd_ones
 from distopt.protocol.members import Member, MemberStatus, members_waiting, named

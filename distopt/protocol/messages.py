@@ -22,8 +22,8 @@ from typing import Annotated, TypeAlias
 
 import msgspec
 
+from distopt.arena import Span
 from distopt.canonical_sum import Node
-from distopt.protocol.assignment import Span
 from distopt.protocol.manifest import Manifest
 
 Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=65536)]

@@ -60,7 +60,7 @@ class Round:
         other bytes, naming both workers; RemoteProtocolError for another round, a node that is not in the tree, or
         one that overlaps an accepted one.
         """
-        self._check_head(push.head, push.sender)
+        self.check_head(push.head, push.sender)
         node = push.node
         if node not in self.tree:
             raise RemoteProtocolError(
@@ -91,7 +91,7 @@ class Round:
 
         Raises: as :meth:`receive`.
         """
-        self._check_head(pull.head, pull.sender)
+        self.check_head(pull.head, pull.sender)
         if pull.sender >= len(self._leaves_of):
             raise RemoteProtocolError(f"worker {pull.sender} does not exist; there are {len(self._leaves_of)}")
         self._asked.add(pull.sender)
@@ -117,7 +117,8 @@ class Round:
     def _name(self, node: Node) -> str:
         return f"the part of rank {node.start}" if self._leaves_are_ranks else str(node)
 
-    def _check_head(self, head: RoundHead, sender: int) -> None:
+    def check_head(self, head: RoundHead, sender: int) -> None:
+        """Refuse a message of another round; see :meth:`receive`."""
         if head == self.head:
             return
         if head.number < self.head.number:
