@@ -9,6 +9,7 @@
     ├── PlacementError (ValueError)           a placement that cannot do what the job asks of it
     ├── TapeError (RuntimeError)              misuse of a gradient tape
     ├── ReplicaError                          the user's code failed on one replica
+    ├── MissingDependencyError (ImportError)  an optional package that is not installed; names the extra that has it
     ├── ProtocolError
     │   ├── LocalProtocolError                we broke the protocol
     │   └── RemoteProtocolError               the other side did
@@ -52,6 +53,10 @@ class TapeError(DistoptError, RuntimeError):
 
 class ReplicaError(DistoptError):
     """The user's code failed on one replica; the cause is chained."""
+
+
+class MissingDependencyError(DistoptError, ImportError):
+    """An optional package is not installed; the message names the extra to install."""
 
 
 class ProtocolError(DistoptError):

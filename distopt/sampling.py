@@ -119,8 +119,9 @@ def batch_length(batch: Any) -> int:
 def stratified_split(labels: Array, fraction: float, seed: int) -> tuple[Array, Array]:
     """Return ``(rest, part)``: sorted positions, with each class's share of ``part`` as near ``fraction`` as can be.
 
-    ``part`` holds ``round(fraction * n)`` samples. Class c, of n_c samples, gives ``floor(fraction * n_c)`` of them, and
-    one more where what is lost to rounding down is among the largest (the smaller label first where it is equal). Which samples of a class are chosen is a permutation of (seed, class).
+    ``part`` holds ``round(fraction * n)`` samples. Class c, of n_c samples, gives ``floor(fraction * n_c)`` of them,
+    and one more where what is lost to rounding down is among the largest (the smaller label first where it is equal).
+    Which samples of a class are chosen is a permutation of (seed, class).
 
     Shapes: ``labels`` ``[n]``, of any type that can be sorted; both results are int64.
     Raises: ValueError if ``fraction`` is not within ``[0, 1]``, or ``labels`` have another rank.

@@ -15,7 +15,7 @@ from distopt import nest
 from distopt.data.streams import INFINITE, Block, Numbers, Repeated, Shuffled, Sliced, Stream, rechunk
 from distopt.random import Domain, next_stream
 from distopt.sampling import batch_length, num_steps
-from distopt.types import Array
+from distopt.tensor import to_array
 
 AUTOTUNE = -1
 INFINITE_CARDINALITY = INFINITE
@@ -188,18 +188,4 @@ def _as_arrays(tensors: Any) -> Any:
         return {key: _as_arrays(value) for key, value in tensors.items()}
     if isinstance(tensors, tuple):
         return nest.rebuild(tensors, [_as_arrays(value) for value in tensors])
-    return _as_array(tensors)
-
-
-def _as_array(value: Any) -> Array:
-    array = np.asarray(value)
-    if isinstance(value, (list, int, float)) and not isinstance(_first(value), (np.generic, np.ndarray)):
-        defaults = {np.dtype(np.float64): np.float32, np.dtype(np.int64): np.int32}
-        return array.astype(defaults.get(array.dtype, array.dtype))
-    return array
-
-
-def _first(value: Any) -> Any:
-    while isinstance(value, list) and value:
-        value = value[0]
-    return value
+    return to_array(tensors)
