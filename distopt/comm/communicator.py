@@ -29,7 +29,16 @@ from distopt.comm import combining
 from distopt.comm.hosting import Contribution, Hosting
 from distopt.types import Array, ReduceOp
 
-__all__ = ["Communicator", "Contribution", "Hosting", "Receive", "Send", "Traffic"]
+__all__ = [
+    "Communicator",
+    "Contribution",
+    "Hosting",
+    "Receive",
+    "Send",
+    "Traffic",
+    "bytes_of",
+    "name_ranks",
+]
 
 _LENGTH_BYTES: Final = 8
 _INLINE_BYTES: Final = 504
@@ -172,7 +181,7 @@ class Communicator(abc.ABC):
         """Return when every rank has called this."""
         self._all_gather_bytes(b"", "barrier")
 
-    def _peers(self) -> list[int]:
+    def _others(self) -> list[int]:
         """Return the other ranks, the next one first, so that not all send to rank 0 at once."""
         return [(self.rank + distance) % self.size for distance in range(1, self.size)]
 
@@ -187,21 +196,21 @@ class Communicator(abc.ABC):
         what = f"combine: parts of {len(like)} arrays from all replicas"
         sends = [
             Send(peer, array[part])
-            for peer in self._peers()
+            for peer in self._others()
             for node in nodes[self.rank]
             for array, part in zip(mine[node], parts[peer], strict=True)
             if part.start < part.stop
         ]
         own = parts[self.rank]
         collected = {node: tuple(array[part] for array, part in zip(mine[node], own, strict=True)) for node in mine}
-        for peer in self._peers():
+        for peer in self._others():
             for node in nodes[peer]:
                 collected[node] = tuple(
                     np.empty(part.stop - part.start, array.dtype) for array, part in zip(like, own, strict=True)
                 )
         receives = [
             Receive(peer, array)
-            for peer in self._peers()
+            for peer in self._others()
             for node in nodes[peer]
             for array in collected[node]
             if len(array)
@@ -213,14 +222,14 @@ class Communicator(abc.ABC):
         """Send my parts of the results to all; receive theirs."""
         sends = []
         receives = []
-        for peer in self._peers():
+        for peer in self._others():
             sends += [Send(peer, r[p]) for r, p in zip(results, parts[self.rank], strict=True) if p.start < p.stop]
             receives += [Receive(peer, r[p]) for r, p in zip(results, parts[peer], strict=True) if p.start < p.stop]
         self.exchange(sends, receives, f"combine: results of {len(results)} arrays from their owners")
 
     def _all_gather_bytes(self, payload: bytes, what: str) -> list[bytes]:
         frame = _frame(payload)
-        frames = {peer: np.empty_like(frame) for peer in self._peers()}
+        frames = {peer: np.empty_like(frame) for peer in self._others()}
         self.exchange([Send(p, frame) for p in frames], [Receive(p, f) for p, f in frames.items()], what)
         lengths = {peer: _length_of(frame) for peer, frame in frames.items()}
         payloads = {peer: _inline_of(frame) for peer, frame in frames.items()}
@@ -232,6 +241,25 @@ class Communicator(abc.ABC):
             self.exchange(sends, [Receive(p, rest) for p, rest in long.items()], what)
             payloads.update({peer: rest.tobytes() for peer, rest in long.items()})
         return [payloads[rank] for rank in range(self.size)]
+
+
+def bytes_of(array: Array) -> Array:
+    """Return the memory of a contiguous ``array`` as bytes; for transports.
+
+    Raises: ValueError if it is not contiguous.
+    """
+    if not array.flags.c_contiguous:
+        raise ValueError(f"only contiguous arrays can be exchanged, not one of shape {array.shape} with gaps")
+    return array.reshape(-1).view(np.uint8)
+
+
+def name_ranks(ranks: Sequence[int]) -> str:
+    """Return ``ranks`` for a message.
+
+    >>> name_ranks([2]), name_ranks([0, 3])
+    ('rank 2', 'ranks 0, 3')
+    """
+    return f"rank{'s' if len(ranks) != 1 else ''} {', '.join(map(str, ranks)) or '-'}"
 
 
 def _frame(payload: bytes) -> Array:

@@ -20,9 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
-from distopt.comm.communicator import Communicator, Receive, Send, Traffic
+from distopt.comm.communicator import Communicator, Receive, Send, Traffic, bytes_of, name_ranks
 from distopt.errors import CollectiveTimeoutError, DistoptError, LocalProtocolError, PeerLostError, RemoteProtocolError
 from distopt.types import Array
 
@@ -162,7 +160,7 @@ class InProcessGroup:
             for peer, array in sends:
                 delay_s = self._faults.delay_s(comm.rank, peer, number)
                 if delay_s is not None:
-                    payload = _bytes_of(array).copy()
+                    payload = bytes_of(array).copy()
                     self._members[peer].inboxes[comm.rank].append(_Message(payload, self._clock.now_s + delay_s))
             self._changed.notify_all()
             started_s = self._clock.now_s
@@ -184,7 +182,7 @@ class InProcessGroup:
                     f"rank {comm.rank} expected {array.nbytes} bytes from rank {peer} at step {comm.step} "
                     f"and got {payload.nbytes}: {what}"
                 )
-            _bytes_of(array)[...] = payload
+            bytes_of(array)[...] = payload
 
     def _missing(self, rank: int) -> list[int]:
         """Return the ranks whose messages have not all arrived at ``rank``."""
@@ -274,22 +272,3 @@ class InProcessCommunicator(Communicator):
     def close(self) -> None:
         self._closed = True
         self._group.leave(self.rank)
-
-
-def name_ranks(ranks: Sequence[int]) -> str:
-    """Return ``ranks`` for a message.
-
-    >>> name_ranks([2]), name_ranks([0, 3])
-    ('rank 2', 'ranks 0, 3')
-    """
-    return f"rank{'s' if len(ranks) != 1 else ''} {', '.join(map(str, ranks)) or '-'}"
-
-
-def _bytes_of(array: Array) -> Array:
-    """Return the memory of a contiguous ``array`` as bytes.
-
-    Raises: ValueError if it is not contiguous.
-    """
-    if not array.flags.c_contiguous:
-        raise ValueError(f"only contiguous arrays can be exchanged, not one of shape {array.shape} with gaps")
-    return array.reshape(-1).view(np.uint8)

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar, cast
 
-from distopt.comm.communicator import Communicator
-from distopt.comm.in_process import Clock, Faults, InProcessGroup, KilledByPlan, name_ranks
+from distopt.comm.communicator import Communicator, name_ranks
+from distopt.comm.in_process import Clock, Faults, InProcessGroup, KilledByPlan
 from distopt.errors import CollectiveTimeoutError, JobAbortedError
 
 Result = TypeVar("Result")

@@ -1,0 +1,375 @@
+"""Ranks that are MPI processes. The only module that imports mpi4py.
+
+Rules of this file:
+
+- Buffer calls only: the lower-case ones pickle.
+- No call that can block for a peer: every transfer is started, then tested until it is done or its deadline is over.
+  In between, notes of other ranks are read, and the ranks of this host are looked at (:mod:`distopt.comm.host_peers`).
+- What blocks nevertheless, inside of MPI, is ended by a watchdog.
+- A rank that leaves tells all others, by a note: that it is done, or why it ends the job. So they can name it.
+
+Finalizing: ``MPI_Finalize`` waits for all ranks and so never returns where one of them is lost. At exit a rank that
+has seen an error therefore aborts the job, and one that has not waits for the others' notes, by a deadline, and only
+then finalizes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import faulthandler
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
+
+import numpy as np
+
+from distopt.comm import host_peers
+from distopt.comm.communicator import Communicator, Receive, Send, Traffic, bytes_of, name_ranks
+from distopt.comm.watchdog import Watchdog
+from distopt.errors import (
+    CollectiveTimeoutError,
+    DistoptError,
+    EndpointError,
+    JobAbortedError,
+    LocalProtocolError,
+    PeerLostError,
+    RemoteProtocolError,
+)
+from distopt.types import Array
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+_CHUNK_BYTES: Final = 1 << 30
+"""Messages are at most this long; a count in MPI 3 is a C int."""
+
+_NOTE_TAG: Final = 32767
+"""The largest tag that every MPI offers; exchanges are numbered below it."""
+
+_MAX_NOTE_BYTES: Final = 2000
+"""Short enough to be sent without the receiver's help."""
+
+_YIELDS: Final = 100
+"""So many times the core is offered to others before a wait begins to sleep."""
+
+_MIN_PAUSE_S: Final = 20e-6
+_MAX_PAUSE_S: Final = 1e-3
+_PAUSE_SHARE: Final = 0.1
+"""A wait sleeps for this share of what it has lasted, so it ends at most so much late."""
+
+_LOOK_EVERY_S: Final = 0.1
+_GAP_S: Final = 2.0
+"""A pause this long between two looks means that this process was stopped; its waits are prolonged by it."""
+
+_GRACE_S: Final = 5.0
+"""How long the watchdog lets a wait overrun, and how long an abort may take."""
+
+
+class _Wait(NamedTuple):
+    """What is under way: requests, and the peer of each."""
+
+    what: str
+    started_s: float
+    requests: list[MPI.Request]
+    peers: list[int]
+    everyone: tuple[int, ...] = ()
+    """All ranks, for a request that has no single peer."""
+
+    def missing(self) -> list[int]:
+        """Return the ranks whose transfers are not done."""
+        if self.everyone:
+            return list(self.everyone)
+        pairs = zip(self.requests, self.peers, strict=True)
+        return sorted({peer for request, peer in pairs if not request.Get_status()})
+
+
+def load_mpi() -> Any:
+    """Return the module ``mpi4py.MPI``; MPI is initialized by it.
+
+    Raises: EndpointError if it, or the MPI library itself, cannot be loaded.
+    """
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError, OSError) as error:
+        raise EndpointError(
+            "MPI cannot be loaded; install one with `pip install 'distopt[mpi]'`, "
+            f"or load the one of your cluster, often `module load openmpi` ({error})"
+        ) from error
+    return MPI
+
+
+class MpiCommunicator(Communicator):
+    """The ranks of an MPI communicator (default: the world), of which this process is one.
+
+    Units: a wait lasts at most ``timeout_s``; a rank of this host that is stopped is lost after ``stopped_timeout_s``.
+
+    Every rank must make it, in the same order as others of the same ``comm``. One thread uses it at a time.
+
+    Raises: EndpointError if there is no MPI.
+    """
+
+    def __init__(
+        self,
+        comm: MPI.Intracomm | None = None,
+        *,
+        timeout_s: float = 60.0,
+        stopped_timeout_s: float = 5.0,
+    ) -> None:
+        self._mpi = load_mpi()
+        parent = self._mpi.COMM_WORLD if comm is None else comm
+        self.rank = parent.Get_rank()
+        self.size = parent.Get_size()
+        self.traffic = Traffic()
+        self.step = 0
+        self._timeout_s = timeout_s
+        self._num_exchanges = 0
+        self._left: set[int] = set()
+        self._abort_note: tuple[int, str] | None = None
+        self._wait: _Wait | None = None
+        self._failed = False
+        self._closed = False
+        self._host_peers = host_peers.HostPeers(0, [b""])
+        self._watchdog = Watchdog(timeout_s + _GRACE_S, self._end_stuck)
+        self._comm = parent  # until it is duplicated, for an abort
+        duplicate, request = parent.Idup()
+        everyone = tuple(range(self.size))
+        wait = _Wait("making a communicator", time.monotonic(), [request], [self.rank], everyone)
+        self._complete(wait, self._look_at_nothing)
+        self._comm = duplicate
+        _open.append(self)
+        identities = self.all_gather_bytes(host_peers.identity())
+        self._host_peers = host_peers.HostPeers(self.rank, identities, stopped_timeout_s=stopped_timeout_s)
+
+    def exchange(self, sends: Sequence[Send], receives: Sequence[Receive], what: str) -> None:
+        if self._closed or self._failed:
+            state = "has failed" if self._failed else "is closed"
+            raise LocalProtocolError(f"rank {self.rank} used a communicator that {state}: {what}")
+        tag = self._num_exchanges % _NOTE_TAG
+        self._num_exchanges += 1
+        started_s = time.monotonic()
+        requests: list[MPI.Request] = []
+        peers: list[int] = []
+        expected: list[int] = []
+        self._watchdog.begin(what)
+        try:
+            for receive in receives:
+                for chunk in _chunks(receive.array):
+                    requests.append(self._comm.Irecv([chunk, self._mpi.BYTE], receive.peer, tag))
+                    peers.append(receive.peer)
+                    expected.append(len(chunk))
+            for send in sends:
+                for chunk in _chunks(send.array):
+                    requests.append(self._comm.Isend([chunk, self._mpi.BYTE], send.peer, tag))
+                    peers.append(send.peer)
+            posted_s = time.monotonic()
+            statuses = self._complete(_Wait(what, posted_s, requests, peers), self._look)
+            self._check_lengths(statuses, expected, peers, what)
+        except BaseException as error:
+            self._failed = True
+            if isinstance(error, self._mpi.Exception):
+                raise self._translated(error, what) from error
+            raise
+        finally:
+            self._watchdog.end()
+        self.traffic.send_s += posted_s - started_s
+        self.traffic.wait_s += time.monotonic() - posted_s
+        self.traffic.bytes_sent += sum(array.nbytes for peer, array in sends if peer != self.rank)
+        self.traffic.bytes_received += sum(array.nbytes for peer, array in receives if peer != self.rank)
+
+    def termination_error(self) -> DistoptError:
+        """Return why this process was told to end: for a handler of SIGTERM, which MPI launchers send to the survivors.
+
+        PeerLostError if a rank of this host is dead; JobAbortedError with the reason that another rank gave, or
+        without one. May be raised by the handler. The communicator cannot be used any more.
+        """
+        self._failed = True
+        now = self._situation()
+        self._read_notes()
+        if self._abort_note is not None:
+            source, reason = self._abort_note
+            return JobAbortedError(f"rank {source} ended the job: {reason}; {now}")
+        if dead := self._host_peers.first_dead():
+            return PeerLostError(f"{dead} at step {self.step}; {now}")
+        return JobAbortedError(f"rank {self.rank} was told to end at step {self.step}; {now}")
+
+    def abort(self, status: int = 1, reason: str = "") -> NoReturn:
+        """End the job, all of its ranks, with this ``status``; ``reason`` is what the others' errors then say."""
+        faulthandler.dump_traceback_later(_GRACE_S, exit=True, file=sys.__stderr__ or 2)  # aborting may hang, too
+        if self.size > 1:
+            self._send_notes(b"A" + (reason or f"rank {self.rank} failed at step {self.step}").encode())
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        self._comm.Abort(status)
+        os._exit(status or 1)
+
+    def close(self) -> None:
+        """Tell the others that this rank is done. MPI itself stays; it is finalized at exit."""
+        if self._closed:
+            return
+        self._closed = True
+        self._watchdog.close()
+        if not self._failed:
+            self._send_notes(b"L")
+
+    def finish(self) -> None:
+        """Close, and return when all ranks have closed.
+
+        Raises: PeerLostError, CollectiveTimeoutError, JobAbortedError as any wait.
+        """
+        self.close()
+        started_s = last_look_s = time.monotonic()
+        deadline_s = started_s + self._timeout_s
+        while len(self._left) < self.size - 1 and not self._failed:
+            missing = sorted(set(range(self.size)) - self._left - {self.rank})
+            waiting = _waiting(self.rank, self.step, last_look_s - started_s, missing, "leaving")
+            self._read_notes()
+            self._raise_if_aborted(waiting)
+            last_look_s = time.monotonic()
+            lost = self._host_peers.first_lost(last_look_s)
+            if lost and lost.rank not in self._left:
+                self._failed = True
+                raise PeerLostError(f"{lost} at step {self.step}; {waiting}")
+            if last_look_s >= deadline_s:
+                self._failed = True
+                raise CollectiveTimeoutError(waiting)
+            time.sleep(_MAX_PAUSE_S)
+        self._host_peers.close()
+
+    def _complete(self, wait: _Wait, look: Any) -> list[MPI.Status]:
+        """Return when all requests are done; test, then yield the core, then sleep for longer and longer."""
+        self._wait = wait
+        statuses = [self._mpi.Status() for _ in wait.requests]
+        test_all = self._mpi.Request.Testall
+        yields = 0
+        looked_s = wait.started_s
+        deadline_s = wait.started_s + self._timeout_s
+        while not test_all(wait.requests, statuses):
+            if yields < _YIELDS:
+                yields += 1
+                os.sched_yield()
+                continue
+            now_s = time.monotonic()
+            if now_s - looked_s >= _LOOK_EVERY_S:
+                if now_s - looked_s > _GAP_S:
+                    deadline_s += now_s - looked_s
+                looked_s = now_s
+                look(wait, now_s)
+                if now_s >= deadline_s:
+                    raise CollectiveTimeoutError(self._situation())
+            time.sleep(min(_MAX_PAUSE_S, max(_MIN_PAUSE_S, _PAUSE_SHARE * (now_s - wait.started_s))))
+        self._wait = None
+        return statuses
+
+    def _look_at_nothing(self, wait: _Wait, now_s: float) -> None:
+        """Nothing is known of the others yet."""
+
+    def _look(self, wait: _Wait, now_s: float) -> None:
+        """Raise if a wait is in vain."""
+        self._read_notes()
+        self._raise_if_aborted(self._situation())
+        if left := sorted(self._left.intersection(wait.missing())):
+            raise PeerLostError(f"{name_ranks(left)} left at step {self.step}; {self._situation()}")
+        if lost := self._host_peers.first_lost(now_s):
+            self._read_notes()  # it may have said why before it ended
+            self._raise_if_aborted(self._situation())
+            raise PeerLostError(f"{lost} at step {self.step}; {self._situation()}")
+
+    def _raise_if_aborted(self, waiting: str) -> None:
+        if self._abort_note is not None:
+            self._failed = True
+            source, reason = self._abort_note
+            raise JobAbortedError(f"rank {source} ended the job: {reason}; {waiting}")
+
+    def _situation(self) -> str:
+        """Return what this rank is waiting for, as part of a message."""
+        wait = self._wait
+        if wait is None:
+            return f"rank {self.rank} waited for nothing"
+        return _waiting(self.rank, self.step, time.monotonic() - wait.started_s, wait.missing(), wait.what)
+
+    def _send_notes(self, note: bytes) -> None:
+        """Send a note to all others; what cannot be sent within a moment is given up."""
+        buffer = np.frombuffer(note[:_MAX_NOTE_BYTES], np.uint8)
+        others = [peer for peer in range(self.size) if peer != self.rank and peer not in self._left]
+        try:
+            requests = [self._comm.Isend([buffer, self._mpi.BYTE], peer, _NOTE_TAG) for peer in others]
+            self._test_for_a_moment(requests)
+        except self._mpi.Exception:
+            return  # a note is a courtesy
+
+    def _read_notes(self) -> None:
+        status = self._mpi.Status()
+        while self._comm.Iprobe(self._mpi.ANY_SOURCE, _NOTE_TAG, status):
+            source = status.Get_source()
+            buffer = np.empty(status.Get_count(self._mpi.BYTE), np.uint8)
+            if not self._test_for_a_moment([self._comm.Irecv([buffer, self._mpi.BYTE], source, _NOTE_TAG)]):
+                return
+            note = buffer.tobytes()
+            if note[:1] == b"A" and self._abort_note is None:
+                self._abort_note = source, note[1:].decode(errors="replace")
+            self._left.add(source)
+
+    def _test_for_a_moment(self, requests: list[MPI.Request]) -> bool:
+        """Return whether all are done; where one is not, its buffer is kept alive by its request."""
+        deadline_s = time.monotonic() + 0.2
+        while not (done := self._mpi.Request.Testall(requests)) and time.monotonic() < deadline_s:
+            time.sleep(_MIN_PAUSE_S)
+        if not done:
+            _undone.extend(requests)
+        return bool(done)
+
+    def _check_lengths(self, statuses: list[MPI.Status], expected: list[int], peers: list[int], what: str) -> None:
+        for status, length, peer in zip(statuses, expected, peers, strict=False):
+            if (count := status.Get_count(self._mpi.BYTE)) != length:
+                raise RemoteProtocolError(
+                    f"rank {self.rank} expected {length} bytes from rank {peer} at step {self.step} "
+                    f"and got {count}: {what}"
+                )
+
+    def _translated(self, error: Exception, what: str) -> DistoptError:
+        where = f"rank {self.rank} at step {self.step}: {what}: {error}"
+        code = getattr(error, "Get_error_class", lambda: None)()
+        if code in (self._mpi.ERR_TRUNCATE, self._mpi.ERR_IN_STATUS):
+            return RemoteProtocolError(f"a peer sent more than was expected of it; {where}")
+        return PeerLostError(f"MPI failed; {where}")
+
+    def _end_stuck(self, what: str) -> None:
+        message = f"distopt: rank {self.rank} is stuck inside MPI at step {self.step}, its wait overdue: {what}\n"
+        os.write(2, message.encode())
+        self.abort(1, message)
+
+
+def _chunks(array: Array) -> Iterator[Array]:
+    """Return the bytes of ``array`` as messages: one at least, even if it is empty."""
+    flat = bytes_of(array)
+    for start in range(0, max(1, len(flat)), _CHUNK_BYTES):
+        yield flat[start : start + _CHUNK_BYTES]
+
+
+def _waiting(rank: int, step: int, seconds: float, missing: Sequence[int], what: str) -> str:
+    return f"rank {rank} waited {seconds:.1f} s in step {step} for {name_ranks(missing)}: {what}"
+
+
+_open: list[MpiCommunicator] = []
+_undone: list[Any] = []
+
+
+@atexit.register
+def _end_mpi() -> None:
+    """Leave MPI in a way that cannot hang; see the head of this file."""
+    for comm in _open:
+        try:
+            if hasattr(sys, "last_value"):
+                comm.abort(1, f"rank {comm.rank} ended with {type(sys.last_value).__name__}: {sys.last_value}")
+            comm.finish()
+        except DistoptError as error:
+            os.write(2, f"distopt: {error}\n".encode())
+        if comm._failed:
+            comm.abort(1)
+    if _open and not _open[0]._mpi.Is_finalized():
+        # It keeps the interpreter's lock, so that no thread of ours could end it.
+        faulthandler.dump_traceback_later(2 * _GRACE_S, exit=True, file=sys.__stderr__ or 2)
+        _open[0]._mpi.Finalize()
+        faulthandler.cancel_dump_traceback_later()
