@@ -1,0 +1,167 @@
+"""The replica and cross-replica contexts of a strategy, and what an assignment means in each.
+
+Source: TensorFlow's table of variable writes (synchronization x aggregation x context).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from autograd.extend import defvjp, primitive
+
+from distopt import replica_context
+from distopt.distribute import values
+from distopt.errors import ReplicaContextError
+from distopt.nest import map_structure
+from distopt.replica_context import Context
+from distopt.tensor import call
+from distopt.types import ReduceOp
+from distopt.variable import VariableAggregation
+
+
+class StrategyReplicaContext:
+    """One replica's side of ``strategy.run``; made by the strategy, found by ``get_replica_context()``."""
+
+    __slots__ = ("_context", "_index", "_replica_id", "_strategy")
+
+    def __init__(self, strategy: Any, replica_id: int, index: int) -> None:
+        self._strategy = strategy
+        self._replica_id = replica_id
+        self._index = index
+        self._context = Context(strategy, self, InReplicaWriter(strategy))
+
+    @property
+    def context(self) -> Context:
+        """The context to enter while this replica runs."""
+        return self._context
+
+    def use_context(self, context: Context) -> None:
+        """Enter ``context`` instead of one made for this replica; for the default strategy."""
+        self._context = context
+
+    @property
+    def replica_id_in_sync_group(self) -> int:
+        """This replica's id, ``0 <= id < num_replicas_in_sync``."""
+        return self._replica_id
+
+    @property
+    def num_replicas_in_sync(self) -> int:
+        """How many replicas make a step, over all processes."""
+        return int(self._strategy.num_replicas_in_sync)
+
+    @property
+    def strategy(self) -> Any:
+        """The strategy whose ``run`` called this replica."""
+        return self._strategy
+
+    def merge_call(
+        self, merge_fn: Callable[..., Any], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run ``merge_fn(strategy, *args, **kwargs)`` once in this process, and return this replica's part.
+
+        Arguments that differ between the hosted replicas arrive as ``PerReplica``; a ``PerReplica`` in the result is
+        split again. Every replica must make the same merge calls in the same order.
+        """
+        merged = self._strategy.extended.merge(self._index, merge_fn, tuple(args), kwargs or {})
+        return values.select(merged, self._index)
+
+    def all_reduce(self, reduce_op: ReduceOp | str, value: Any, options: Any = None) -> Any:  # noqa: ARG002
+        """Return ``value`` reduced over all replicas of all processes, on each of them.
+
+        ``value`` is a tensor, a variable, a number or a nested structure of these, of the same shapes everywhere.
+        The canonical sum decides the order of additions; ``MEAN`` divides it by the number of replicas.
+        Differentiable: the gradient is the same reduction of the upstream gradients.
+
+        Raises: ValueError if shapes or structures differ between replicas.
+        """
+        operation = ReduceOp.parse(reduce_op)
+        return map_structure(lambda leaf: call(_all_reduce, leaf, self, operation), value)
+
+    def __repr__(self) -> str:
+        return f"ReplicaContext(replica {self._replica_id} of {self.num_replicas_in_sync})"
+
+
+def _reduce_in_cross_replica(strategy: Any, array: Any, operation: ReduceOp) -> Any:
+    return strategy.extended.all_reduce_arrays(operation, array)
+
+
+@primitive  # type: ignore[untyped-decorator]  # autograd is untyped
+def _all_reduce(value: Any, context: StrategyReplicaContext, operation: ReduceOp) -> Any:
+    return context.merge_call(_reduce_in_cross_replica, (np.asarray(value), operation))
+
+
+defvjp(
+    _all_reduce,
+    lambda _result, _value, context, operation: lambda gradient: _all_reduce(gradient, context, operation),
+    None,
+    None,
+)
+
+
+class CrossReplicaWriter:
+    """Assignments outside of replicas: every copy gets the value."""
+
+    def __init__(self, strategy: Any) -> None:
+        self._strategy = strategy
+
+    def assign(self, variable: Any, operation: str, value: Any) -> None:
+        """Write to the stored value and to all copies."""
+        variable.write_all(operation, value)
+
+
+class InReplicaWriter:
+    """Assignments inside a replica, by the variable's aggregation.
+
+    SUM, MEAN: the replicas' values are reduced, then written everywhere. ONLY_FIRST_REPLICA: replica 0's value.
+    NONE: only this replica's copy changes, so the variable splits into one copy a replica.
+    """
+
+    def __init__(self, strategy: Any) -> None:
+        self._strategy = strategy
+
+    def assign(self, variable: Any, operation: str, value: Any) -> None:
+        """Write as the variable's ``aggregation`` says.
+
+        Raises: ValueError for a Python number given to a SUM variable, whose meaning would depend on the number of
+        replicas; PlacementError where the placement cannot hold copies.
+        """
+        context = replica_context.current_replica("an assignment")
+        if context.num_replicas_in_sync == 1:
+            variable.write_all(operation, value)
+            return
+        aggregation = variable.aggregation
+        if aggregation is VariableAggregation.NONE:
+            self._strategy.extended.split((variable,))
+            variable.write_copy(context.replica_id_in_sync_group, operation, value)
+            return
+        if aggregation is VariableAggregation.SUM and isinstance(value, int | float):
+            raise ValueError(
+                f"{variable.name} has aggregation SUM: assigning the number {value!r} on every replica would add it up "
+                f"{context.num_replicas_in_sync} times; assign a tensor that each replica computed"
+            )
+        array = np.asarray(value, dtype=variable.dtype)
+        context.merge_call(_assign_aggregated, (variable, operation, array))
+
+
+def _assign_aggregated(strategy: Any, variable: Any, operation: str, value: Any) -> None:
+    if variable.aggregation is VariableAggregation.ONLY_FIRST_REPLICA:
+        total = strategy.extended.of_first_replica(value)
+    else:
+        mean = variable.aggregation is VariableAggregation.MEAN
+        total = strategy.extended.all_reduce_arrays(ReduceOp.MEAN if mean else ReduceOp.SUM, value)
+    variable.write_all(operation, total)
+
+
+def require_cross_replica(caller: str) -> None:
+    """Refuse ``caller`` inside a replica.
+
+    Raises: ReplicaContextError.
+    """
+    context = replica_context.current()
+    if context.replica is not None and not context.is_default:
+        raise ReplicaContextError(
+            f"{caller} was called inside a replica; call it in cross-replica context (outside `strategy.run`), or use "
+            "`get_replica_context().all_reduce` there"
+        )

@@ -1,0 +1,208 @@
+"""The part of a strategy that optimizers, aggregators and contexts call: merging, reducing, splitting, applying."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from distopt import replica_context
+from distopt.aggregation import Aggregator, Mean, Sum
+from distopt.comm.communicator import Communicator, Hosting
+from distopt.distribute import values
+from distopt.distribute.contexts import CrossReplicaWriter, StrategyReplicaContext
+from distopt.distribute.owners import EveryProcess, Owners, Phases
+from distopt.distribute.replica_threads import ReplicaThreads
+from distopt.replica_context import Context
+from distopt.types import Array, ReduceOp
+
+_AGGREGATOR_OF = {ReduceOp.SUM: Sum(), ReduceOp.MEAN: Mean()}
+
+
+class Extended:
+    """What one process of a strategy hosts, and the collectives over all processes.
+
+    A process that hosts no replica runs one *stand-in*: it gets empty data and takes part in every collective, but
+    contributes nothing. So user code needs no branch for it.
+    """
+
+    def __init__(
+        self, strategy: Any, hosting: Hosting, rank: int, communicator: Communicator | None, phases: Phases
+    ) -> None:
+        self.hosting = hosting
+        self.rank = rank
+        self.communicator = communicator
+        self.phases = phases
+        self.every_process = EveryProcess(hosting, rank, communicator, phases)
+        self.owners: Owners = self.every_process
+        self.hosted = hosting.hosted[rank]
+        ids = self.hosted or (hosting.num_replicas - 1,)
+        self.contexts = tuple(StrategyReplicaContext(strategy, replica, i) for i, replica in enumerate(ids))
+        self.cross_context = Context(strategy, None, CrossReplicaWriter(strategy))
+        self.given_hypers: dict[str, float] | None = None
+        """Hypers that were evaluated elsewhere, for a server that re-enacts replicas."""
+        self._strategy = strategy
+        self._threads: ReplicaThreads | None = None
+        self._merging_s = 0.0
+
+    @property
+    def num_hosted(self) -> int:
+        """How many replica contexts run in this process, a stand-in included."""
+        return len(self.contexts)
+
+    @property
+    def owners_re_enact_replicas(self) -> bool:
+        """Whether the owner runs whole-gradient hooks; see :class:`~distopt.distribute.owners.Owners`."""
+        return self.owners.re_enact_replicas
+
+    def run(self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Run ``function`` on every hosted replica and regroup what they return."""
+        started = time.perf_counter()
+        self._merging_s = 0.0
+        try:
+            if self.num_hosted == 1:
+                with replica_context.enter(self.contexts[0].context):
+                    result = function(*args, **kwargs)
+                return result
+            if self._threads is None:
+                self._threads = ReplicaThreads(self.num_hosted)
+            calls = [self._call(i, function, args, kwargs) for i in range(self.num_hosted)]
+            return values.regroup(self._threads.run(calls, self._merge_laps))
+        finally:
+            self.phases.gradient += time.perf_counter() - started - self._merging_s
+
+    def merge(self, index: int, merge_fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Meet the other hosted replicas, run ``merge_fn`` once, return its result for all of them."""
+        if self.num_hosted == 1:
+            return self._merge_now(merge_fn, args, kwargs)
+        assert self._threads is not None, "several replicas run on their threads"
+        return self._threads.merge(index, merge_fn, args, kwargs)
+
+    def combine(self, aggregator: Aggregator, gradients: Any) -> list[Any]:
+        """Return the aggregate over all replicas of a list of gradients; called through ``merge_call``."""
+        lists = values.local_components(gradients, self.num_hosted) if not isinstance(gradients, list) else None
+        if lists is None:
+            columns = [values.local_components(gradient, self.num_hosted) for gradient in gradients]
+        else:
+            columns = [list(column) for column in zip(*lists, strict=True)]
+        return [self._combine_column(aggregator, column) for column in columns]
+
+    def all_reduce_arrays(self, operation: ReduceOp | str, value: Any) -> Array:
+        """Return ``value`` (an array, or one a hosted replica) reduced over all replicas."""
+        total = self._combine_column(
+            _AGGREGATOR_OF[ReduceOp.parse(operation)], values.local_components(value, self.num_hosted)
+        )
+        return np.asarray(total)
+
+    def of_first_replica(self, value: Any) -> Array:
+        """Return replica 0's ``value`` on every process."""
+        array = np.asarray(values.local_components(value, self.num_hosted)[0])
+        if self.communicator is None:
+            return array
+        root = next(rank for rank, hosted in enumerate(self.hosting.hosted) if 0 in hosted)
+        payload = self.communicator.broadcast_bytes(array.tobytes() if self.rank == root else None, root)
+        return np.frombuffer(payload, array.dtype).reshape(array.shape).copy()
+
+    def split(self, variables: Sequence[Any]) -> None:
+        """Give every hosted replica its own copy of ``variables``; nothing happens to those that have them.
+
+        Raises: PlacementError where the placement cannot hold copies.
+        """
+        for variable in variables:
+            if not variable.is_split and self.num_hosted > 1:
+                self.owners.may_split(f"an unaggregated write to {variable.name}")
+                variable.split([context.replica_id_in_sync_group for context in self.contexts])
+
+    def apply_at_owners(self, path: Any, pairs: Any) -> None:
+        """Run the rest of the gradient's path at the owners of the variables."""
+        hypers = self._hypers_of(path.optimizer)
+        self.owners.apply(path, values.local_components(pairs, self.num_hosted), hypers)
+
+    def update_copies(self, path: Any, pairs: Any) -> None:
+        """Apply each replica's finished gradients; where they are bit-equal, one update serves all copies."""
+        optimizer = path.optimizer
+        started = time.perf_counter()
+        pairs_of = values.local_components(pairs, self.num_hosted)
+        hypers = self._hypers_of(optimizer)
+        first = pairs_of[0]
+        variables = tuple(variable for _, variable in first)
+        if all(same_bits(first, other) for other in pairs_of[1:]) and not any(v.is_split for v in variables):
+            optimizer.finish_pairs(first, hypers)
+        else:
+            self.split(variables)
+            optimizer.split_slots(variables)
+            for context, own in zip(self.contexts, pairs_of, strict=True):
+                optimizer.finish_pairs(own, hypers, replica_id=context.replica_id_in_sync_group)
+        optimizer.advance()
+        self.phases.apply += time.perf_counter() - started
+
+    def close(self) -> None:
+        """End the replica threads."""
+        if self._threads is not None:
+            self._threads.close()
+            self._threads = None
+
+    def _hypers_of(self, optimizer: Any) -> dict[str, float]:
+        """Return the hypers of this step, which callables and schedules are asked for once."""
+        return optimizer.step_hypers() if self.given_hypers is None else self.given_hypers
+
+    def _combine_column(self, aggregator: Aggregator, column: Sequence[Any]) -> Any:
+        arrays = [np.asarray(item) for item in column]
+        if any(a.shape != arrays[0].shape or a.dtype != arrays[0].dtype for a in arrays):
+            raise ValueError(
+                "replicas reduce values of different shapes or dtypes: "
+                + ", ".join(f"{a.dtype}{list(a.shape)}" for a in arrays)
+            )
+        flat_of = [[np.ascontiguousarray(a).reshape(-1)] for a in arrays]
+        (total,) = self.every_process.combine(aggregator, flat_of)
+        return total.reshape(arrays[0].shape)
+
+    def _call(
+        self, index: int, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Callable[[], Any]:
+        own_args, own_kwargs = values.select(tuple(args), index), values.select(kwargs, index)
+
+        def call() -> Any:
+            with replica_context.enter(self.contexts[index].context):
+                return function(*own_args, **own_kwargs)
+
+        return call
+
+    def _merge_laps(
+        self, merge_fn: Callable[..., Any], args_of: Sequence[tuple[Any, ...]], kwargs_of: Sequence[dict[str, Any]]
+    ) -> list[Any]:
+        args, kwargs = values.regroup(args_of), values.regroup(kwargs_of)
+        return [self._merge_now(merge_fn, args, kwargs)] * self.num_hosted
+
+    def _merge_now(self, merge_fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        started = time.perf_counter()
+        with replica_context.enter(self.cross_context):
+            result = merge_fn(self._strategy, *args, **kwargs)
+        self._merging_s += time.perf_counter() - started
+        return result
+
+
+def same_bits(first: Any, second: Any) -> bool:
+    """Return whether two lists of pairs hold the same variables and bit-equal gradients."""
+    if len(first) != len(second):
+        raise ValueError(f"one replica applies {len(first)} gradients and another {len(second)}; they must agree")
+    for (a, variable), (b, other) in zip(first, second, strict=True):
+        if variable is not other:
+            raise ValueError(
+                f"one replica applies a gradient to {variable.name} where another one does to {other.name}"
+            )
+        if a is b:
+            continue
+        left, right = _parts(a), _parts(b)
+        if any(x.shape != y.shape or x.tobytes() != y.tobytes() for x, y in zip(left, right, strict=True)):
+            return False
+    return True
+
+
+def _parts(gradient: Any) -> tuple[Array, Array]:
+    indices = getattr(gradient, "indices", None)
+    if indices is None:
+        return np.asarray(gradient), np.empty(0)
+    return np.asarray(gradient.values), np.asarray(indices)

@@ -1,0 +1,57 @@
+"""``MirroredStrategy``: all replicas in this process. ``default_strategy``: one replica, outside of every scope."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from distopt import replica_context
+from distopt.comm.communicator import Hosting
+from distopt.distribute.contexts import CrossReplicaWriter
+from distopt.distribute.strategy import Strategy
+from distopt.replica_context import Context
+
+
+class MirroredStrategy(Strategy):
+    """Several replicas in one process; the obviously right one, and the yardstick for the others.
+
+    ``devices``: a number of replicas, or TensorFlow's list of device names (``["/cpu:0", "/cpu:1"]``), one replica
+    each; default 1. ``cross_device_ops`` is accepted where TensorFlow has it; every choice gives the canonical sum.
+
+    Raises: ValueError for no replica, or for a device that is named twice.
+    """
+
+    def __init__(self, devices: int | Sequence[str] | None = None, cross_device_ops: Any = None) -> None:
+        self.cross_device_ops = cross_device_ops
+        super().__init__(Hosting.contiguous(_num_replicas(devices), 1))
+
+
+class DefaultStrategy(Strategy):
+    """What is current outside of every strategy's scope: one replica, always in its replica context."""
+
+    def __init__(self) -> None:
+        super().__init__(Hosting.contiguous(1, 1))
+        replica = self.extended.contexts[0]
+        self.context = Context(self, replica, CrossReplicaWriter(self), is_default=True)
+        replica.use_context(self.context)
+
+
+def _num_replicas(devices: int | Sequence[str] | None) -> int:
+    if devices is None:
+        return 1
+    if isinstance(devices, bool) or not isinstance(devices, int | Sequence) or isinstance(devices, str):
+        raise ValueError(f"devices is a number of replicas or a list of device names, not {devices!r}")
+    if isinstance(devices, int):
+        if devices < 1:
+            raise ValueError(f"a strategy needs at least 1 replica, not {devices}")
+        return devices
+    names = list(devices)
+    if not names or any(not isinstance(name, str) for name in names):
+        raise ValueError(f"devices is a number of replicas or a non-empty list of device names, not {devices!r}")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"device {repeated[0]!r} is named twice; each replica needs a device of its own")
+    return len(names)
+
+
+default_strategy = DefaultStrategy()
+replica_context.install_default(default_strategy.context)

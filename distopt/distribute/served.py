@@ -1,0 +1,139 @@
+"""What a server does with a completed round: update the spans that it owns, or re-enact the replicas.
+
+Both are handed contributions and never see where they came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distopt.aggregation import Aggregator
+from distopt.arena import Span
+from distopt.distribute.mirrored import MirroredStrategy
+from distopt.distribute.owners import EveryProcess, refuse_split
+from distopt.distribute.values import PerReplica
+from distopt.optimizers.pipeline import GradientPath, Pairs
+from distopt.types import Array
+
+
+class ServedSpans:
+    """Stages 6 to 10 of the gradient's path on ``spans``, whose segments are numbered within ``layout``."""
+
+    def __init__(self, optimizer: Any, layout: Any, spans: Sequence[Span]) -> None:
+        self.aggregator: Aggregator = optimizer.gradient_aggregator
+        self._optimizer = optimizer
+        self._spans = absolute_spans(layout, spans)
+        self._segments = {segment.index: segment for segment in layout.segments}
+        self._owner = optimizer.span_owner(layout, self._spans)
+
+    def partials(self, flat_spans: Sequence[Array]) -> Array:
+        """Return the sums of squares of these spans' blocks that a clip by norm needs."""
+        partials: Array = self._owner.partials(flat_spans)
+        return partials
+
+    def apply(self, step: int, flat_spans: Sequence[Array], hypers: Mapping[str, float], all_partials: Array) -> None:  # noqa: ARG002
+        """Clip and update; ``all_partials`` has the sums of all servers, in the order of the blocks."""
+        self._owner.apply(flat_spans, hypers, all_partials)
+        self._optimizer.advance()
+
+    def variables(self) -> list[Array]:
+        """Return the live flat arrays of the spans."""
+        return [self._segments[span.segment_index].buffer[span.start : span.stop] for span in self._spans]
+
+    def named_arrays(self) -> dict[str, Array]:
+        """Return variables and slots of the spans by name, as :func:`load_named_arrays` takes them."""
+        return named_arrays(self._optimizer, self._segments, self._spans)
+
+
+class ServedReplicas:
+    """The whole path from stage 4, for hooks over whole gradients: R replica contexts re-enacted in this process."""
+
+    def __init__(self, optimizer: Any, layout: Any, num_replicas: int) -> None:
+        self._optimizer = optimizer
+        self._layout = layout
+        self._segments = {segment.index: segment for segment in layout.segments}
+        self._strategy = MirroredStrategy(num_replicas)
+        extended = self._strategy.extended
+        extended.owners = _OneValueForAll(extended.hosting, 0, None, extended.phases)
+
+    def apply_replicas(
+        self,
+        step: int,  # noqa: ARG002 - the optimizer counts by itself
+        gradients: Mapping[int, Sequence[Array]],
+        hypers: Mapping[str, float],
+    ) -> None:
+        """Run hooks, clips and rule as if the replicas were here, with their own gradients.
+
+        Raises: PlacementError if a hook gives the replicas different gradients; what the hook raises.
+        """
+        layout = self._layout
+        pairs = PerReplica(
+            [Pairs(zip(layout.unpack(gradients[r]), layout.variables, strict=True)) for r in sorted(gradients)]
+        )
+        extended = self._strategy.extended
+        extended.given_hypers = dict(hypers)
+        try:
+            self._strategy.run(self._optimizer.apply_gradients, (pairs,))
+        finally:
+            extended.given_hypers = None
+
+    def variables(self) -> list[Array]:
+        """Return the live flat arrays of all runs."""
+        return [run.view for run in self._layout.runs]
+
+    def named_arrays(self) -> dict[str, Array]:
+        """Return all variables and slots by name."""
+        return named_arrays(self._optimizer, self._segments, self._layout.spans)
+
+    def close(self) -> None:
+        """End the replica threads."""
+        self._strategy.close()
+
+
+class _OneValueForAll(EveryProcess):
+    """Owners of a server that re-enacts replicas: there is one value for all of them."""
+
+    placement = "server"
+
+    def may_split(self, what: str) -> None:
+        refuse_split(what)
+
+
+def served(optimizer: Any, layout: Any, spans: Sequence[Span], num_replicas: int) -> ServedSpans | ServedReplicas:
+    """Return what a server runs for ``optimizer``: span by span where it can, else whole."""
+    if GradientPath(optimizer, aggregate=True).runs_at_owners:
+        return ServedSpans(optimizer, layout, spans)
+    return ServedReplicas(optimizer, layout, num_replicas)
+
+
+def absolute_spans(layout: Any, spans: Sequence[Span]) -> tuple[Span, ...]:
+    """Return spans numbered within ``layout`` as spans of this process's segments."""
+    segments = layout.segments
+    return tuple(Span(segments[s.segment_index].index, s.start, s.stop) for s in (Span(*span) for span in spans))
+
+
+def named_arrays(optimizer: Any, segments: Mapping[int, Any], spans: Sequence[Span]) -> dict[str, Array]:
+    """Return views of the variables and slots in ``spans``: ``"0.variable"``, ``"0.momentum"``, ... by span."""
+    found: dict[str, Array] = {}
+    for i, span in enumerate(spans):
+        segment = segments[span.segment_index]
+        found[f"{i}.variable"] = segment.buffer[span.start : span.stop]
+        for name, buffer in optimizer.slots.buffers(segment).items():
+            found[f"{i}.{name}"] = buffer[span.start : span.stop]
+    return found
+
+
+def load_named_arrays(optimizer: Any, layout: Any, spans: Sequence[Span], arrays: Mapping[str, Array]) -> None:
+    """Write what a server's :func:`named_arrays` gave into the same places of this process's optimizer.
+
+    Raises: ValueError if names, lengths or dtypes differ.
+    """
+    segments = {segment.index: segment for segment in layout.segments}
+    mine = named_arrays(optimizer, segments, absolute_spans(layout, spans))
+    if list(mine) != list(arrays):
+        raise ValueError(f"a server holds {list(arrays)} where this process holds {list(mine)}")
+    for name, target in mine.items():
+        if target.shape != arrays[name].shape or target.dtype != arrays[name].dtype:
+            raise ValueError(f"{name} is {arrays[name].dtype}{list(arrays[name].shape)} on the server")
+        target[...] = arrays[name]

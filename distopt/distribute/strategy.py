@@ -1,0 +1,148 @@
+"""``Strategy``: the face that users know, over what :mod:`distopt.distribute.extended` does.
+
+Names, arguments and errors follow ``tf.distribute.Strategy``. ``num_replicas_in_sync`` belongs to the job: it does not
+change with the number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from distopt import replica_context
+from distopt.comm.communicator import Communicator, Hosting
+from distopt.distribute import values
+from distopt.distribute.contexts import require_cross_replica
+from distopt.distribute.datasets import DistributedDataset
+from distopt.distribute.extended import Extended
+from distopt.distribute.owners import Phases
+from distopt.errors import ReplicaContextError
+from distopt.nest import map_structure
+from distopt.tensor import Tensor
+from distopt.types import ReduceOp
+
+
+class Strategy:
+    """Replicas that make steps together; made by the subclasses."""
+
+    def __init__(self, hosting: Hosting, rank: int = 0, communicator: Communicator | None = None) -> None:
+        self._extended = Extended(self, hosting, rank, communicator, Phases())
+
+    @property
+    def extended(self) -> Extended:
+        """The interface for optimizers and other library code."""
+        return self._extended
+
+    @property
+    def num_replicas_in_sync(self) -> int:
+        """How many replicas make a step, over all processes."""
+        return self._extended.hosting.num_replicas
+
+    @property
+    def placement(self) -> str:
+        """Where the owners of the variables live: ``"replica"`` or ``"server"``."""
+        return self._extended.owners.placement
+
+    @contextmanager
+    def scope(self) -> Iterator[Strategy]:
+        """Make this the current strategy; variables created inside have one value for all replicas.
+
+        Raises: ReplicaContextError inside another strategy's scope, or inside a replica.
+        """
+        current = replica_context.current()
+        if not current.is_default and current.strategy is not self:
+            raise ReplicaContextError(
+                f"the scope of {current.strategy!r} is active; leave it before entering that of {self!r}"
+            )
+        if current.replica is not None and not current.is_default:
+            raise ReplicaContextError("strategy.scope() was entered inside a replica; enter it outside `strategy.run`")
+        with replica_context.enter(self._extended.cross_context):
+            yield self
+
+    def run(
+        self,
+        fn: Callable[..., Any],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+        options: Any = None,  # noqa: ARG002 - TensorFlow's argument; nothing to choose here
+    ) -> Any:
+        """Call ``fn`` once for each replica that this process hosts, and return the regrouped results.
+
+        ``PerReplica`` arguments, also nested ones, are replaced by the replica's component. Replicas of one process
+        run one after another and meet in ``merge_call`` and ``all_reduce``. A result that is the same object on every
+        replica comes back as it is, anything else as ``PerReplica``.
+
+        Raises: ValueError if ``args`` is not a list or tuple; ReplicaContextError inside a replica.
+        """
+        if not isinstance(args, list | tuple):
+            raise ValueError(f"args must be a list or tuple of the function's arguments, not {type(args).__name__}")
+        require_cross_replica("strategy.run")
+        if self._extended.num_hosted == 1:
+            args, kwargs = values.select(tuple(args), 0), values.select(kwargs or {}, 0)
+        return self._extended.run(fn, args, kwargs or {})
+
+    def reduce(self, reduce_op: ReduceOp | str, value: Any, axis: int | tuple[int, ...] | None) -> Any:
+        """Return ``value`` reduced over all replicas of all processes.
+
+        ``axis=None``: element-wise over replicas, whose shapes must match. Otherwise over that axis within each
+        replica and then over replicas; MEAN divides by the number of elements along the axis over *all* replicas, so
+        uneven batches get their true mean. MEAN of a value that is not per replica returns it.
+
+        Raises: ValueError for SUM of a value that is not per replica (it would be counted many times);
+        ReplicaContextError inside a replica.
+        """
+        require_cross_replica("strategy.reduce")
+        operation = ReduceOp.parse(reduce_op)
+        if not isinstance(value, values.DistributedValues) and isinstance(value, dict | list | tuple):
+            return map_structure(lambda leaf: self.reduce(operation, leaf, axis), value)
+        if not isinstance(value, values.DistributedValues) and self.num_replicas_in_sync > 1:
+            single_host = self._extended.num_hosted == 1 and self._extended.communicator is not None
+            if not single_host:
+                return self._reduce_plain(operation, value, axis)
+        components = [np.asarray(c) for c in values.local_components(value, self._extended.num_hosted)]
+        if axis is None:
+            total = self._extended.all_reduce_arrays(operation, values.PerReplica(components))
+        else:
+            sums = values.PerReplica([np.asarray(c.sum(axis=axis, dtype=c.dtype)) for c in components])
+            total = self._extended.all_reduce_arrays(ReduceOp.SUM, sums)
+            if operation is ReduceOp.MEAN:
+                axes = axis if isinstance(axis, tuple) else (axis,)
+                counts = [np.asarray(np.prod([c.shape[a] for a in axes]), np.int64) for c in components]
+                total = total / total.dtype.type(
+                    self._extended.all_reduce_arrays(ReduceOp.SUM, values.PerReplica(counts))
+                )
+        return Tensor(total)
+
+    def _reduce_plain(self, operation: ReduceOp, value: Any, axis: Any) -> Any:
+        if operation is ReduceOp.SUM and np.any(np.asarray(value) != 0):
+            raise ValueError(
+                f"strategy.reduce(SUM) of {value!r}, which is not a per-replica value: it would be counted "
+                f"{self.num_replicas_in_sync} times; reduce what `strategy.run` returned"
+            )
+        array = np.asarray(value)
+        return value if axis is None else Tensor(array.mean(axis=axis) if operation is ReduceOp.MEAN else array)
+
+    def experimental_local_results(self, value: Any) -> tuple[Any, ...]:
+        """Return the components of ``value`` on the replicas of this process; a plain value becomes a 1-tuple."""
+        return value.values if isinstance(value, values.DistributedValues) else (value,)
+
+    def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> DistributedDataset:  # noqa: ARG002
+        """Return an iterable that splits each global batch of ``dataset`` over all replicas.
+
+        ``dataset`` is batched with the *global* batch size. Chunk j of ``ceil(b / replicas)`` rows belongs to replica
+        j wherever that is hosted; trailing replicas may get fewer rows or none (zero-row arrays).
+        """
+        return DistributedDataset(dataset, self)
+
+    def close(self) -> None:
+        """End the threads of this strategy; the communicator belongs to its maker and stays open."""
+        self._extended.close()
+
+    def __copy__(self) -> Strategy:
+        raise ReplicaContextError("a strategy cannot be copied; pass the object itself")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.num_replicas_in_sync} replicas, placement {self.placement!r})"

@@ -1,0 +1,80 @@
+"""Values that differ between replicas, and the two moves between one value and many.
+
+:func:`regroup` turns what the hosted replicas hold into one value for cross-replica code; :func:`select` is its
+inverse. Containers are walked leaf by leaf; everything else is a leaf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from distopt.nest import map_structure
+
+
+class DistributedValues:
+    """One component per replica that this process hosts, in the order of replica ids."""
+
+    __slots__ = ("values",)
+
+    def __init__(self, values: Sequence[Any]) -> None:
+        self.values = tuple(values)
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{i}: {value!r}" for i, value in enumerate(self.values))
+        return f"{type(self).__name__}({parts})"
+
+
+class PerReplica(DistributedValues):
+    """A value of its own on each replica; not usable as a tensor outside of them."""
+
+    __slots__ = ()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        raise ValueError(
+            "a PerReplica value is one value a replica; use `strategy.reduce` for one result or "
+            "`strategy.experimental_local_results` for all of them"
+        )
+
+
+class Mirrored(DistributedValues):
+    """A value that is the same on every replica."""
+
+    __slots__ = ()
+
+
+def regroup(values: Sequence[Any]) -> Any:
+    """Return one value from those of the hosted replicas.
+
+    A single replica's value, and a leaf that is the very same object everywhere, come back as they are; other leaves
+    become :class:`PerReplica`.
+
+    >>> regroup([{"a": 1.5, "b": None}, {"a": 2.5, "b": None}])
+    {'a': PerReplica(0: 1.5, 1: 2.5), 'b': None}
+    """
+    if len(values) == 1:
+        return values[0]
+
+    def leaf(*components: Any) -> Any:
+        first = components[0]
+        return first if all(c is first for c in components) else PerReplica(components)
+
+    return map_structure(leaf, *values)
+
+
+def select(value: Any, index: int) -> Any:
+    """Return the component of ``value`` for the ``index``-th hosted replica; plain leaves are shared.
+
+    >>> select([PerReplica([1.0, 2.0]), 3], 1)
+    [2.0, 3]
+    """
+
+    def leaf(item: Any) -> Any:
+        return item.values[index] if isinstance(item, DistributedValues) else item
+
+    return map_structure(leaf, value)
+
+
+def local_components(value: Any, num_hosted: int) -> tuple[Any, ...]:
+    """Return the component of ``value`` for each hosted replica; a plain value stands for all of them."""
+    return value.values if isinstance(value, DistributedValues) else (value,) * num_hosted

@@ -1,0 +1,145 @@
+"""The state of a job from wherever it lies, and back to there.
+
+With placement ``replica`` every process has all of it, except that copies of split variables lie where their replicas
+are hosted. With placement ``server`` slots lie at the servers alone. Either way the chief (rank 0) ends up with the one
+:class:`~distopt.checkpoint.TrainingState` that the same job in one process would have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distopt import checkpoint
+from distopt.checkpoint import DataPosition, TrainingState, VariableState, state_hash
+from distopt.distribute import Strategy
+from distopt.distribute.served import load_named_arrays
+from distopt.errors import CheckpointError
+from distopt.optimizers.core import OptimizerState
+from distopt.runtime.config_file import job_digest
+from distopt.runtime.job import Job
+from distopt.types import Array
+
+
+def collect_state(job: Job, strategy: Strategy, position: DataPosition) -> TrainingState | None:
+    """Return the job's state on the chief, ``None`` on other ranks; every rank must call this at the same step."""
+    extended = strategy.extended
+    communicator: Any = extended.communicator
+    if communicator is None:
+        return local_state(job, position)
+    if strategy.placement == "server":
+        if extended.rank != 0:
+            return None
+        layout = job.optimizer.layout(tuple(job.variables))
+        for owned in communicator.fetch_state():
+            load_named_arrays(job.optimizer, layout, owned.spans, dict(zip(owned.names, owned.arrays, strict=True)))
+        return local_state(job, position)
+    own = local_state(job, position)
+    split = any(len(copies) > 1 for v in own.variables for copies in (v.value, *v.slots.values()))
+    digest = b"split" if split else hashlib.sha256(state_hash(own).encode()).digest()
+    digests = communicator.all_gather_bytes(digest if extended.hosted else b"")
+    if len({d for d in digests if d}) == 1 and not split:
+        return own if extended.rank == 0 else None
+    parts = communicator.all_gather_bytes(checkpoint.to_bytes(own) if extended.hosted else b"")
+    if extended.rank != 0:
+        return None
+    states = [checkpoint.from_bytes(part, f"the state of rank {r}") if part else None for r, part in enumerate(parts)]
+    return _merged(states, extended.hosting.hosted)
+
+
+def local_state(job: Job, position: DataPosition) -> TrainingState:
+    """Return the state as this process holds it; copies are those of the hosted replicas."""
+    state = job.optimizer.state()
+    slots_of = {id(v): slots for v, slots in zip(job.variables, state.slots, strict=True)}
+    variables = tuple(
+        VariableState(position=i, name=v.name, value=_copies(v), slots=slots_of.get(id(v), {}))
+        for i, v in enumerate(job.model.variables)
+    )
+    return TrainingState(
+        iterations=state.iterations,
+        variables=variables,
+        extras=state.extras,
+        position=position,
+        job_digest=job_digest(job.config),
+    )
+
+
+def restore_state(state: TrainingState, job: Job, strategy: Strategy | None = None) -> None:
+    """Make ``state`` the state of this process: all of it, and of split variables the copies hosted here.
+
+    ``strategy`` is None on a server, which holds one value for all replicas.
+
+    Raises: CheckpointError, before anything changes, if variables differ in name, shape or dtype.
+    """
+    mine = list(job.model.variables)
+    saved = sorted(state.variables, key=lambda v: v.position)
+    if [v.name for v in mine] != [v.name for v in saved]:
+        raise CheckpointError(f"the checkpoint is of {[v.name for v in saved]}, the job of {[v.name for v in mine]}")
+    for variable, entry in zip(mine, saved, strict=True):
+        shape, dtype = entry.value[0].shape, entry.value[0].dtype
+        if shape != tuple(variable.shape) or dtype != variable.dtype:
+            raise CheckpointError(
+                f"{variable.name} is {dtype}{list(shape)} in the checkpoint and "
+                f"{variable.dtype}{list(variable.shape)} in the job"
+            )
+    hosted: Sequence[int] = (0,) if strategy is None else strategy.extended.hosted or (0,)
+    for variable, entry in zip(mine, saved, strict=True):
+        copies = _of_hosted(entry.value, hosted)
+        if len(copies) > 1:
+            assert strategy is not None, "only a strategy hosts several replicas"
+            strategy.extended.split((variable,))
+            for replica, copy in zip(hosted, copies, strict=True):
+                variable.write_copy(replica, "assign", copy)
+        else:
+            variable.write_all("assign", copies[0])
+    entries = {id(v): entry for v, entry in zip(mine, saved, strict=True)}
+    slots = tuple(
+        {name: _of_hosted(copies, hosted) for name, copies in entries[id(v)].slots.items()} for v in job.variables
+    )
+    job.optimizer.load_state(OptimizerState(state.iterations, slots, state.extras))
+
+
+def _copies(variable: Any) -> tuple[Array, ...]:
+    if not variable.is_split:
+        return (variable.numpy(),)
+    return tuple(variable.copy_of(replica).copy() for replica in variable.replica_ids)
+
+
+def _of_hosted(copies: Sequence[Array], hosted: Sequence[int]) -> tuple[Array, ...]:
+    return tuple(copies[replica] for replica in hosted) if len(copies) > 1 else tuple(copies)
+
+
+def _merged(states: Sequence[TrainingState | None], hosted: Sequence[Sequence[int]]) -> TrainingState:
+    """Return one state with a copy for each replica, in replica order."""
+    present = [(state, len(replicas)) for state, replicas in zip(states, hosted, strict=True) if state is not None]
+    first = present[0][0]
+
+    def spread(copies_of: Sequence[tuple[Array, ...]]) -> tuple[Array, ...]:
+        each = [
+            copies if len(copies) == count else copies * count
+            for copies, (_, count) in zip(copies_of, present, strict=True)
+        ]
+        return checkpoint.collapse(tuple(copy for copies in each for copy in copies))
+
+    variables = []
+    for i, variable in enumerate(first.variables):
+        entries = [state.variables[i] for state, _ in present]
+        slots: Mapping[str, tuple[Array, ...]] = {
+            name: spread([tuple(entry.slots[name]) for entry in entries]) for name in variable.slots
+        }
+        variables.append(
+            VariableState(
+                position=variable.position,
+                name=variable.name,
+                value=spread([tuple(entry.value) for entry in entries]),
+                slots=slots,
+            )
+        )
+    return TrainingState(
+        iterations=first.iterations,
+        variables=tuple(variables),
+        extras=first.extras,
+        position=first.position,
+        job_digest=first.job_digest,
+    )

@@ -1,0 +1,152 @@
+"""A job as one process builds it: task, model and optimizer, from nothing but the configuration.
+
+Every process of a job calls :func:`build_job` with the same configuration and gets the same variables in the same
+order; :func:`manifest` is what they compare before step 0 to be sure of that.
+"""
+
+from __future__ import annotations
+
+import importlib
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+import distopt
+from distopt.aggregation import Aggregator, Mean, Sum
+from distopt.errors import ConfigError, PlacementError
+from distopt.keras import optimizers
+from distopt.keras.optimizers import schedules
+from distopt.optimizers import pipeline
+from distopt.protocol.manifest import Manifest, VariableSpec
+from distopt.runtime.config import JobConfig, OptimizerConfig
+from distopt.runtime.config_file import mathematics_toml
+from distopt.runtime.fingerprint import numerics_fingerprint
+from distopt.tasks import Task, find_task
+
+_AGGREGATORS: dict[str, type[Aggregator]] = {"sum": Sum, "mean": Mean}
+
+
+@dataclass
+class Job:
+    """What a configuration describes, built."""
+
+    config: JobConfig
+    task: Task
+    model: Any
+    variables: list[Any]
+    """The trainable variables, in creation order."""
+    optimizer: Any
+    hooks: tuple[str, ...]
+    """Names of the functions of the user's that the gradient's path runs, as configured."""
+
+
+def build_job(config: JobConfig) -> Job:
+    """Return the job that ``config`` describes, its variables and slots created.
+
+    Raises: ConfigError for a task, aggregator or transformer that cannot be found.
+    """
+    task = make_task(config)
+    model = task.build(config.seed)
+    variables = list(model.trainable_variables)
+    optimizer = make_optimizer(config.optimizer)
+    optimizer.build(variables)
+    chosen = config.optimizer
+    named = [] if chosen.gradient_aggregator in _AGGREGATORS else [chosen.gradient_aggregator]
+    return Job(config, task, model, variables, optimizer, (*named, *chosen.gradient_transformers))
+
+
+def make_task(config: JobConfig) -> Task:
+    """Return the task that ``config`` names, with its options.
+
+    Raises: ConfigError for a task that cannot be found, or options that it refuses.
+    """
+    name = config.task.name
+    try:
+        found = find_task(name)
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"task.name = {name!r}: {error}") from error
+    given = dict(config.task.options)
+    if "hidden" in {field.name for field in msgspec.structs.fields(found.Options)}:
+        given.setdefault("hidden", config.task.hidden)
+    try:
+        options = msgspec.convert(given, found.Options)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"task.options = {config.task.options!r}: {error}") from error
+    try:
+        return found(options, config.seed)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"task.name = {name!r}: {error}") from error
+
+
+def make_optimizer(config: OptimizerConfig) -> Any:
+    """Return the optimizer that ``config`` describes.
+
+    Raises: ConfigError for a function that cannot be found.
+    """
+    schedule = config.schedule_arguments()
+    learning_rate: Any = config.learning_rate
+    if schedule is not None:
+        name, arguments = schedule
+        learning_rate = getattr(schedules, name)(**arguments)
+    return getattr(optimizers, config.name)(
+        learning_rate=learning_rate,
+        gradient_aggregator=_aggregator(config.gradient_aggregator),
+        gradient_transformers=[
+            load_object(name, "optimizer.gradient_transformers") for name in config.gradient_transformers
+        ],
+        **config.arguments(),
+    )
+
+
+def load_object(name: str, key: str) -> Any:
+    """Return the object that ``"package.module:attribute"`` names; ``key`` is where the configuration says so.
+
+    Raises: ConfigError if there is no such module or attribute.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise ConfigError(f"{key} = {name!r}: module {module!r} cannot be imported: {error}") from error
+    except AttributeError:
+        raise ConfigError(f"{key} = {name!r}: module {module!r} has no {attribute!r}") from None
+
+
+def check_placement(job: Job, placement: str, num_servers: int) -> None:
+    """Refuse what ``placement`` cannot run, before step 0.
+
+    Raises: PlacementError naming the hooks.
+    """
+    if placement == "server" and num_servers > 1:
+        path = pipeline.GradientPath(job.optimizer, aggregate=True)
+        if not path.runs_at_owners:
+            from distopt.distribute.owners import whole_gradient_refusal
+
+            raise PlacementError(whole_gradient_refusal(job.hooks or path.whole_gradient_hooks(), num_servers))
+
+
+def manifest(job: Job) -> Manifest:
+    """Return what this process must agree on with all others."""
+    config = job.config
+    return Manifest(
+        job=mathematics_toml(config),
+        variables=tuple(VariableSpec(v.name, tuple(v.shape), str(v.dtype)) for v in job.variables),
+        optimizer={key: repr(value) for key, value in sorted(job.optimizer.get_config().items())},
+        hooks=job.hooks,
+        versions={"distopt": distopt.__version__, "python": ".".join(platform.python_version_tuple()[:2])},
+        numerics=numerics_fingerprint(config.numerics.engine),
+    )
+
+
+def encode_manifest(value: Manifest) -> bytes:
+    """Return ``value`` as bytes for a collective."""
+    return msgspec.msgpack.encode(value)
+
+
+def _aggregator(name: str) -> Any:
+    if name in _AGGREGATORS:
+        return _AGGREGATORS[name]()
+    found = load_object(name, "optimizer.gradient_aggregator")
+    return found() if isinstance(found, type) and issubclass(found, Aggregator) else found

@@ -1,0 +1,259 @@
+"""The train loop: the same one in every deployment; strategies decide what crosses a process.
+
+What a step computes is a function of (job, step): the rows come from (seed, epoch, step), chunk j belongs to replica j,
+the loss divides by the true size of the global batch. So the loop can start at any step of any epoch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from distopt import nn, sampling
+from distopt.autodiff import GradientTape
+from distopt.checkpoint import DataPosition, TrainingState, state_hash
+from distopt.distribute import Strategy
+from distopt.distribute.values import PerReplica
+from distopt.errors import ReplicaError
+from distopt.observe import EpochMetrics, JobInfo, Recorder, StepRecord, Summary, log_progress
+from distopt.runtime.collect import collect_state, restore_state
+from distopt.runtime.job import Job
+from distopt.types import Array
+
+
+@dataclass
+class Hooks:
+    """How the loop meets the process that it runs in."""
+
+    recorder: Recorder | None = None
+    """Set on the chief alone."""
+    deployment: str = "process"
+    """What the job's record calls the deployment."""
+    num_servers: int = 0
+    progress: Callable[[int, str], None] = lambda _step, _phase: None
+    """Told at which step the process is, and in which phase."""
+    stop_requested: Callable[[], bool] = lambda: False
+    """Asked after every step; the answer must be the same in every process of the job."""
+
+
+@dataclass
+class _Totals:
+    loss: dict[int, float] = field(default_factory=dict)
+    samples: int = 0
+
+
+class TrainLoop:
+    """One process's part in a job."""
+
+    def __init__(self, job: Job, strategy: Strategy, hooks: Hooks) -> None:
+        self._job = job
+        self._strategy = strategy
+        self._hooks = hooks
+        self._x, self._y = job.task.train_data()
+        self._test_x, self._test_y = job.task.test_data()
+        self._records: list[StepRecord] = []
+        self._traffic = (0, 0)
+        self._totals = _Totals()
+        self._accuracy: float | None = None
+
+    def run(self, resume: TrainingState | None = None) -> Summary:
+        """Train from the start, or from ``resume``, to the end of the last epoch or to an agreed stop.
+
+        Raises: ReplicaError if the task's code fails on a replica; what the transports raise.
+        """
+        job, config = self._job, self._job.config
+        position = DataPosition(epoch=0, step=0)
+        if resume is not None:
+            restore_state(resume, job, self._strategy)
+            position = resume.position
+        batch_size, epochs = config.data.global_batch_size, config.data.epochs
+        num_samples = len(self._x)
+        steps_per_epoch = sampling.num_steps(num_samples, batch_size)
+        step = position.epoch * steps_per_epoch + position.step
+        self._started(step, steps_per_epoch)
+        started, trained, stopped = time.perf_counter(), 0, False
+        for epoch in range(position.epoch, epochs):
+            epoch_started, before = time.perf_counter(), trained
+            order = sampling.epoch_permutation(config.seed, epoch, num_samples)
+            for step_in_epoch in range(position.step, steps_per_epoch):
+                self._hooks.progress(step, "gradient")
+                rows = order[step_in_epoch * batch_size : (step_in_epoch + 1) * batch_size]
+                self._train_step(rows, step)
+                step += 1
+                trained += len(rows)
+                if self._hooks.recorder is not None:
+                    self._hooks.recorder.progress(step)
+                position = DataPosition(epoch=epoch, step=step_in_epoch + 1)
+                if self._hooks.stop_requested():
+                    stopped = True
+                    break
+                every = config.run.checkpoint_every_steps
+                if every and step % every == 0 and position.step < steps_per_epoch:
+                    self._checkpoint(position)
+            if not stopped:
+                position = DataPosition(epoch=epoch + 1, step=0)
+                rate = (trained - before) / (time.perf_counter() - epoch_started)
+                self._finish_epoch(epoch, step, rate)
+            if stopped or self._checkpoint_is_due(epoch):
+                self._checkpoint(position)
+            if stopped:
+                break
+        seconds = time.perf_counter() - started
+        self._send_records()
+        state = collect_state(job, self._strategy, position)
+        summary = Summary(
+            completed=not stopped,
+            epoch=position.epoch,
+            step=step,
+            test_accuracy=self._accuracy,
+            samples_per_s=trained / seconds if seconds > 0 else 0.0,
+            seconds=seconds,
+            state_hash=state_hash(state) if state is not None else "",
+        )
+        if self._hooks.recorder is not None:
+            self._hooks.recorder.finished(summary)
+        return summary
+
+    def _started(self, step: int, steps_per_epoch: int) -> None:
+        if self._hooks.recorder is None:
+            return
+        job, extended = self._job, self._strategy.extended
+        self._hooks.recorder.started(
+            JobInfo(
+                name=job.config.name,
+                deployment=self._hooks.deployment,
+                replicas=extended.hosting.num_replicas,
+                workers=len(extended.hosting.hosted),
+                servers=self._hooks.num_servers,
+                epochs=job.config.data.epochs,
+                steps_per_epoch=steps_per_epoch,
+                num_parameters=sum(int(np.prod(v.shape)) for v in job.variables),
+                engine=job.config.numerics.engine,
+                resumed_at_step=step,
+            )
+        )
+
+    def _train_step(self, rows: Array, step: int) -> None:
+        extended = self._strategy.extended
+        if extended.communicator is not None:
+            extended.communicator.step = step
+        chunks = [rows[part] for part in self._parts(len(rows))]
+        try:
+            if len(chunks) == 1:
+                arguments: tuple[Any, ...] = (self._x[chunks[0]], self._y[chunks[0]], len(rows))
+            else:
+                x, y = (PerReplica([data[chunk] for chunk in chunks]) for data in (self._x, self._y))
+                arguments = (x, y, len(rows))
+            losses = self._strategy.run(self._replica_step, arguments)
+        except _ReplicaFailure as failure:
+            raise ReplicaError(
+                f"replica {failure.replica} on rank {extended.rank} failed at step {step}: "
+                f"{type(failure.cause).__name__}: {failure.cause}"
+            ) from failure.cause
+        totals = self._totals
+        for replica, loss in zip(extended.hosted, self._strategy.experimental_local_results(losses), strict=False):
+            totals.loss[replica] = totals.loss.get(replica, 0.0) + loss * len(rows)
+        totals.samples += len(rows)
+        self._record(step)
+
+    def _replica_step(self, x: Array, y: Array, global_batch_size: int) -> float:
+        job = self._job
+        variables = job.variables
+        try:
+            with GradientTape() as tape:
+                loss = nn.compute_average_loss(
+                    job.task.per_example_loss(job.model, x, y), global_batch_size=global_batch_size
+                )
+            gradients = tape.gradient(loss, variables)
+        except Exception as error:
+            raise _ReplicaFailure(error) from error
+        job.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return float(loss)
+
+    def _parts(self, length: int) -> list[slice]:
+        extended = self._strategy.extended
+        replicas = extended.hosting.num_replicas
+        if not extended.hosted:
+            return [slice(length, length)]
+        return [sampling.replica_chunk(length, replicas, replica) for replica in extended.hosted]
+
+    def _record(self, step: int) -> None:
+        extended = self._strategy.extended
+        sent = received = 0
+        if extended.communicator is not None:
+            traffic = extended.communicator.traffic
+            sent, received = traffic.bytes_sent - self._traffic[0], traffic.bytes_received - self._traffic[1]
+            self._traffic = (traffic.bytes_sent, traffic.bytes_received)
+        self._records.append(
+            StepRecord(step, extended.rank, tuple(extended.hosted), sent, received, extended.phases.take())
+        )
+
+    def _finish_epoch(self, epoch: int, step: int, rate: float) -> None:
+        self._hooks.progress(step, "evaluate")
+        self._send_records()
+        loss = self._reduce_by_replica(self._totals.loss)[0] / self._totals.samples
+        self._totals = _Totals()
+        correct, test_loss = self._evaluate()
+        count = len(self._test_x)
+        self._accuracy = correct / count
+        extended = self._strategy.extended
+        workers = len(extended.hosting.hosted)
+        metrics = EpochMetrics(epoch, step, loss, test_loss / count, self._accuracy, count, rate, workers)
+        log_progress(epoch=epoch, step=step, loss=loss, test_accuracy=self._accuracy)
+        if self._hooks.recorder is not None:
+            self._hooks.recorder.epoch(metrics)
+
+    def _evaluate(self) -> tuple[int, float]:
+        """Return how many test samples are classified right, and their summed loss; each sample counts once."""
+        extended = self._strategy.extended
+        correct: dict[int, float] = {}
+        losses: dict[int, float] = {}
+        for replica, part in zip(extended.hosted, self._parts(len(self._test_x)), strict=False):
+            right, per_example = self._job.task.count_correct(self._job.model, self._test_x[part], self._test_y[part])
+            correct[replica] = float(right)
+            losses[replica] = float(np.sum(per_example, dtype=np.float64))
+        return int(self._reduce_by_replica(correct)[0]), float(self._reduce_by_replica(losses)[0])
+
+    def _reduce_by_replica(self, value_of: dict[int, float]) -> Array:
+        extended = self._strategy.extended
+        values = [np.array([value_of[replica]], np.float64) for replica in extended.hosted] or [np.zeros(1)]
+        return extended.all_reduce_arrays("SUM", PerReplica(values))
+
+    def _send_records(self) -> None:
+        records, self._records = self._records, []
+        communicator = self._strategy.extended.communicator
+        if communicator is None:
+            everyone = records
+        else:
+            payloads = communicator.all_gather_bytes(msgspec.json.encode(records))
+            everyone = [r for p in payloads for r in msgspec.json.decode(p, type=list[StepRecord])]
+            everyone.sort(key=lambda record: (record.step, record.rank))
+        if self._hooks.recorder is not None:
+            self._hooks.recorder.steps(everyone)
+
+    def _checkpoint_is_due(self, epoch: int) -> bool:
+        config = self._job.config
+        every = config.run.checkpoint_every_epochs
+        return epoch + 1 == config.data.epochs or bool(every and (epoch + 1) % every == 0)
+
+    def _checkpoint(self, position: DataPosition) -> None:
+        state = collect_state(self._job, self._strategy, position)
+        if state is not None and self._hooks.recorder is not None:
+            self._hooks.recorder.checkpoint(state)
+
+
+class _ReplicaFailure(Exception):
+    """The task's code raised; carries the replica to where the step is known."""
+
+    def __init__(self, cause: Exception) -> None:
+        from distopt import replica_context
+
+        context = replica_context.get_replica_context()
+        self.replica = -1 if context is None else context.replica_id_in_sync_group
+        self.cause = cause
+        super().__init__(str(cause))

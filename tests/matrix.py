@@ -1,0 +1,200 @@
+"""The same-bits matrix: one job, many deployments, one hash. Run all of it with ``python -m tests.matrix``.
+
+Every cell is a real ``distopt train`` in its own process group with a time limit. A cell passes if it ends with
+status 0, if its metrics show that each (step, replica) was computed by exactly one process and that every process of
+a multi-process job received bytes, and if its hash equals that of the one-process job. Cells that must be refused
+pass if they are refused in the expected words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.multiprocess.harness import run_job
+
+ROOT = Path(__file__).resolve().parent.parent
+REPLICAS = 8
+EPOCHS = 2
+OPTIMIZERS = {
+    "sgd-momentum": {"optimizer.name": "SGD", "optimizer.momentum": "0.9", "optimizer.learning_rate": "0.1"},
+    "adam": {"optimizer.name": "Adam", "optimizer.learning_rate": "0.001"},
+}
+VARIANTS = {
+    "plain": {},
+    "global_clipnorm": {"optimizer.global_clipnorm": "0.5"},
+    "element_wise_hook": {"optimizer.gradient_aggregator": "tests.hooks:MedianOfReplicas"},
+    "whole_gradient_hook": {"optimizer.gradient_aggregator": "tests.hooks:unit_length_before_sum"},
+}
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Where a job runs: ``on`` with so many workers (or MPI ranks) and servers."""
+
+    on: str
+    workers: int = 1
+    servers: int = 0
+    placement: str = "auto"
+
+    def __str__(self) -> str:
+        if self.on == "process":
+            return "one process"
+        if self.on == "mpi":
+            return f"mpirun -n {self.workers}"
+        return f"{self.workers} workers, {self.servers} servers, placement {self.placement}"
+
+    def refuses(self, variant: str) -> bool:
+        """Whether this deployment must refuse ``variant`` before step 0."""
+        return variant == "whole_gradient_hook" and self.placement == "server" and self.servers > 1
+
+
+ONE_PROCESS = Deployment("process")
+DEPLOYMENTS = (
+    ONE_PROCESS,
+    *(Deployment("mpi", workers=n) for n in (1, 2, 3, 5, 8)),
+    *(
+        Deployment("cluster", workers, servers, placement)
+        for workers in (1, 2, 3)
+        for servers in (1, 2)
+        for placement in ("server", "replica")
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One job of the matrix."""
+
+    optimizer: str
+    variant: str
+    engine: str
+    deployment: Deployment
+
+    def __str__(self) -> str:
+        return f"{self.optimizer}, {self.variant}, {self.engine}: {self.deployment}"
+
+
+def cells(
+    optimizers: Sequence[str] = tuple(OPTIMIZERS),
+    variants: Sequence[str] = tuple(VARIANTS),
+    engines: Sequence[str] = ("compiled", "numpy"),
+    deployments: Sequence[Deployment] = DEPLOYMENTS,
+) -> Iterator[Cell]:
+    """Yield the cells, those of one expected hash together."""
+    for optimizer in optimizers:
+        for variant in variants:
+            for engine in engines:
+                for deployment in deployments:
+                    yield Cell(optimizer, variant, engine, deployment)
+
+
+def run_cell(cell: Cell, *, limit_s: float = 90.0) -> str:
+    """Run one job and return its hash, or ``"refused"`` where that is right.
+
+    Raises: AssertionError that says what is wrong.
+    """
+    deployment = cell.deployment
+    with tempfile.TemporaryDirectory(prefix="distopt-matrix-") as directory:
+        settings = {
+            "strategy.replicas": str(REPLICAS),
+            "data.epochs": str(EPOCHS),
+            "numerics.engine": cell.engine,
+            "run.directory": directory,
+            **OPTIMIZERS[cell.optimizer],
+            **VARIANTS[cell.variant],
+        }
+        if deployment.on == "cluster":
+            settings["deployment.workers"] = str(deployment.workers)
+            settings["deployment.servers"] = str(deployment.servers)
+            settings["deployment.placement"] = deployment.placement
+        argv = [sys.executable, "-m", "distopt", "train", str(ROOT / "configs" / "digits.toml"), "--on", deployment.on]
+        for key, value in settings.items():
+            argv += ["--set", f"{key}={value}"]
+        if deployment.on == "mpi":
+            argv = mpirun(deployment.workers) + argv
+        job = run_job(argv, limit_s=limit_s, cwd=ROOT)
+        output = f"{job.stdout}\n{job.stderr}"
+        if deployment.refuses(cell.variant):
+            assert job.status != 0, f"{cell}: was not refused\n{output}"
+            assert "tests.hooks:unit_length_before_sum" in output or "unit_length_before_sum" in output, output
+            assert "needs whole gradients" in output, output
+            return "refused"
+        assert job.status == 0, f"{cell}: status {job.status}\n{output}"
+        (folder,) = Path(directory).iterdir()
+        check_division_of_labour(folder / "metrics.jsonl", processes=deployment.workers)
+        summary = json.loads((folder / "summary.json").read_text())
+        assert summary["completed"] is True, summary
+        return str(summary["state_hash"])
+
+
+def mpirun(ranks: int) -> list[str]:
+    """Return the launcher's words for ``ranks`` ranks on this machine."""
+    return [str(Path(sys.executable).parent / "mpirun"), "--oversubscribe", "-n", str(ranks)]
+
+
+def check_division_of_labour(metrics: Path, *, processes: int) -> None:
+    """Assert that each (step, replica) was computed once and that every process took part.
+
+    Raises: AssertionError.
+    """
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    steps = [line for line in lines if line["event"] == "step"]
+    computed = Counter((line["step"], replica) for line in steps for replica in line["replicas"])
+    last = max(line["step"] for line in steps)
+    assert set(computed) == {(step, replica) for step in range(last + 1) for replica in range(REPLICAS)}
+    assert set(computed.values()) == {1}, "a replica was computed by two processes"
+    ranks = {line["rank"] for line in steps}
+    assert ranks == set(range(processes)), f"{processes} processes, but records of ranks {sorted(ranks)}"
+    if processes > 1:
+        for rank in ranks:
+            own = [line for line in steps if line["rank"] == rank]
+            assert sum(line["bytes_sent"] + line["bytes_received"] for line in own) > 0, (
+                f"rank {rank} exchanged nothing"
+            )
+            assert sum(len(line["replicas"]) for line in own) < len(computed), f"rank {rank} computed everything"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the matrix; print a line a cell and return 1 if any cell fails."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, action="append")
+    parser.add_argument("--variant", choices=VARIANTS, action="append")
+    parser.add_argument("--engine", choices=("compiled", "numpy"), action="append")
+    options = parser.parse_args(argv)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    expected: dict[tuple[str, str], str] = {}
+    failed = 0
+    count = 0
+    for cell in cells(
+        options.optimizer or tuple(OPTIMIZERS),
+        options.variant or tuple(VARIANTS),
+        options.engine or ("compiled", "numpy"),
+    ):
+        started = time.perf_counter()
+        count += 1
+        try:
+            digest = run_cell(cell)
+            want = digest if digest == "refused" else expected.setdefault((cell.optimizer, cell.variant), digest)
+            verdict = "ok" if digest == want else f"DIFFERS from {want[:16]}"
+        except AssertionError as error:
+            digest, verdict = "-", f"FAILED {error}"
+        failed += verdict != "ok"
+        sys.stdout.write(f"{cell}  {digest[:16]}  {verdict}  ({time.perf_counter() - started:.1f} s)\n")
+        sys.stdout.flush()
+    for (optimizer, variant), digest in expected.items():
+        sys.stdout.write(f"{optimizer}, {variant}: {digest}\n")
+    sys.stdout.write(f"{count - failed} passed, {failed} failed\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
