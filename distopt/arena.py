@@ -17,7 +17,7 @@ import itertools
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -43,8 +43,8 @@ def aligned_zeros(size: int, dtype: np.dtype[Any]) -> Array:
 def padded_size(size: int, dtype: np.dtype[Any]) -> int:
     """Return ``size`` rounded up to whole alignment units, at least one.
 
-    >>> padded_size(3, np.dtype(np.float32)), padded_size(16, np.dtype(np.float32)), padded_size(0, np.dtype(np.float64))
-    (16, 16, 8)
+    >>> padded_size(3, np.dtype(np.float32)), padded_size(16, np.dtype(np.float32)), padded_size(9, np.dtype(float))
+    (16, 16, 16)
     """
     unit = ALIGNMENT // dtype.itemsize
     return max(1, -(-size // unit)) * unit
@@ -55,7 +55,7 @@ class Segment:
     """One buffer and the variables that are views of it, in order.
 
     ``offsets[i]`` is the first element of ``variables[i]``. ``index`` counts the segments of this process and orders
-    them; it means nothing to another process.
+    them. Processes that create the same variables in the same order give their segments the same indices.
     """
 
     dtype: np.dtype[Any]
@@ -68,7 +68,18 @@ class Segment:
         return f"Segment({self.index}, {self.dtype}, {len(self.buffer)} elements, {len(self.variables)} variables)"
 
 
-@dataclass(frozen=True)
+class Span(NamedTuple):
+    """The flat range ``start <= i < stop`` of the segment whose ``index`` is ``segment_index``; what an owner owns."""
+
+    segment_index: int
+    start: int
+    stop: int
+
+    def __str__(self) -> str:
+        return f"segment {self.segment_index}[{self.start}:{self.stop}]"
+
+
+@dataclass(frozen=True, eq=False)
 class Run:
     """The flat range ``start <= i < stop`` of ``segment`` that ``variables`` fill, but for padding."""
 
@@ -82,8 +93,11 @@ class Run:
         return self.stop - self.start
 
     @property
+    def span(self) -> Span:
+        return Span(self.segment.index, self.start, self.stop)
+
     def view(self) -> Array:
-        """The live storage of the range."""
+        """Return the live storage of the range."""
         return self.segment.buffer[self.start : self.stop]
 
 

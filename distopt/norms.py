@@ -1,10 +1,10 @@
 """The canonical norm: one order of additions, whoever holds which part of a variable.
 
 Theory of operation. The squares of a variable are added in three levels. *Blocks* of ``BLOCK`` elements start at the
-variable's first element. Inside a block, lane ``j`` of ``LANES`` adds elements ``j``, ``j + 8``, ``j + 16``, ... left to right,
-and a binary tree adds the lanes. The canonical tree (:mod:`distopt.canonical_sum`) adds the blocks. A short last block
-is as if it were filled with zeros, because adding zero to a sum of squares changes no bit. So owners of different blocks
-compute their parts alone, and the total depends on nothing but the values.
+variable's first element. Inside a block, lane ``j`` of ``LANES`` adds elements ``j``, ``j + 8``, ``j + 16``, ... left
+to right, and a binary tree adds the lanes. The canonical tree (:mod:`distopt.canonical_sum`) adds the blocks. A short
+last block is as if it were filled with zeros, because adding zero to a sum of squares changes no bit. So owners of
+different blocks compute their parts alone, and the total depends on nothing but the values.
 
 float16 and bfloat16 add up in float32; the others in their own dtype.
 """
@@ -53,8 +53,8 @@ def block_sums(values: Array) -> Array:
     return sums
 
 
-def block_sums_loop(values, sums, block, zero):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201 - compiled, typed by its signature
-    """Write the sum of squares of each block of ``values`` to ``sums``; the form to compile, never called uncompiled."""
+def block_sums_loop(values: Any, sums: Any, block: int, zero: Any) -> None:
+    """Write the sum of squares of each block of ``values`` to ``sums``: the form to compile, too slow uncompiled."""
     for index in range(sums.size):
         start = index * block
         stop = min(start + block, values.size)

@@ -1,9 +1,9 @@
 """Two ways to run an element-wise rule over flat arrays, with the same bits.
 
 The NumPy engine calls the rule on blocks that stay in the cache; the compiled one runs it in one in-place loop. They
-agree because rules hold no literals, scalars come in the variable's dtype, and the compiler may neither reorder nor fuse
-(``error_model="numpy"``, no fast-math, no ``parallel``). Where a result is NaN, it is NaN in both; its payload, which
-nothing reads, is not compared.
+agree because rules hold no literals, scalars come in the variable's dtype, and the compiler may neither reorder nor
+fuse (``error_model="numpy"``, no fast-math, no ``parallel``). Where a result is NaN, it is NaN in both; its payload,
+which nothing reads, is not compared.
 
 float16 and bfloat16 run on NumPy in both engines: the CPU has no arithmetic for them.
 """

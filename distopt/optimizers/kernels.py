@@ -1,19 +1,22 @@
 """Compiled kernels: generated source, kept in a private directory of the user.
 
-Theory of operation. A kernel is a module generated from the source of a pure function: that function, compiled, and one
-in-place loop that calls it. The module is written to the cache directory under a name that holds the SHA-256 of all that
-decides its machine code (its text, the Numba, llvmlite and Python versions, the CPU and its features), and Numba keeps
-the machine code beside it. A name is never written with other contents, so a stale kernel cannot be served. A file lock
-makes processes that start at once compile one after the other: the first compiles, the others load.
+Theory of operation. A kernel is a module generated from the source of a pure function: that function, compiled, and
+one in-place loop that calls it. The module is written to the cache directory under a name that holds the SHA-256 of
+all that decides its machine code (its text, the Numba, llvmlite and Python versions, the CPU and its features), and
+Numba keeps the machine code beside it. A name is never written with other contents, so a stale kernel cannot be
+served. A file lock makes processes that start at once compile one after the other: the first compiles, the others
+load.
 
-The files are executed when they are loaded. They are trusted because the directory belongs to the user and is closed to
-others; a directory that is not so, or cannot be written, is not used: kernels are then compiled in memory, with one warning.
+The files are executed when they are loaded. They are trusted because the directory belongs to the user and is closed
+to others; a directory that is not so, or cannot be written, is not used: kernels are then compiled in memory, with
+one warning.
 
 Numba is imported here, on first use, because the import takes longer than many programs run.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import importlib.util
@@ -72,7 +75,7 @@ _read_only = types.Array(types.{dtype}, 1, "C", readonly=True)
 _array = types.{dtype}[::1]
 _signature = types.void(_read_only, _array, types.int64, types.{dtype})
 
-kernel = njit([_signature], error_model="numpy", nogil=True, cache={cache})({step})
+kernel = njit([_signature], error_model="numpy", nogil=True, cache={cache})({step}.py_func)
 '''
 
 
@@ -113,11 +116,9 @@ def load_rule(rule: Rule, dtype: np.dtype[Any]) -> Callable[..., None]:
 def load_block_sums(dtype: np.dtype[Any]) -> Callable[..., None]:
     """Return the compiled ``kernel(values, sums, block, zero)`` of :func:`distopt.norms.block_sums_loop`."""
     step = norms.block_sums_loop
-    functions = textwrap.dedent(inspect.getsource(step))
+    functions = functions_source(step)
     name = dtype.name
-    return _load(
-        lambda cache: _NORM_TEMPLATE.format(functions=functions, dtype=name, cache=cache, step=step.__name__)
-    )
+    return _load(lambda cache: _NORM_TEMPLATE.format(functions=functions, dtype=name, cache=cache, step=step.__name__))
 
 
 def functions_source(step: Callable[..., Any]) -> str:
@@ -132,7 +133,11 @@ def functions_source(step: Callable[..., Any]) -> str:
 
 
 def _collect_sources(function: Any, texts: dict[str, str]) -> None:
-    if not isinstance(function, types.FunctionType) or function.__closure__ or function.__qualname__ != function.__name__:
+    if (
+        not isinstance(function, types.FunctionType)
+        or function.__closure__
+        or function.__qualname__ != function.__name__
+    ):
         raise UnprintableFunctionError(f"{function!r} is not a plain function of a module")
     if function.__name__ in texts or function.__name__ == "<lambda>":
         if function.__name__ == "<lambda>":
@@ -156,8 +161,6 @@ def _collect_sources(function: Any, texts: dict[str, str]) -> None:
 
 
 def _without_annotations(source: str) -> str:
-    import ast
-
     tree = ast.parse(source)
     definition = tree.body[0]
     assert isinstance(definition, ast.FunctionDef)

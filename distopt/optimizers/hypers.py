@@ -1,0 +1,165 @@
+"""Hyperparameters: numbers, variables, callables and schedules, evaluated once a step to plain scalars.
+
+A Python number reaches a variable of any dtype through float32, as in the reference, so 0.1 is 0.10000000149011612
+for a float64 variable; epsilon and the clip limits alone are taken exactly. On first need each plain number becomes a
+float32 variable: from then on reading the hyper gives that variable, and assigning a number assigns to it.
+
+Source: tf_keras ``OptimizerV2._set_hyper``, ``_get_hyper``, ``_create_hypers``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from decimal import Context, Decimal
+from typing import Any
+
+import numpy as np
+
+from distopt.schedules import LearningRateSchedule
+from distopt.tensor import Tensor
+from distopt.types import Array
+from distopt.variable import Variable
+
+
+def through_float32(number: Any) -> float:
+    """Return ``number`` rounded to float32, as a Python float.
+
+    >>> through_float32(0.1)
+    0.10000000149011612
+    """
+    return float(np.float32(number))
+
+
+class HyperTable:
+    """The hypers of one optimizer, by name.
+
+    ``scope`` prefixes the names of the variables that are made of numbers.
+    """
+
+    def __init__(self, scope: str) -> None:
+        self._scope = scope
+        self._values: dict[str, Any] = {}
+        self._created = False
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def set(self, name: str, value: Any) -> None:
+        """Set a hyper; a number given for one that is a variable is assigned to that variable.
+
+        Raises: TypeError if the hyper is a variable and ``value`` is a callable other than a schedule.
+        """
+        present = self._values.get(name)
+        if not isinstance(present, Variable) or isinstance(value, LearningRateSchedule):
+            self._values[name] = value
+            return
+        if callable(value) and not isinstance(value, Variable | Tensor):
+            raise TypeError(
+                f"{name} is a variable by now, so it takes a number, not the callable {value!r}; "
+                "give a callable to the constructor, or use a schedule"
+            )
+        # A hyper has one value for all replicas, wherever it is written.
+        present.write_all("assign", np.asarray(value, present.dtype))
+
+    def get(self, name: str) -> Any:
+        """Return a hyper: a variable, a schedule, or what a callable returns now.
+
+        Raises: KeyError for an unknown name.
+        """
+        self._create()
+        value = self._values[name]
+        if isinstance(value, LearningRateSchedule | Variable | Tensor):
+            return value
+        return value() if callable(value) else value
+
+    def raw(self, name: str) -> Any:
+        """Return a hyper as it is stored, without making a variable of it or calling it."""
+        return self._values[name]
+
+    def evaluate(self, name: str, iterations: int) -> float:
+        """Return the number a hyper stands for at ``iterations``; a callable or schedule is called."""
+        self._create()
+        value = self._values[name]
+        if isinstance(value, Variable):
+            return float(value.storage)
+        if isinstance(value, LearningRateSchedule):
+            value = value(iterations)
+        elif callable(value) and not isinstance(value, Tensor):
+            value = value()
+        if isinstance(value, Variable):
+            return float(value.storage)
+        return (
+            through_float32(value)
+            if isinstance(value, int | float) and not isinstance(value, np.generic)
+            else float(value)
+        )
+
+    def numbers(self) -> dict[str, float]:
+        """Return the hypers that are numbers or variables, by name: what a checkpoint keeps."""
+        kept = {}
+        for name, value in self._values.items():
+            if isinstance(value, Variable):
+                kept[name] = float(value.storage)
+            elif isinstance(value, int | float):
+                kept[name] = float(value)
+        return kept
+
+    def _create(self) -> None:
+        if self._created:
+            return
+        self._created = True
+        for name in sorted(self._values):
+            value = self._values[name]
+            if isinstance(value, int | float):
+                self._values[name] = Variable(
+                    value, trainable=False, dtype=np.dtype(np.float32), name=f"{self._scope}/{name}"
+                )
+
+
+# Wide enough that rounding to float64 is the only rounding; decimal arithmetic has the same bits on every machine,
+# which the C library's pow has not.
+_PRECISE = Context(prec=40, traps=[])
+
+
+@functools.lru_cache(maxsize=64)
+def power(base: float, exponent: int) -> float:
+    """Return ``base ** exponent``, rounded once; the one implementation of powers in bias corrections.
+
+    >>> power(0.5, 3)
+    0.125
+    """
+    return float(_PRECISE.power(Decimal(base), exponent))
+
+
+def cast(number: float, dtype: np.dtype[Any]) -> Any:
+    """Return ``number`` as a scalar of ``dtype``."""
+    return dtype.type(number)
+
+
+def bias_correction(beta_1: Any, beta_2: Any, step: int) -> Any:
+    """Return ``sqrt(1 - beta_2^T) / (1 - beta_1^T)`` for ``T = step`` (from 1), in the dtype of the betas.
+
+    Source: Kingma and Ba 2015, the remark before section 2.1.
+    """
+    dtype = np.asarray(beta_1).dtype
+    one = dtype.type(1)
+    with np.errstate(all="ignore"):
+        first = one - dtype.type(power(float(beta_1), step))
+        second = one - dtype.type(power(float(beta_2), step))
+        return np.sqrt(second) / first
+
+
+def decayed(learning_rate: float, decay: float, iterations: int) -> float:
+    """Return ``learning_rate / (1 + decay * iterations)``; ``decay`` is rounded through float32."""
+    return learning_rate / (1.0 + through_float32(decay) * iterations)
+
+
+def as_number(value: Any) -> float | Array | Any:
+    """Return a hyper as it is written to a configuration: numbers as they are, variables as NumPy scalars."""
+    if isinstance(value, Variable | Tensor):
+        return value.numpy()[()]
+    return value

@@ -1,0 +1,312 @@
+"""The Keras face, legacy generation: what users of ``tf.keras.optimizers.legacy`` call.
+
+Source: tf_keras 2.21 ``OptimizerV2``, whose semantics this follows; see the class docstrings for what differs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from distopt import replica_context, schedules
+from distopt.aggregation import Aggregator, Sum
+from distopt.autodiff.structures import flatten
+from distopt.autodiff.tape import GradientTape
+from distopt.optimizers.core import VALID_DTYPES, OptimizerCore
+from distopt.optimizers.hypers import as_number
+from distopt.optimizers.local_owners import aggregate_alone, extended_of
+from distopt.optimizers.names import unique_name
+from distopt.optimizers.pipeline import GradientPath, Pair, Pairs, check_gradients, filter_empty_gradients
+from distopt.optimizers.weights import get_weights, set_weights
+from distopt.tensor import Operand, Tensor
+from distopt.types import Array
+from distopt.variable import Variable
+
+Transformer = Callable[[list[Pair]], Iterable[Pair]]
+
+_CLIP_OPTIONS = {"clipnorm": "norm", "clipvalue": "value", "global_clipnorm": "global_norm"}
+_OPTIONS = (*_CLIP_OPTIONS, "lr", "decay")
+
+
+class Optimizer(OptimizerCore):
+    """Base of the Keras optimizers.
+
+    ``gradient_aggregator`` sums over replicas unless given: an element-wise ``Aggregator``, or a function from one
+    replica's ``[(gradient, variable)]`` to the aggregated ones. ``gradient_transformers`` are functions from pairs to
+    pairs, run in order after clipping. Keyword arguments: ``clipvalue``, ``clipnorm`` and ``global_clipnorm`` clip
+    aggregated gradients; ``decay`` divides the rate by ``1 + decay * iterations``; ``lr`` is ``learning_rate``.
+
+    Hypers may be read and overwritten as attributes: ``optimizer.learning_rate = 0.05``, or ``lr``.
+
+    Raises: TypeError for an unknown keyword argument; ValueError for a negative one, for ``clipnorm`` with
+        ``global_clipnorm``, and for a clip option with transformers.
+    """
+
+    _HAS_AGGREGATE_GRAD = True
+
+    def __init__(
+        self,
+        name: str | None,
+        gradient_aggregator: Any = None,
+        gradient_transformers: Sequence[Transformer] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        for option, value in kwargs.items():
+            if option not in _OPTIONS:
+                raise TypeError(f"{type(self).__name__} takes no argument {option!r}; besides its own: {_OPTIONS}")
+            if value is not None and value < 0:
+                raise ValueError(f"{option} must not be negative, but is {value}")
+        if "lr" in kwargs:
+            warnings.warn("the argument `lr` is deprecated, use `learning_rate`", DeprecationWarning, stacklevel=3)
+        super().__init__(name or unique_name(type(self).__name__))
+        self.gradient_aggregator = Sum() if gradient_aggregator is None else gradient_aggregator
+        self.gradient_transformers: list[Transformer] = list(gradient_transformers or [])
+        if kwargs.get("clipnorm") is not None and kwargs.get("global_clipnorm") is not None:
+            raise ValueError("clipnorm and global_clipnorm exclude each other")
+        for option in _CLIP_OPTIONS:
+            setattr(self, option, kwargs.get(option))
+        decay = kwargs.get("decay", 0.0)
+        if decay is None or decay < 0:
+            raise TypeError(f"decay must be a number, not {decay!r}")
+        self._initial_decay = decay
+
+    # Hypers, and attributes that stand for them.
+
+    def _set_hyper(self, name: str, value: Any) -> None:
+        """Set the hyper ``name`` to a number, variable, callable or schedule."""
+        self._hypers.set(name, value)
+
+    def _get_hyper(self, name: str, dtype: Any = None) -> Any:
+        """Return the hyper ``name``, cast to ``dtype`` if given; a schedule comes back uncalled."""
+        value = self._hypers.get(name)
+        return value if dtype is None else Tensor(np.asarray(value).astype(dtype))
+
+    def _serialize_hyperparameter(self, name: str) -> Any:
+        """Return the hyper as a configuration holds it: a number, or the dictionary of a schedule."""
+        value = self._hypers.raw(name)
+        if isinstance(value, schedules.LearningRateSchedule):
+            return schedules.serialize(value)
+        return as_number(value() if callable(value) and not isinstance(value, Operand) else value)
+
+    def __getattr__(self, name: str) -> Any:
+        hypers = self.__dict__.get("_hypers", ())
+        name = "learning_rate" if name == "lr" else name
+        if name in hypers:
+            return self._get_hyper(name)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        name = "learning_rate" if name == "lr" else name
+        if name in self.__dict__.get("_hypers", ()):
+            self._set_hyper(name, value)
+        else:
+            object.__setattr__(self, name, value)
+
+    def __dir__(self) -> list[str]:
+        hypers = list(self._hypers)
+        return sorted({*super().__dir__(), *hypers, *(["lr"] if "learning_rate" in hypers else [])})
+
+    @property
+    def iterations(self) -> Variable:
+        """The number of steps taken: an int64 variable, created on first use."""
+        return super().iterations
+
+    @iterations.setter
+    def iterations(self, variable: Variable) -> None:
+        if self._iterations is not None:
+            raise RuntimeError(f"iterations of {self._name} exist already; assign to the variable instead")
+        self._iterations = variable
+
+    # Clip options. Numbers, or None; each may be changed at any time.
+
+    @property
+    def clipvalue(self) -> float | None:
+        """Gradients are clipped to ``-clipvalue .. clipvalue``."""
+        return self.clips.value
+
+    @clipvalue.setter
+    def clipvalue(self, value: float | None) -> None:
+        self._set_clip("clipvalue", value)
+
+    @property
+    def clipnorm(self) -> float | None:
+        """Each variable's gradient is scaled down to this norm."""
+        return self.clips.norm
+
+    @clipnorm.setter
+    def clipnorm(self, value: float | None) -> None:
+        self._set_clip("clipnorm", value)
+
+    @property
+    def global_clipnorm(self) -> float | None:
+        """All gradients together are scaled down to this norm."""
+        return self.clips.global_norm
+
+    @global_clipnorm.setter
+    def global_clipnorm(self, value: float | None) -> None:
+        self._set_clip("global_clipnorm", value)
+
+    def _set_clip(self, option: str, value: float | None) -> None:
+        if value is not None and self.gradient_transformers:
+            raise ValueError(f"{option} cannot be used with gradient_transformers; clip in one of them")
+        setattr(self.clips, _CLIP_OPTIONS[option], value)
+
+    # The gradients' path. The underscored stages may be overridden; then they run on each replica.
+
+    def minimize(
+        self,
+        loss: Any,
+        var_list: Any,
+        grad_loss: Any = None,
+        name: str | None = None,
+        tape: GradientTape | None = None,
+    ) -> Any:
+        """Take one step down the gradient of ``loss`` and return ``iterations``; ``None`` for an empty ``var_list``.
+
+        ``loss`` is a function without arguments, or with ``tape`` a tensor that it recorded. ``var_list`` is a
+        structure of variables, or a function that returns one and is called after the loss.
+
+        Raises: ValueError for a tensor without ``tape``, for a variable whose dtype has no gradients, and as
+            :meth:`apply_gradients`.
+        """
+        pairs = self._compute_gradients(loss, var_list, grad_loss, tape)
+        return self.apply_gradients(pairs, name=name)
+
+    def _compute_gradients(
+        self, loss: Any, var_list: Any, grad_loss: Any = None, tape: GradientTape | None = None
+    ) -> list[Pair]:
+        if not callable(loss) and tape is None:
+            raise ValueError("a loss that is no function needs the tape that recorded it: minimize(..., tape=tape)")
+        tape = GradientTape() if tape is None else tape
+        if callable(loss):
+            with tape:
+                if not callable(var_list):
+                    tape.watch(var_list)
+                loss = loss()
+                if callable(var_list):
+                    var_list = var_list()
+        with tape:
+            loss = self._transform_loss(loss)
+        variables = flatten(var_list)
+        for variable in variables:
+            if not isinstance(variable, Operand):
+                raise ValueError(f"var_list must hold variables, not {variable!r}")
+        pairs = self._get_gradients(tape, loss, variables, grad_loss)
+        for gradient, variable in pairs:
+            if gradient is not None and variable.dtype not in VALID_DTYPES:
+                raise ValueError(f"variable {variable.name!r} of dtype {variable.dtype} cannot be minimized")
+        return pairs
+
+    def _get_gradients(self, tape: GradientTape, loss: Any, var_list: list[Any], grad_loss: Any = None) -> list[Pair]:
+        gradients = tape.gradient(loss, var_list, grad_loss)
+        return list(zip(gradients, var_list, strict=True))
+
+    def apply_gradients(
+        self,
+        grads_and_vars: Iterable[tuple[Any, Any]],
+        name: str | None = None,  # noqa: ARG002 - TensorFlow's argument; there is no graph to name things in
+        experimental_aggregate_gradients: bool = True,
+    ) -> Variable | None:
+        """Apply gradients to variables and return ``iterations``; ``None`` if there are no pairs.
+
+        Called in a replica context. Gradients are summed over the replicas unless ``experimental_aggregate_gradients``
+        is false, then clipped and transformed. Pairs without a gradient are left out, with a logged warning.
+
+        Raises: ValueError if no variable has a gradient, or a gradient does not fit its variable; RuntimeError in a
+            cross-replica context; TapeError if a live tape has read one of the variables. Nothing has changed then.
+        """
+        pairs = check_gradients(filter_empty_gradients(grads_and_vars))
+        self.build([variable for _, variable in pairs])
+        if not pairs:
+            return None
+        context = replica_context.current_replica("apply_gradients")
+        path = GradientPath(self, experimental_aggregate_gradients)
+        if path.runs_at_owners or extended_of(context.strategy).owners_re_enact_replicas:
+            context.merge_call(_apply_at_owners, (path, Pairs(pairs)))
+        else:
+            context.merge_call(_update_copies, (path, path.on_replica(Pairs(pairs))))
+        return self.iterations
+
+    def _transform_loss(self, loss: Any) -> Any:
+        return loss
+
+    def _transform_unaggregated_gradients(self, grads_and_vars: Iterable[Pair]) -> Iterable[Pair]:
+        return grads_and_vars
+
+    def _aggregate_gradients(self, grads_and_vars: Iterable[Pair]) -> Iterable[Pair]:
+        aggregator = self.gradient_aggregator
+        context = replica_context.current_replica("gradient aggregation")
+        if isinstance(aggregator, Aggregator) and context.num_replicas_in_sync == 1:
+            return aggregate_alone(aggregator, grads_and_vars)
+        aggregated: Iterable[Pair] = aggregator(list(grads_and_vars))
+        return aggregated
+
+    def _transform_gradients(self, grads_and_vars: Iterable[Pair]) -> Iterable[Pair]:
+        pairs: Iterable[Pair] = self.clip(grads_and_vars)
+        for transform in self.gradient_transformers:
+            pairs = transform(list(pairs))
+        return pairs
+
+    # Slots and weights.
+
+    def add_slot(self, var: Variable, slot_name: str, initializer: Any = "zeros") -> Variable:
+        """Return the slot ``slot_name`` of ``var``, created with ``initializer`` if there is none."""
+        return self.slots.add(var, slot_name, initializer)
+
+    def get_slot(self, var: Variable, slot_name: str) -> Variable:
+        """Return a slot variable.
+
+        Raises: KeyError if there is none.
+        """
+        return self.slots.get(var, slot_name)
+
+    def get_slot_names(self) -> list[str]:
+        """Return the names of the slots, in the order in which they were first created."""
+        return list(self.slots.names)
+
+    @property
+    def weights(self) -> list[Variable]:
+        """``iterations`` and the slots, in the order of creation; empty before the first step."""
+        return [] if self._iterations is None else [self._iterations, *self.slots]
+
+    def variables(self) -> list[Variable]:
+        """Return ``weights``."""
+        return self.weights
+
+    def get_weights(self) -> list[Array]:
+        """Return copies of ``weights``."""
+        return get_weights(self.weights)
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Assign to ``weights``.
+
+        Raises: ValueError if their number or a shape differs.
+        """
+        set_weights(self._name, self.weights, weights)
+
+    # Configuration.
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments from which :meth:`from_config` makes an equal optimizer, without functions."""
+        clips = {option: getattr(self, option) for option in _CLIP_OPTIONS}
+        return {"name": self._name, **{option: value for option, value in clips.items() if value is not None}}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Self:
+        """Return the optimizer that ``config`` describes; ``lr`` in it is renamed, and a schedule made an object."""
+        if "lr" in config:
+            config["learning_rate"] = config.pop("lr")
+        if isinstance(config.get("learning_rate"), dict):
+            config["learning_rate"] = schedules.deserialize(config["learning_rate"], custom_objects)
+        return cls(**config)
+
+
+def _apply_at_owners(strategy: Any, path: GradientPath, pairs: Any) -> None:
+    extended_of(strategy).apply_at_owners(path, pairs)
+
+
+def _update_copies(strategy: Any, path: GradientPath, pairs: Any) -> None:
+    extended_of(strategy).update_copies(path, pairs)

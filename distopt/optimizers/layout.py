@@ -1,0 +1,183 @@
+"""Layout: how the gradients of some variables lie in flat arrays, and where owners may cut them."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from distopt.arena import BLOCK, Run, Segment, Span, aligned_zeros, runs
+from distopt.types import Array
+from distopt.variable import Variable
+
+
+class Block(NamedTuple):
+    """One norm block: ``start <= i < stop`` of a segment, without padding; ``variable`` is a position in the layout."""
+
+    variable: int
+    segment_index: int
+    start: int
+    stop: int
+
+
+class Part(NamedTuple):
+    """Where a gradient goes: the ``start`` of variable ``variable`` in the flat array of run ``run``."""
+
+    variable: int
+    run: int
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+
+
+class Layout:
+    """The flat form of the gradients of ``variables``: one array for each run, padding zero.
+
+    ``variables`` keep the order in which they were given (global norms add up in that order); ``runs``, ``parts`` and
+    ``blocks`` are in the order of segment and offset. Every variable must have a place in the arena.
+
+    Raises: ValueError for a variable without a place, or listed twice.
+    """
+
+    def __init__(self, variables: Sequence[Variable]) -> None:
+        self.variables = tuple(variables)
+        self.runs: tuple[Run, ...] = runs(self.variables)
+        position = {id(variable): i for i, variable in enumerate(self.variables)}
+        parts: list[Part] = []
+        blocks: list[Block] = []
+        for index, run in enumerate(self.runs):
+            for variable in run.variables:
+                offset = variable.placement[1]
+                size = variable.storage.size
+                i = position[id(variable)]
+                start = offset - run.start
+                parts.append(Part(i, index, start, start + size, variable.storage.shape))
+                blocks += [
+                    Block(i, run.segment.index, begin, min(begin + BLOCK, offset + size))
+                    for begin in range(offset, offset + size, BLOCK)
+                ]
+        self.parts = tuple(parts)
+        self.blocks = tuple(blocks)
+        self._scratch: list[Array] | None = None
+
+    @property
+    def scratch(self) -> list[Array]:
+        """Flat arrays for gradients that are used up within one apply call; the same ones every time."""
+        if self._scratch is None:
+            self._scratch = self.empty()
+        return self._scratch
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The segments that the variables lie in, in order."""
+        return tuple({id(run.segment): run.segment for run in self.runs}.values())
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The runs as spans: what an owner of everything owns."""
+        return tuple(run.span for run in self.runs)
+
+    def empty(self) -> list[Array]:
+        """Return new flat arrays of zeros, one for each run."""
+        return [aligned_zeros(run.size, run.segment.dtype) for run in self.runs]
+
+    def pack(self, gradients: Sequence[Any], out: list[Array] | None = None) -> list[Array]:
+        """Return the flat arrays that hold ``gradients``, which are dense and in the order of ``variables``.
+
+        ``out``, if given, is what an earlier call returned: it is filled and returned instead of new arrays.
+
+        Raises: ValueError for a gradient whose shape or dtype is not its variable's.
+        """
+        if len(gradients) != len(self.variables):
+            raise ValueError(f"{len(self.variables)} variables need as many gradients, not {len(gradients)}")
+        flat = self.empty() if out is None else out
+        for variable, run, start, stop, shape in self.parts:
+            gradient = np.asarray(gradients[variable])
+            target = flat[run]
+            if gradient.shape != shape or gradient.dtype != target.dtype:
+                raise ValueError(
+                    f"the gradient of variable {self.variables[variable].name!r} is {gradient.dtype}"
+                    f"{list(gradient.shape)}, the variable is {target.dtype}{list(shape)}"
+                )
+            target[start:stop] = gradient.reshape(-1)
+        return flat
+
+    def unpack(self, flat: Sequence[Array]) -> list[Array]:
+        """Return the gradients as views of ``flat``, in the order of ``variables``."""
+        found: list[Array | None] = [None] * len(self.variables)
+        for variable, run, start, stop, shape in self.parts:
+            found[variable] = flat[run][start:stop].reshape(shape)
+        return [array for array in found if array is not None]
+
+    def take(self, flat: Sequence[Array], spans: Sequence[Span]) -> list[Array]:
+        """Return the views of ``flat`` that ``spans`` cover, one for each.
+
+        Raises: ValueError for a span that lies in no run.
+        """
+        taken = []
+        for span in spans:
+            index = self.run_of(span)
+            begin = self.runs[index].start
+            taken.append(flat[index][span.start - begin : span.stop - begin])
+        return taken
+
+    def run_of(self, span: Span) -> int:
+        """Return the position of the run that holds ``span``.
+
+        Raises: ValueError if none does.
+        """
+        for index, run in enumerate(self.runs):
+            if run.segment.index == span.segment_index and run.start <= span.start <= span.stop <= run.stop:
+                return index
+        raise ValueError(f"{Span(*span)} lies in no run of this layout; its runs are {', '.join(map(str, self.spans))}")
+
+    def cut_points(self) -> tuple[tuple[int, ...], ...]:
+        """Return for each run where it may be cut, from its start to its stop, both included, in segment elements.
+
+        A variable may be cut at its first element and at every ``BLOCK`` after it; one with a constraint, which needs
+        the whole variable, only at its first element.
+        """
+        points: list[tuple[int, ...]] = []
+        for run in self.runs:
+            starts: list[int] = []
+            for variable in run.variables:
+                offset, size = variable.placement[1], variable.storage.size
+                starts += [offset] if variable.constraint is not None else range(offset, offset + max(size, 1), BLOCK)
+            points.append((*starts, run.stop))
+        return tuple(points)
+
+    def divide(self, owners: int) -> tuple[tuple[Span, ...], ...]:
+        """Return the spans of each of ``owners`` owners: in order, about equally many elements each, legally cut.
+
+        Owners beyond the number of pieces get none.
+        """
+        points = self.cut_points()
+        total = sum(run.size for run in self.runs)
+        owned: list[list[Span]] = [[] for _ in range(owners)]
+        before = 0
+        for run, cuts in zip(self.runs, points, strict=True):
+            for start, stop in itertools.pairwise(cuts):
+                middle = before + (start + stop) / 2 - run.start
+                spans = owned[min(int(middle * owners / total), owners - 1)]
+                if spans and spans[-1].segment_index == run.segment.index and spans[-1].stop == start:
+                    spans[-1] = spans[-1]._replace(stop=stop)
+                else:
+                    spans.append(Span(run.segment.index, start, stop))
+            before += run.size
+        return tuple(tuple(spans) for spans in owned)
+
+    def check_spans(self, spans: Sequence[Span]) -> None:
+        """Check that every span lies in a run and begins and ends at a legal cut.
+
+        Raises: ValueError if one does not.
+        """
+        points = self.cut_points()
+        for span in spans:
+            cuts = points[self.run_of(span)]
+            for end in (span.start, span.stop):
+                at = bisect.bisect_left(cuts, end)
+                if at == len(cuts) or cuts[at] != end:
+                    raise ValueError(f"{Span(*span)} cuts a variable where it may not be cut, at {end}")

@@ -1,0 +1,175 @@
+"""The stages between a replica's gradients and the update, as named functions, and which of them run where.
+
+The stages of one apply call, in order::
+
+    filter_empty_gradients
+    transform_unaggregated_gradients, gradient_aggregator     skipped if experimental_aggregate_gradients is false
+    clipvalue, clipnorm, global_clipnorm
+    gradient_transformers
+    rule and constraint of each variable, iterations += 1
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from distopt.aggregation import Aggregator
+from distopt.indexed_slices import IndexedSlices
+from distopt.tensor import Tensor
+from distopt.types import Array
+from distopt.variable import Variable
+
+logger = logging.getLogger(__name__)
+
+Pair = tuple[Any, Variable]
+
+
+class Pairs:
+    """One replica's ``[(gradient, variable)]``, as one leaf: a strategy regroups replicas around it, not inside it."""
+
+    __slots__ = ("_pairs",)
+
+    def __init__(self, pairs: Iterable[Pair]) -> None:
+        self._pairs = list(pairs)
+
+    def __iter__(self) -> Iterator[Pair]:
+        return iter(self._pairs)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> Pair:
+        return self._pairs[index]
+
+    def __repr__(self) -> str:
+        return f"Pairs({', '.join(variable.name for _, variable in self._pairs)})"
+
+
+def filter_empty_gradients(grads_and_vars: Iterable[tuple[Any, Any]]) -> list[Pair]:
+    """Return the pairs that have a gradient; a warning is logged that names the variables without one.
+
+    Raises: ValueError if there were pairs and none has a gradient, or a pair is not one.
+    """
+    pairs = [(gradient, variable) for gradient, variable in grads_and_vars]
+    kept = [pair for pair in pairs if pair[0] is not None]
+    if len(kept) == len(pairs):
+        return kept
+    names = [variable.name for gradient, variable in pairs if gradient is None]
+    if not kept:
+        raise ValueError(f"no variable has a gradient: {names}; does the loss depend on them?")
+    logger.warning("Gradients do not exist for variables %s when minimizing the loss.", names)
+    return kept
+
+
+def check_gradients(pairs: Iterable[Pair]) -> list[Pair]:
+    """Return the pairs with every gradient as a Tensor or IndexedSlices that fits its variable.
+
+    Python numbers and lists of them get the variable's dtype.
+
+    Raises: ValueError for a gradient of another dtype or shape, or one with a row that does not exist; RuntimeError
+    for a row-sparse gradient of a variable with a constraint; NotImplementedError for a pair without a variable.
+    """
+    return [(_checked(gradient, variable), variable) for gradient, variable in pairs]
+
+
+def _checked(gradient: Any, variable: Any) -> Any:
+    if not isinstance(variable, Variable):
+        raise NotImplementedError(f"only variables can be updated, not a {type(variable).__name__}")
+    if isinstance(gradient, IndexedSlices):
+        _check_slices(gradient, variable)
+        return gradient
+    if not isinstance(gradient, Tensor | np.ndarray | np.generic | Variable):
+        gradient = np.asarray(gradient, variable.dtype)
+    if gradient.dtype != variable.dtype:
+        raise ValueError(
+            f"the gradient of variable {variable.name!r} has dtype {gradient.dtype}, the variable {variable.dtype}"
+        )
+    if tuple(gradient.shape) != tuple(variable.shape):
+        raise ValueError(
+            f"the gradient of variable {variable.name!r} has shape {list(gradient.shape)}, "
+            f"the variable {list(variable.shape)}"
+        )
+    return gradient if isinstance(gradient, Tensor) else Tensor(gradient)
+
+
+def _check_slices(gradient: IndexedSlices, variable: Variable) -> None:
+    name, shape = variable.name, tuple(variable.shape)
+    if variable.constraint is not None:
+        raise RuntimeError(f"variable {name!r} has a constraint, so it cannot take a row-sparse gradient")
+    if gradient.dtype != variable.dtype:
+        raise ValueError(f"the gradient of variable {name!r} has dtype {gradient.dtype}, the variable {variable.dtype}")
+    if not shape or tuple(gradient.values.shape[1:]) != shape[1:]:
+        raise ValueError(
+            f"the rows of the gradient of variable {name!r} have shape {list(gradient.values.shape[1:])}, "
+            f"those of the variable {list(shape[1:])}"
+        )
+    indices = gradient.indices
+    if indices.size and (indices.min() < 0 or indices.max() >= shape[0]):
+        wrong = indices[(indices < 0) | (indices >= shape[0])]
+        raise ValueError(
+            f"the gradient of variable {name!r} has row {wrong[0]}; the variable has rows 0..{shape[0] - 1}"
+        )
+
+
+def array_of(gradient: Any) -> Array:
+    """Return a dense gradient as an array."""
+    return gradient.numpy() if isinstance(gradient, Tensor) else np.asarray(gradient)
+
+
+class GradientPath:
+    """What becomes of the pairs of one apply call of ``optimizer``; ``aggregate``: stages 4 and 5 are run."""
+
+    def __init__(self, optimizer: Any, aggregate: bool) -> None:
+        self.optimizer = optimizer
+        self.aggregate = aggregate
+
+    @property
+    def aggregator(self) -> Any:
+        """The gradient aggregator: an ``Aggregator``, or a function over one replica's pairs."""
+        return self.optimizer.gradient_aggregator
+
+    @property
+    def runs_at_owners(self) -> bool:
+        """Whether everything after the gradients can run where they are combined, span by span."""
+        return self.aggregate and not self.whole_gradient_hooks()
+
+    def whole_gradient_hooks(self) -> tuple[str, ...]:
+        """Return the names of what has to see whole gradients, on each replica."""
+        optimizer = self.optimizer
+        hooks = [
+            f"{type(optimizer).__name__}.{method}"
+            for method in ("_transform_unaggregated_gradients", "_aggregate_gradients", "_transform_gradients")
+            if not is_inherited(optimizer, method)
+        ]
+        if not isinstance(optimizer.gradient_aggregator, Aggregator):
+            hooks.append(name_of(optimizer.gradient_aggregator))
+        hooks += [name_of(transform) for transform in optimizer.gradient_transformers]
+        if optimizer.clips.chained:
+            hooks.append("clipnorm with global_clipnorm")
+        return tuple(hooks)
+
+    def on_replica(self, pairs: Pairs) -> Pairs:
+        """Return the pairs to be applied, after the stages up to the transformers, in this replica's context."""
+        optimizer = self.optimizer
+        remaining: Iterable[Pair] = list(pairs)
+        if self.aggregate:
+            remaining = optimizer._transform_unaggregated_gradients(remaining)
+            remaining = optimizer._aggregate_gradients(remaining)
+        remaining = optimizer._transform_gradients(remaining)
+        return Pairs(check_gradients(remaining))
+
+
+def is_inherited(optimizer: Any, method: str) -> bool:
+    """Return whether ``optimizer`` has ``method`` as this package defines it."""
+    return type(optimizer).__dict__.get(method) is None and all(
+        base.__module__.startswith("distopt.optimizers.") for base in type(optimizer).__mro__ if method in base.__dict__
+    )
+
+
+def name_of(hook: Any) -> str:
+    """Return what a message calls a function of the user's."""
+    return str(getattr(hook, "__qualname__", None) or type(hook).__qualname__)

@@ -1,0 +1,124 @@
+"""Slots: what a rule remembers of each variable, laid out like the variables themselves.
+
+The slots of one name for all variables of a segment are views of one buffer with the segment's layout. Padding holds
+what a constant initializer gives, so that a rule run over it meets no value that it would not meet in a variable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from distopt.arena import Segment, aligned_zeros, place
+from distopt.types import Array
+from distopt.variable import Variable
+
+
+class SlotStore:
+    """The slots of one optimizer; ``scope`` prefixes the names of the slot variables."""
+
+    def __init__(self, scope: str) -> None:
+        self._scope = scope
+        self._buffers: dict[int, dict[str, Array]] = {}
+        self._by_variable: dict[int, dict[str, Variable]] = {}
+        self._variables: list[Variable] = []
+        self._created: list[Variable] = []
+        self.names: list[str] = []
+
+    def __iter__(self) -> Iterator[Variable]:
+        """Iterate over all slot variables in the order of creation."""
+        return iter(self._created)
+
+    @property
+    def variables(self) -> tuple[Variable, ...]:
+        """The variables that have slots, in the order in which they got the first."""
+        return tuple(self._variables)
+
+    def add(self, variable: Variable, name: str, initializer: Any = "zeros") -> Variable:
+        """Return the slot ``name`` of ``variable``, creating it if need be; then ``initializer`` gives its value.
+
+        ``initializer`` is ``"zeros"``, ``"ones"``, a number, an array, or a function ``f(shape, dtype)``.
+
+        Raises: ValueError for an unknown initializer name, or a value of another shape.
+        """
+        present = self._by_variable.get(id(variable), {}).get(name)
+        if present is not None:
+            return present
+        place([variable])
+        assert variable.placement is not None, "just placed"
+        segment, offset = variable.placement
+        storage = variable.storage
+        value = _initial_value(initializer, storage.shape, storage.dtype)
+        buffer = self._buffer(segment, name, value if np.ndim(value) == 0 else 0)
+        slot = Variable(
+            np.broadcast_to(value, storage.shape).astype(storage.dtype),
+            trainable=False,
+            dtype=storage.dtype,
+            name=f"{self._scope}/{variable.name.partition(':')[0]}/{name}",
+        )
+        slot.rebind(buffer[offset : offset + storage.size].reshape(storage.shape))
+        if id(variable) not in self._by_variable:
+            self._variables.append(variable)
+        self._by_variable.setdefault(id(variable), {})[name] = slot
+        self._created.append(slot)
+        if name not in self.names:
+            self.names.append(name)
+        return slot
+
+    def get(self, variable: Variable, name: str) -> Variable:
+        """Return the slot ``name`` of ``variable``.
+
+        Raises: KeyError if there is none.
+        """
+        slots = self._by_variable.get(id(variable))
+        if slots is None or name not in slots:
+            known = "no slots" if slots is None else f"only the slots {', '.join(slots)}"
+            raise KeyError(f"variable {variable.name!r} has {known} in {self._scope}, not {name!r}")
+        return slots[name]
+
+    def of(self, variable: Variable) -> dict[str, Array]:
+        """Return the live arrays of the slots of ``variable``, in creation order; empty if it has none."""
+        return {name: slot.storage for name, slot in self._by_variable.get(id(variable), {}).items()}
+
+    def variables_of(self, variable: Variable) -> dict[str, Variable]:
+        """Return the slot variables of ``variable``, in creation order."""
+        return dict(self._by_variable.get(id(variable), {}))
+
+    def buffers(self, segment: Segment) -> dict[str, Array]:
+        """Return the flat live arrays, one a slot name, that have the layout of ``segment``."""
+        return dict(self._buffers.get(id(segment), {}))
+
+    def split(self, variable: Variable, replica_ids: Sequence[int]) -> None:
+        """Give each replica its own copy of the slots of ``variable``; those that have copies keep them."""
+        for slot in self._by_variable.get(id(variable), {}).values():
+            if not slot.is_split:
+                slot.split(replica_ids)
+
+    def copy_of(self, variable: Variable, replica_id: int) -> dict[str, Array]:
+        """Return the live arrays of one replica's slots of ``variable``, in creation order."""
+        slots = self._by_variable.get(id(variable), {})
+        return {name: slot.copy_of(replica_id) if slot.is_split else slot.storage for name, slot in slots.items()}
+
+    def _buffer(self, segment: Segment, name: str, padding: Any) -> Array:
+        buffers = self._buffers.setdefault(id(segment), {})
+        if name not in buffers:
+            buffers[name] = aligned_zeros(segment.buffer.size, segment.dtype)
+            buffers[name][:] = padding
+        return buffers[name]
+
+
+def _initial_value(initializer: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    if isinstance(initializer, str):
+        if initializer not in _NAMED:
+            raise ValueError(f"there is no initializer {initializer!r}; choose one of {', '.join(_NAMED)}")
+        return dtype.type(_NAMED[initializer])
+    value = initializer(shape, dtype) if callable(initializer) else initializer
+    array = np.asarray(value)
+    if array.ndim and array.shape != shape:
+        raise ValueError(f"the initial value of a slot has shape {array.shape}, its variable {shape}")
+    return dtype.type(array) if array.ndim == 0 else array
+
+
+_NAMED = {"zeros": 0, "ones": 1}
