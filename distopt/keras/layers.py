@@ -1,0 +1,358 @@
+"""Layers: parts of a model that make their variables when they first see an input.
+
+Once built, a call costs a check of two attributes over what its arithmetic costs; ``Sequential`` calls ``call`` itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from distopt import initializers, nn, ops
+from distopt.initializers import InitializerLike
+from distopt.keras import activations, regularizers
+from distopt.keras.activations import ActivationLike
+from distopt.keras.regularizers import RegularizerLike
+from distopt.ops.dense import ACTIVATIONS
+from distopt.types import Array, Shape
+from distopt.variable import Variable
+
+InputShape = tuple[int | None, ...]
+
+_build_lock = threading.RLock()
+_names: dict[str, Iterator[int]] = defaultdict(itertools.count)
+
+
+class Layer:
+    """Base of layers. A subclass makes variables in ``build`` with ``add_weight`` and computes in ``call``.
+
+    Variables and layers that are set as attributes, or in a list or tuple, are found by ``variables``, in that order.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        trainable: bool = True,
+        dtype: Any = np.float32,
+        input_shape: Sequence[int] | None = None,
+    ) -> None:
+        self.name = name or _unique_name(type(self).__name__.lower())
+        self.trainable = trainable
+        self.dtype: np.dtype[Any] = np.dtype(dtype)
+        self.built = False
+        self.batch_input_shape: InputShape | None = None if input_shape is None else (None, *input_shape)
+        self._regularized: list[tuple[Callable[[Any], Any], Variable]] = []
+        self._penalties: list[Callable[[], Any]] = []
+
+    def __setattr__(self, attribute: str, value: Any) -> None:
+        object.__setattr__(self, attribute, value)
+        if not attribute.startswith("_"):
+            self._track(value)
+
+    def build(self, input_shape: InputShape) -> None:
+        """Make the variables; ``input_shape`` is that of the first input, its first dimension ``None``."""
+
+    def call(self, inputs: Any) -> Any:
+        """Return the outputs."""
+        raise NotImplementedError(f"{type(self).__name__} defines no call()")
+
+    def __call__(self, inputs: Any) -> Any:
+        """Return the outputs of ``inputs``, building the layer at the first call.
+
+        Floating-point inputs of another dtype are cast to the layer's; integers, which may be indices, are not.
+        """
+        dtype = getattr(inputs, "dtype", None)
+        if dtype is not self.dtype:
+            inputs = self._cast(inputs)
+        if not self.built:
+            self._build_once(inputs)
+        return self.call(inputs)
+
+    def add_weight(
+        self,
+        name: str,
+        shape: Shape,
+        initializer: InitializerLike = "glorot_uniform",
+        regularizer: RegularizerLike = None,
+        trainable: bool = True,
+        dtype: Any = None,
+        constraint: Callable[[Any], Any] | None = None,
+    ) -> Variable:
+        """Return a new variable of this layer."""
+        wanted = self.dtype if dtype is None else np.dtype(dtype)
+        variable = Variable(
+            initializers.get(initializer)(tuple(shape), dtype=wanted),
+            trainable=trainable,
+            name=f"{self.name}/{name}",
+            dtype=wanted,
+            constraint=constraint,
+        )
+        penalty = regularizers.get(regularizer)
+        if penalty is not None:
+            self._regularized.append((penalty, variable))
+        self._track(variable)
+        return variable
+
+    def add_loss(self, penalty: Callable[[], Any]) -> None:
+        """Add ``penalty()``, a scalar, to ``losses``; it is called at each step.
+
+        Raises: TypeError if it cannot be called: a value would be that of one step for ever.
+        """
+        if not callable(penalty):
+            raise TypeError("add_loss takes a function without arguments, which is called at each step")
+        self._penalties.append(penalty)
+
+    @property
+    def losses(self) -> list[Any]:
+        """The penalties of this layer and those below it, computed now."""
+        own = [penalty(variable) for penalty, variable in self._regularized]
+        own += [penalty() for penalty in self._penalties]
+        return own + [loss for layer in self._sublayers() for loss in layer.losses]
+
+    @property
+    def variables(self) -> list[Variable]:
+        """All variables, in order of creation within a layer, and layer by layer."""
+        found: list[Variable] = []
+        for item in self._tracked():
+            found += item.variables if isinstance(item, Layer) else [item]
+        return found
+
+    @property
+    def trainable_variables(self) -> list[Variable]:
+        """The trainable ones among ``variables``; none if the layer's ``trainable`` is false."""
+        if not self.trainable:
+            return []
+        found: list[Variable] = []
+        for item in self._tracked():
+            if isinstance(item, Layer):
+                found += item.trainable_variables
+            elif item.trainable:
+                found.append(item)
+        return found
+
+    @property
+    def non_trainable_variables(self) -> list[Variable]:
+        """Those of ``variables`` that are not in ``trainable_variables``."""
+        trainable = {id(variable) for variable in self.trainable_variables}
+        return [variable for variable in self.variables if id(variable) not in trainable]
+
+    weights = variables
+    trainable_weights = trainable_variables
+    non_trainable_weights = non_trainable_variables
+
+    def count_params(self) -> int:
+        """Return the number of elements of all variables."""
+        return sum(math.prod(variable.shape) for variable in self.variables)
+
+    def get_weights(self) -> list[Array]:
+        """Return copies of the values of ``variables``."""
+        return [variable.numpy() for variable in self.variables]
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Assign to each of ``variables``.
+
+        Raises: ValueError if number or shapes differ; nothing is assigned then.
+        """
+        variables = self.variables
+        values = [np.asarray(weight) for weight in weights]
+        if [value.shape for value in values] != [tuple(variable.shape) for variable in variables]:
+            raise ValueError(
+                f"{self.name} has weights of shapes {[tuple(v.shape) for v in variables]}, "
+                f"and was given {[value.shape for value in values]}"
+            )
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+
+    def _build_once(self, inputs: Any) -> None:
+        # Replicas share a model: the first to arrive builds it.
+        with _build_lock:
+            if not self.built:
+                self.build((None, *inputs.shape[1:]))
+                self.built = True
+
+    def _cast(self, inputs: Any) -> Any:
+        if isinstance(inputs, (tuple, dict)):
+            return inputs
+        if not hasattr(inputs, "dtype"):
+            inputs = np.asarray(inputs)
+        if inputs.dtype.kind in "biu" or inputs.dtype == self.dtype:
+            return inputs
+        return ops.cast(inputs, self.dtype)
+
+    def _track(self, value: Any) -> None:
+        if isinstance(value, (Variable, Layer)):
+            tracked = self.__dict__.setdefault("_items", [])
+            if not any(item is value for item in tracked):
+                tracked.append(value)
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                self._track(item)
+
+    def _tracked(self) -> list[Any]:
+        items: list[Any] = self.__dict__.get("_items", [])
+        return items
+
+    def _sublayers(self) -> list[Layer]:
+        return [item for item in self._tracked() if isinstance(item, Layer)]
+
+
+class Dense(Layer):
+    """``activation(x @ kernel + bias)``; the kernel's shape is ``[features, units]``.
+
+    An activation given by name is part of one fused operation.
+
+    Raises: ValueError if ``units`` is not positive.
+    """
+
+    def __init__(
+        self,
+        units: int,
+        activation: ActivationLike = None,
+        use_bias: bool = True,
+        kernel_initializer: InitializerLike = "glorot_uniform",
+        bias_initializer: InitializerLike = "zeros",
+        kernel_regularizer: RegularizerLike = None,
+        bias_regularizer: RegularizerLike = None,
+        kernel_constraint: Callable[[Any], Any] | None = None,
+        bias_constraint: Callable[[Any], Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if units < 1:
+            raise ValueError(f"units must be at least 1, not {units}")
+        self.units = units
+        self.activation = activations.get(activation)
+        self.use_bias = use_bias
+        self.kernel_initializer = initializers.get(kernel_initializer)
+        self.bias_initializer = initializers.get(bias_initializer)
+        self.kernel_regularizer = regularizers.get(kernel_regularizer)
+        self.bias_regularizer = regularizers.get(bias_regularizer)
+        self.kernel_constraint = kernel_constraint
+        self.bias_constraint = bias_constraint
+        self.bias: Variable | None = None
+        is_fused = activation is None or activation in ACTIVATIONS
+        self._fused = activation if isinstance(activation, str) and is_fused else None
+        self._after = None if is_fused else self.activation
+
+    def build(self, input_shape: InputShape) -> None:
+        """Make kernel and bias.
+
+        Raises: ValueError if the input has no features to multiply.
+        """
+        if len(input_shape) < 2 or input_shape[-1] is None:
+            raise ValueError(f"{self.name} needs inputs of shape [batch, ..., features], not {list(input_shape)}")
+        self.kernel = self.add_weight(
+            "kernel",
+            (input_shape[-1], self.units),
+            self.kernel_initializer,
+            self.kernel_regularizer,
+            constraint=self.kernel_constraint,
+        )
+        if self.use_bias:
+            self.bias = self.add_weight(
+                "bias", (self.units,), self.bias_initializer, self.bias_regularizer, constraint=self.bias_constraint
+            )
+
+    def call(self, inputs: Any) -> Any:
+        """Return ``[..., units]`` for inputs ``[..., features]``."""
+        outputs = ops.dense(inputs, self.kernel, self.bias, self._fused)
+        return outputs if self._after is None else self._after(outputs)
+
+
+class Activation(Layer):
+    """An activation function, by name or as a callable."""
+
+    def __init__(self, activation: ActivationLike, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.activation = activations.get(activation)
+
+    def call(self, inputs: Any) -> Any:
+        """Return the activation of ``inputs``."""
+        return self.activation(inputs)
+
+
+class ReLU(Activation):
+    """``max(x, 0)``."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(nn.relu, **kwargs)
+
+
+class Softmax(Activation):
+    """Softmax over the last axis."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(nn.softmax, **kwargs)
+
+
+class Flatten(Layer):
+    """``[batch, ...]`` to ``[batch, features]``."""
+
+    def call(self, inputs: Any) -> Any:
+        """Return the rows of ``inputs``, each as one dimension."""
+        return ops.reshape(inputs, (inputs.shape[0], math.prod(inputs.shape[1:])))
+
+
+class Embedding(Layer):
+    """Rows of a table ``[input_dim, output_dim]``; its gradient is row-sparse.
+
+    Raises: ValueError if a dimension is not positive.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        embeddings_initializer: InitializerLike = "uniform",
+        embeddings_regularizer: RegularizerLike = None,
+        embeddings_constraint: Callable[[Any], Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if input_dim < 1 or output_dim < 1:
+            raise ValueError(f"an embedding needs positive dimensions, not {input_dim} and {output_dim}")
+        self.input_dim = input_dim
+        self.output_dim = output_dim
+        self.embeddings_initializer = initializers.get(embeddings_initializer)
+        self.embeddings_regularizer = regularizers.get(embeddings_regularizer)
+        self.embeddings_constraint = embeddings_constraint
+
+    def build(self, input_shape: InputShape) -> None:
+        """Make the table."""
+        del input_shape
+        self.embeddings = self.add_weight(
+            "embeddings",
+            (self.input_dim, self.output_dim),
+            self.embeddings_initializer,
+            self.embeddings_regularizer,
+            constraint=self.embeddings_constraint,
+        )
+
+    def call(self, inputs: Any) -> Any:
+        """Return ``[..., output_dim]`` for integer inputs ``[...]``; floating-point ones are truncated."""
+        indices = np.asarray(inputs)
+        return ops.gather(self.embeddings, indices if indices.dtype.kind in "iu" else indices.astype(np.int64))
+
+
+class InputLayer(Layer):
+    """The shape of one sample; a ``Sequential`` that starts with it is built at once. Made by ``Input``."""
+
+    def call(self, inputs: Any) -> Any:
+        """Return ``inputs``."""
+        return inputs
+
+
+def Input(shape: Sequence[int], name: str | None = None, dtype: Any = np.float32) -> InputLayer:
+    """Return the first layer of a ``Sequential``; ``shape`` is that of one sample."""
+    return InputLayer(name=name, dtype=dtype, input_shape=shape)
+
+
+def _unique_name(kind: str) -> str:
+    number = next(_names[kind])
+    return f"{kind}_{number}" if number else kind

@@ -1,0 +1,75 @@
+"""``Sequential``: layers one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from distopt.keras.layers import InputLayer, InputShape, Layer
+from distopt.keras.training import History, Model
+
+__all__ = ["History", "Model", "Sequential"]
+
+
+class Sequential(Model):
+    """Layers, each called with what the one before returned.
+
+    Variables are made at the first call, by ``build``, or as soon as the first layer tells its ``input_shape``.
+    """
+
+    def __init__(self, layers: Sequence[Layer] = (), name: str | None = None) -> None:
+        super().__init__(name=name)
+        self._layers: list[Layer] = []
+        self._calls: tuple[Callable[[Any], Any], ...] = ()
+        for layer in layers:
+            self.add(layer)
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers in order, without an ``Input``."""
+        return [layer for layer in self._layers if not isinstance(layer, InputLayer)]
+
+    def add(self, layer: Layer) -> None:
+        """Append a layer; if the input's shape is known, its variables are made now.
+
+        Raises: TypeError for anything but a layer; ValueError for a layer that is in the model already.
+        """
+        if not isinstance(layer, Layer):
+            raise TypeError(f"a Sequential is made of layers, not {layer!r}")
+        if any(layer is other for other in self._layers):
+            raise ValueError(f"{layer.name} is in {self.name} already")
+        if not self._layers:
+            self.batch_input_shape = layer.batch_input_shape
+            self.dtype = layer.dtype
+        self._layers.append(layer)
+        self._track(layer)
+        self.built = False
+        if self.batch_input_shape is not None:
+            self.build(self.batch_input_shape)
+
+    def build(self, input_shape: InputShape) -> None:
+        """Make the variables for inputs of that shape, the first dimension being the batch's, which may be ``None``.
+
+        Raises: ValueError if another dimension is not known.
+        """
+        row = tuple(input_shape[1:])
+        if None in row:
+            raise ValueError(f"only the first dimension of an input may be unknown, not {list(input_shape)}")
+        self._build_layers(np.zeros((1, *(n for n in row if n is not None)), self.dtype))
+        self.batch_input_shape = (None, *row)
+        self.built = True
+
+    def call(self, inputs: Any) -> Any:
+        """Return the outputs of the last layer."""
+        for call in self._calls:
+            inputs = call(inputs)
+        return inputs
+
+    def _build_layers(self, inputs: Any) -> None:
+        # Each layer sees an input like those to come, so none has to tell the shape of its outputs beforehand.
+        for layer in self._layers:
+            inputs = layer(inputs)
+        # From now on the layers' checks are done; what is left of a call is their arithmetic.
+        self._calls = tuple(layer.call for layer in self._layers)

@@ -1,0 +1,73 @@
+"""Metrics are means over examples; losses and metrics are found by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distopt import losses as foundation_losses
+from distopt.keras import losses, metrics
+
+SCORES = np.array([[0.1, 0.7, 0.2], [0.6, 0.3, 0.1], [0.2, 0.3, 0.5]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("metric", "labels", "predictions", "expected"),
+    [
+        (metrics.SparseCategoricalAccuracy(), [1, 0, 0], SCORES, 2 / 3),
+        (metrics.SparseCategoricalAccuracy(), [[1], [0], [0]], SCORES, 2 / 3),
+        (metrics.CategoricalAccuracy(), np.eye(3)[[1, 1, 2]], SCORES, 2 / 3),
+        (metrics.BinaryAccuracy(), [1, 0, 1], [[0.9], [0.2], [0.4]], 2 / 3),
+        (metrics.BinaryAccuracy(), [[1, 0]], [[0.9, 0.8]], 1 / 2),
+        (metrics.Accuracy(), [1, 0, 0], SCORES, 2 / 3),
+        (metrics.Accuracy(), np.eye(3)[[1, 1, 2]], SCORES, 2 / 3),
+        (metrics.Accuracy(), [1, 0, 1], [[0.9], [0.2], [0.4]], 2 / 3),
+        (metrics.MeanSquaredError(), [[1.0], [2.0]], [[2.0], [4.0]], 2.5),
+        (metrics.MeanAbsoluteError(), [[1.0], [2.0]], [[2.0], [4.0]], 1.5),
+    ],
+)
+def test_metric_is_the_mean_over_examples(metric: Any, labels: Any, predictions: Any, expected: float) -> None:
+    assert float(metric(labels, predictions)) == pytest.approx(expected)
+
+
+def test_metric_goes_on_over_batches_until_it_is_reset() -> None:
+    metric = metrics.SparseCategoricalAccuracy()
+    metric.update_state([1], SCORES[:1])
+    metric.update_state([2, 1], SCORES[1:])
+    assert float(metric.result()) == pytest.approx(1 / 3)
+    metric.reset_state()
+    assert float(metric.result()) == 0.0
+
+
+def test_metric_counts_examples_by_their_weight() -> None:
+    metric = metrics.SparseCategoricalAccuracy()
+    assert float(metric([1, 1, 1], SCORES, sample_weight=[3.0, 1.0, 0.0])) == 0.75
+
+
+def test_metric_of_no_examples_is_zero() -> None:
+    assert float(metrics.Accuracy()(np.zeros(0, int), np.zeros((0, 3)))) == 0.0
+
+
+def test_get_metric_by_name_function_or_object() -> None:
+    assert metrics.get("acc").name == "acc"
+    assert metrics.get(foundation_losses.huber).name == "huber"
+    metric = metrics.Accuracy()
+    assert metrics.get(metric) is metric
+
+
+def test_get_loss_by_name_class_name_function_or_object() -> None:
+    assert isinstance(losses.get("mse"), losses.MeanSquaredError)
+    assert isinstance(losses.get("BinaryCrossentropy"), losses.BinaryCrossentropy)
+    loss = losses.get(lambda y_true, y_pred: y_true * y_pred)
+    assert loss(2.0, np.float32(3.0)).numpy() == np.float32(6.0)
+    assert losses.get(loss) is loss
+
+
+@pytest.mark.parametrize("module", [losses, metrics])
+def test_get_unknown_name_or_thing_is_refused(module: Any) -> None:
+    with pytest.raises(ValueError, match="unknown"):
+        module.get("no_such")
+    with pytest.raises(TypeError, match="not 3"):
+        module.get(3)
