@@ -17,6 +17,7 @@ What is small is collected whole by every rank: each adds everything up, alike, 
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -81,6 +82,13 @@ class Communicator(abc.ABC):
     traffic: Traffic
     step: int = 0
 
+    exchange_cost_bytes: int = 1 << 16
+    """How many more bytes each rank may receive if that saves an exchange; the same on all ranks."""
+
+    @functools.cached_property
+    def _inbox(self) -> combining.Inbox:
+        return combining.Inbox()
+
     @abc.abstractmethod
     def exchange(self, sends: Sequence[Send], receives: Sequence[Receive], what: str) -> None:
         """Carry out all transfers at once; return when all are done.
@@ -116,12 +124,13 @@ class Communicator(abc.ABC):
         if self.size == 1:
             return combining.aggregate(mine, hosting, aggregator, like)
         nodes = hosting.covers if aggregator.sums else hosting.leaves
-        if sum(array.nbytes for array in like) <= combining.WHOLE_BYTES:
+        results = [np.empty(len(array), array.dtype) for array in like]
+        num_nodes = sum(len(of_rank) for of_rank in nodes)
+        if combining.bytes_saved_by_parts(like, num_nodes, self.size) <= self.exchange_cost_bytes:
             collected = self._collect(mine, nodes, combining.whole(like, self.size), like)
-            return combining.aggregate(collected, hosting, aggregator, like)
+            return combining.aggregate(collected, hosting, aggregator, like, out=results)
         parts = combining.even_parts(like, self.size)
         collected = self._collect(mine, nodes, parts, like)
-        results = [np.empty(len(array), array.dtype) for array in like]
         own = [result[part] for result, part in zip(results, parts[self.rank], strict=True)]
         combining.aggregate(collected, hosting, aggregator, own, out=own)
         self._spread(results, parts)
@@ -202,11 +211,13 @@ class Communicator(abc.ABC):
             if part.start < part.stop
         ]
         own = parts[self.rank]
+        self._inbox.clear()
         collected = {node: tuple(array[part] for array, part in zip(mine[node], own, strict=True)) for node in mine}
         for peer in self._others():
             for node in nodes[peer]:
                 collected[node] = tuple(
-                    np.empty(part.stop - part.start, array.dtype) for array, part in zip(like, own, strict=True)
+                    self._inbox.empty(part.stop - part.start, array.dtype)
+                    for array, part in zip(like, own, strict=True)
                 )
         receives = [
             Receive(peer, array)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -42,6 +43,7 @@ class Hosting:
         object.__setattr__(self, "leaves", tuple(tuple(Node(r, r + 1) for r in replicas) for replicas in self.hosted))
 
     @classmethod
+    @functools.lru_cache(maxsize=64)
     def contiguous(cls, num_replicas: int, num_workers: int) -> Hosting:
         """Return the default: contiguous ranges, as equal as possible, larger ones first."""
         return cls(num_replicas, tuple(tuple(r) for r in contiguous_ranges(num_replicas, num_workers)))

@@ -59,6 +59,9 @@ _MAX_PAUSE_S: Final = 1e-3
 _PAUSE_SHARE: Final = 0.1
 """A wait sleeps for this share of what it has lasted, so it ends at most so much late."""
 
+_EXCHANGE_COST_BYTES_ON_ONE_HOST: Final = 1 << 20
+"""Measured with 8 ranks on 2 cores: 0.8 ms for an exchange, whether of 1 KB or of 0.5 MB a rank."""
+
 _LOOK_EVERY_S: Final = 0.1
 _GAP_S: Final = 2.0
 """A pause this long between two looks means that this process was stopped; its waits are prolonged by it."""
@@ -141,6 +144,8 @@ class MpiCommunicator(Communicator):
         _open.append(self)
         identities = self.all_gather_bytes(host_peers.identity())
         self._host_peers = host_peers.HostPeers(self.rank, identities, stopped_timeout_s=stopped_timeout_s)
+        if host_peers.are_on_one_host(identities):
+            self.exchange_cost_bytes = _EXCHANGE_COST_BYTES_ON_ONE_HOST
 
     def exchange(self, sends: Sequence[Send], receives: Sequence[Receive], what: str) -> None:
         if self._closed or self._failed:
@@ -238,7 +243,7 @@ class MpiCommunicator(Communicator):
         self._host_peers.close()
 
     def _complete(self, wait: _Wait, look: Any) -> list[MPI.Status]:
-        """Return when all requests are done; test, then yield the core, then sleep for longer and longer."""
+        """Return when all requests are done: test, then yield the core, then sleep for longer and longer."""
         self._wait = wait
         statuses = [self._mpi.Status() for _ in wait.requests]
         test_all = self._mpi.Request.Testall

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 import ml_dtypes
@@ -51,21 +53,40 @@ def add_rows_of(array: Array, node: Node) -> Array:
     return add_rows(array[node.start : node.stop])
 
 
+@contextmanager
+def cost_of_an_exchange(comm: Communicator, num_bytes: int) -> Iterator[None]:
+    """Let ``comm`` choose for a while how a combination goes by another cost; on all ranks alike."""
+    before = comm.exchange_cost_bytes
+    comm.exchange_cost_bytes = num_bytes
+    yield
+    comm.exchange_cost_bytes = before
+
+
 def combine(comm: Communicator, aggregator: Aggregator, rows: list[Array]) -> list[Array]:
     hosting = Hosting.contiguous(len(rows[0]), comm.size)
     like = [np.empty(array.shape[1:], array.dtype) for array in rows]
     return comm.combine(contributions_of(comm.rank, hosting, aggregator, rows), hosting, aggregator, like)
 
 
+@pytest.fixture(params=[0, 1 << 30], ids=["in_parts", "as_a_whole"])
+def exchange_cost_bytes(request: pytest.FixtureRequest) -> int:
+    """Both ways in which a combination can go, whatever its size."""
+    return int(request.param)
+
+
 @pytest.mark.parametrize("num_replicas", NUM_REPLICAS)
 @pytest.mark.parametrize("aggregator", [Sum(), Mean(), Median()], ids=lambda a: a.name)
 def test_combine_of_several_arrays_has_the_bits_of_one_process(
-    run: Run, aggregator: Aggregator, num_replicas: int
+    run: Run, aggregator: Aggregator, num_replicas: int, exchange_cost_bytes: int
 ) -> None:
     rows = [gradients(num_replicas, length) for length in LENGTHS]
     expected = [aggregator.combine(array) for array in rows]
 
-    for results in run(lambda comm: combine(comm, aggregator, rows)):
+    def body(comm: Communicator) -> list[Array]:
+        with cost_of_an_exchange(comm, exchange_cost_bytes):
+            return combine(comm, aggregator, rows)
+
+    for results in run(body):
         for result, one in zip(results, expected, strict=True):
             assert result.dtype == one.dtype
             np.testing.assert_array_equal(result.view(np.uint32), one.view(np.uint32))
@@ -86,26 +107,48 @@ def test_combine_of_nothing_returns_nothing(run: Run) -> None:
     assert all(results == [] for results in run(body))
 
 
-def test_combine_where_the_last_rank_hosts_all_replicas_has_the_bits_of_one_process(run: Run) -> None:
+def test_combine_where_the_last_rank_hosts_all_replicas_has_the_bits_of_one_process(
+    run: Run, exchange_cost_bytes: int
+) -> None:
     rows = [gradients(3, 4000)]
     hosting = Hosting(3, (*((),) * (run.size - 1), (0, 1, 2)))
 
     def body(comm: Communicator) -> list[Array]:
-        return comm.combine(contributions_of(comm.rank, hosting, Sum(), rows), hosting, Sum(), [rows[0][0]])
+        with cost_of_an_exchange(comm, exchange_cost_bytes):
+            return comm.combine(contributions_of(comm.rank, hosting, Sum(), rows), hosting, Sum(), [rows[0][0]])
 
     for (result,) in run(body):
         np.testing.assert_array_equal(result.view(np.uint32), add_rows(rows[0]).view(np.uint32))
 
 
-def test_combine_of_interleaved_replicas_has_the_bits_of_one_process(run: Run) -> None:
+def test_combine_of_interleaved_replicas_has_the_bits_of_one_process(run: Run, exchange_cost_bytes: int) -> None:
     rows = [gradients(13, 4000)]
     hosting = Hosting(13, tuple(tuple(range(rank, 13, run.size)) for rank in range(run.size)))
 
     def body(comm: Communicator) -> list[Array]:
-        return comm.combine(contributions_of(comm.rank, hosting, Sum(), rows), hosting, Sum(), [rows[0][0]])
+        with cost_of_an_exchange(comm, exchange_cost_bytes):
+            return comm.combine(contributions_of(comm.rank, hosting, Sum(), rows), hosting, Sum(), [rows[0][0]])
 
     for (result,) in run(body):
         np.testing.assert_array_equal(result.view(np.uint32), add_rows(rows[0]).view(np.uint32))
+
+
+def test_combine_results_outlive_the_next_combine(run: Run, exchange_cost_bytes: int) -> None:
+    def body(comm: Communicator) -> list[float]:
+        hosting = Hosting(1, ((0,), *((),) * (comm.size - 1)))
+        with cost_of_an_exchange(comm, exchange_cost_bytes):
+            totals = [
+                comm.combine(
+                    [Contribution(node, (np.full(3, value),)) for node in hosting.covers[comm.rank]],
+                    hosting,
+                    Sum(),
+                    [np.empty(3)],
+                )[0]
+                for value in (1.0, 2.0)
+            ]
+        return [float(total[0]) for total in totals]
+
+    assert all(totals == [1.0, 2.0] for totals in run(body))
 
 
 def test_combine_does_not_write_to_contributions(run: Run) -> None:
@@ -122,14 +165,14 @@ def test_combine_does_not_write_to_contributions(run: Run) -> None:
 
 
 def test_combine_counts_the_bytes_that_cross(run: Run) -> None:
-    length = 1000 * run.size
+    length = 100_000 * run.size  # so long that parts are exchanged, where there are more than 2 ranks
 
     def body(comm: Communicator) -> tuple[int, int]:
         sent, received = comm.traffic.bytes_sent, comm.traffic.bytes_received
         combine(comm, Sum(), [np.ones((comm.size, length))])
         return comm.traffic.bytes_sent - sent, comm.traffic.bytes_received - received
 
-    expected = 2 * (run.size - 1) * 8000
+    expected = 2 * (run.size - 1) * 800_000
     assert all(counts == (expected, expected) for counts in run(body))
 
 
@@ -162,7 +205,7 @@ def test_all_reduce_mean_of_rank_valued_data_is_closed_form(run: Run) -> None:
         return comm.all_reduce("mean", [np.full(3, comm.rank, np.float32), np.full(2, comm.rank, np.int64)])
 
     for floats, integers in run(body):
-        assert (floats.dtype, integers.dtype) == (np.float32, np.float64)
+        assert [floats.dtype, integers.dtype] == [np.dtype(np.float32), np.dtype(np.float64)]
         np.testing.assert_array_equal(floats, np.full(3, (run.size - 1) / 2, np.float32))
         np.testing.assert_array_equal(integers, np.full(2, (run.size - 1) / 2))
 
@@ -239,5 +282,3 @@ def test_exchange_of_a_large_buffer_arrives_whole(run: Run) -> None:
         return bool(np.array_equal(received, np.arange(300_000.0) + left))
 
     assert all(run(body))
-
-
