@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
-from distopt.errors import ConfigError, EndpointError
+from distopt.errors import ConfigError
 from distopt.runtime.config import JobConfig
 
 Deployment: TypeAlias = Literal["process", "mpi", "cluster"]
@@ -66,12 +65,3 @@ def choose_deployment(config: JobConfig, environ: Mapping[str, str]) -> Deployme
             'every rank would run the whole job; start without mpirun, or set deployment.on to "mpi"'
         )
     return chosen
-
-
-def require_mpi4py() -> None:
-    """Return if the module through which MPI is called is there; whether a library is, shows when it is loaded.
-
-    Raises: EndpointError that says how to install it.
-    """
-    if importlib.util.find_spec("mpi4py") is None:
-        raise EndpointError(f"MPI is asked for, but the module mpi4py is not installed; {INSTALL_MPI}")

@@ -1,0 +1,56 @@
+"""What this machine offers a job."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from distopt import __version__
+from distopt.runtime.cluster import INSTALL_MPI, environment
+from distopt.runtime.fingerprint import numerics_fingerprint, pin_blas_threads
+
+_PROBE = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(MPI.Get_library_version())"
+
+
+def findings() -> Iterator[tuple[str, str]]:
+    """Yield pairs of a subject and what was found."""
+    yield "distopt", __version__
+    yield "python", f"{platform.python_version()} ({sys.executable})"
+    yield "system", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    yield "mpi", _mpi()
+    yield (
+        "mpirun",
+        shutil.which("mpirun") or shutil.which("mpirun", path=str(Path(sys.executable).parent)) or "not found",
+    )
+    yield "digits data", "found" if importlib.util.find_spec("sklearn") else "pip install 'distopt[digits]'"
+    yield "kernel cache", _cache()
+    with pin_blas_threads(1):
+        for what, value in numerics_fingerprint("compiled").items():
+            yield f"numerics: {what}", value
+
+
+def _mpi() -> str:
+    """Ask in another process: loading an MPI library can end a process that no launcher started."""
+    if importlib.util.find_spec("mpi4py") is None:
+        return f"mpi4py is not installed; {INSTALL_MPI}"
+    try:
+        probe = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=20, check=False)
+    except subprocess.TimeoutExpired:
+        return "the MPI library did not load within 20 s"
+    if probe.returncode != 0:
+        return f"no library; {INSTALL_MPI}"
+    return probe.stdout.partition("\n")[0].partition(",")[0].strip()
+
+
+def _cache() -> str:
+    """Say whether compiled kernels can be kept; without it they are compiled anew in every process."""
+    configured = environment().get("XDG_CACHE_HOME")
+    base = Path(configured) if configured else Path.home() / ".cache"
+    existing = next((path for path in (base, *base.parents) if path.exists()), base)
+    return f"{base} is {'writable' if os.access(existing, os.W_OK) else 'not writable: kernels stay in memory'}"

@@ -1,0 +1,1 @@
+"""The programs that mpirun and compose start."""

@@ -1,0 +1,14 @@
+"""A process that hosts replicas, as an MPI rank or on a cluster.
+
+mpirun -n 4 python workers/replica_worker.py CONFIG
+python workers/replica_worker.py CONFIG --coordinator tcp://HOST:5555 --index 0
+"""
+
+from __future__ import annotations
+
+import sys
+
+from distopt.runtime.roles import run_role
+
+if __name__ == "__main__":
+    sys.exit(run_role("worker"))
