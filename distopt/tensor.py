@@ -15,10 +15,12 @@ from autograd.core import primitive_vjps
 from autograd.numpy.numpy_boxes import ArrayBox
 from autograd.tracer import trace_primitives_map
 
-from distopt.autodiff.nodes import FUSED, NOT_RECORDED, Node, derivative, dtype_of, is_followed, state, strip, strip_all
+from distopt.autodiff.nodes import FUSED, NOT_RECORDED, Node, dtype_of, is_followed, state, strip, strip_all
 from distopt.types import Array, Shape
 
 _ndarray = np.ndarray
+# A tuple, since `isinstance(x, A | B)` builds the union anew each time.
+_ARRAYS = (np.ndarray, np.generic)
 
 
 class Operand:
@@ -196,7 +198,7 @@ class Operand:
         values, named = _plain_tree(args), _plain_tree(kwargs)
         if not _holds_box(values) and not _holds_box(named):
             result = function(*values, **named)
-            return Tensor(result) if isinstance(result, np.ndarray | np.generic) else result
+            return Tensor(result) if isinstance(result, _ARRAYS) else result
         primitive = _numpy_primitive(function)
         if primitive is None or _holds_box(named):
             raise _unsupported(f"np.{function.__name__}")
@@ -206,18 +208,19 @@ class Operand:
 class Tensor(Operand):
     """A value that operations produce and take: an array, or an array that a tape follows.
 
-    ``value`` may be an array (which is not copied), a number, or nested lists of numbers; Python floats become float32
-    and Python integers int32. A tensor is not changed after its creation; an array taken out of it should not be either.
+    ``value`` may be an array (which is not copied), a number, or nested lists of numbers; Python floats become
+    float32 and Python integers int32. A tensor does not change; an array taken out of it should not be changed either.
     """
 
     __slots__ = ("__weakref__", "_value")
+    _value: Any
 
     def __init__(self, value: Any) -> None:
         kind = type(value)
         if kind is _ndarray or kind is ArrayBox or isinstance(value, np.generic):
             self._value = value
         elif isinstance(value, Operand):
-            self._value = value.numpy() if kind is not Tensor else value._value
+            self._value = value._value if isinstance(value, Tensor) else value.numpy()
         else:
             self._value = to_array(value)
 
@@ -226,12 +229,18 @@ class Tensor(Operand):
 
     @property
     def shape(self) -> Shape:
-        shape: Shape = self._value.shape
+        value = self._value
+        while type(value) is ArrayBox:
+            value = value._value
+        shape: Shape = value.shape
         return shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        dtype: np.dtype[Any] = dtype_of(self._value)
+        value = self._value
+        while type(value) is ArrayBox:
+            value = value._value
+        dtype: np.dtype[Any] = value.dtype
         return dtype
 
     def numpy(self) -> Array:
@@ -249,7 +258,7 @@ class Tensor(Operand):
         return f"Tensor({self.numpy()}, shape={self.shape}, dtype={self.dtype})"
 
 
-def call(primitive: Any, /, *args: Any, **kwargs: Any) -> Any:
+def call(primitive: Any, /, *args: Any, **kwargs: Any) -> Tensor:
     """Run an autograd primitive (or a function made of them) on tensors, variables, arrays and numbers.
 
     Returns a Tensor, or a tuple of them if the function returns a sequence. It is followed by every tape that records
@@ -291,7 +300,8 @@ def call(primitive: Any, /, *args: Any, **kwargs: Any) -> Any:
     if not parents or primitive in NOT_RECORDED:
         result = run(*values, **kwargs)
         if type(result) is not _ndarray:
-            return _wrap(result)
+            wrapped: Tensor = _wrap(result)
+            return wrapped
     else:
         fused = FUSED.get(primitive)
         saved = None
@@ -304,21 +314,20 @@ def call(primitive: Any, /, *args: Any, **kwargs: Any) -> Any:
         if result.dtype.kind not in "biu":
             if reads_variable and type(result) is _ndarray and result.base is not None:
                 result = _own(result, values)
-            node = Node(result, primitive, values, kwargs, argnums, parents)
-            node.fused = fused
-            node.saved = saved
+            node = Node(result, primitive, values, kwargs, argnums, parents, fused, saved)
             return Tensor(ArrayBox(result, trace, node))
     if reads_variable and result.base is not None:
         result = _own(result, values)
     return Tensor(result)
 
 
-def _call_nested(primitive: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _call_nested(primitive: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """``call`` where autograd's own dispatch must find the boxes: several tapes, persistent ones, lists of tensors."""
     named = _plain_tree(kwargs)
     if _holds_box(named):
         raise TypeError(f"{_name(primitive)}: give tensors that a tape follows as positional arguments")
-    return _wrap(primitive(*_plain_tree(args), **named))
+    result: Tensor = _wrap(primitive(*_plain_tree(args), **named))
+    return result
 
 
 def to_array(value: Any, dtype: Any = None) -> Array:
@@ -330,12 +339,12 @@ def to_array(value: Any, dtype: Any = None) -> Array:
     if isinstance(value, Operand):
         value = value.numpy()
     array = np.asarray(value, dtype=dtype)
-    if dtype is not None or isinstance(value, np.ndarray | np.generic):
+    if dtype is not None or isinstance(value, _ARRAYS):
         return array
     leaf = value
     while isinstance(leaf, list | tuple) and leaf:
         leaf = leaf[0]
-    if isinstance(leaf, Operand | np.ndarray | np.generic) or hasattr(leaf, "__array__"):
+    if isinstance(leaf, (Operand, *_ARRAYS)) or hasattr(leaf, "__array__"):
         return array
     if array.dtype == np.float64:
         return array.astype(np.float32)
@@ -359,7 +368,7 @@ def _wrap(result: Any) -> Any:
         return Tensor(strip_all(result) if dtype_of(result).kind in "biu" else result)
     if hasattr(result, "_value") and hasattr(result, "__iter__"):
         return tuple(_wrap(part) for part in result)
-    return Tensor(result) if isinstance(result, np.ndarray | np.generic | int | float) else result
+    return Tensor(result) if isinstance(result, (*_ARRAYS, int, float)) else result
 
 
 def _weak(value: Any) -> Any:
@@ -426,6 +435,3 @@ def _unsupported(name: str) -> TypeError:
 
 def _name(primitive: Any) -> str:
     return str(getattr(primitive, "__name__", primitive))
-
-
-__all__ = ["Operand", "Tensor", "call", "derivative", "to_array"]

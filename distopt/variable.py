@@ -71,6 +71,7 @@ class Variable(Operand):
         "_trainable",
         "aggregation",
         "constraint",
+        "is_followed",
         "name",
         "placement",
         "synchronization",
@@ -107,6 +108,8 @@ class Variable(Operand):
             raise ValueError(f"the initial value has shape {value.shape}, not {tuple(shape)}")
         self._storage: Array = np.array(value, order="C", copy=True)
         self._trainable = not on_read if trainable is None else bool(trainable)
+        self.is_followed = self._trainable and value.dtype.kind not in "biu"
+        """Whether tapes watch the variable when they read it."""
         self._copies: dict[int, Array] | None = None
         self._readers: list[Recording] = []
         self.name = f"{name or 'Variable'}:0"
@@ -310,7 +313,7 @@ class Variable(Operand):
         for reader in self._readers[:count]:
             if reader.live:
                 raise TapeError(
-                    f"{self.name} cannot be written to: GradientTape {reader.description} has read it and may still "
+                    f"{self.name} cannot be written to: GradientTape number {reader.number} has read it and may still "
                     "be asked for gradients; take the gradients first, drop the tape, or make it persistent"
                 )
         # A deletion in place, so that what another thread appends meanwhile is kept.

@@ -1,13 +1,13 @@
 """The backward pass: from the newest node to the oldest, each once, adding up what arrives at it.
 
 Rules of this file: plain arrays and boxes only. A gradient has the dtype of the value it belongs to. Sums are formed
-in the order in which nodes are visited, which is the reverse of the order in which they were recorded.
+in the order in which nodes are visited, the reverse of that in which they were recorded.
+A pass keeps its state to itself, so that several may run on a persistent tape at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from heapq import heappop, heappush
 from typing import Any
 
 import autograd.numpy as anp
@@ -15,90 +15,86 @@ import numpy as np
 from autograd.core import sparse_add, sparse_object_types, vspace
 from autograd.numpy.numpy_boxes import ArrayBox
 
-from distopt.autodiff.nodes import ROW_SPARSE, Node, derivative, dtype_of
+from distopt.autodiff.nodes import ROW_SPARSE, VARIABLE, Node, Recording, derivative, dtype_of
 from distopt.autodiff.rows import Rows, concatenate, densify
 
 _ndarray = np.ndarray
 
 
-class _Sum:
-    """What has arrived at one node so far."""
-
-    __slots__ = ("node", "owned", "rows", "total")
-
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        self.total: Any = None
-        self.owned = False  # whether ``total`` is an array that nobody else holds
-        self.rows: list[Rows] | None = None
-
-
 def backward_pass(
-    seeds: Iterable[tuple[Node, Any]], wanted: Collection[int], trace: int, *, release: bool, replay: bool
+    recording: Recording,
+    seeds: Iterable[tuple[Node, Any]],
+    wanted: Collection[int],
+    *,
+    release: bool,
+    replay_trace: int | None,
 ) -> dict[int, Any]:
     """Return the gradients of the nodes whose ``order`` is in ``wanted``: arrays, boxes or :class:`Rows`.
 
     ``seeds`` are target nodes with the gradient each starts from. With ``release``, nodes forget their arguments once
-    they were visited. With ``replay``, the computation is itself recorded on the tape with number ``trace``.
+    they were visited. With ``replay_trace``, the computation is itself recorded by the tape of that trace.
     """
-    pending: dict[int, _Sum] = {}
-    heap: list[int] = []
     found: dict[int, Any] = {}
     if not wanted:
         return found
-    oldest = min(wanted)
+    nodes = recording.nodes
+    totals: list[Any] = [None] * len(nodes)
+    owned = bytearray(len(nodes))  # whether a total is an array that nobody else holds
+    rows: dict[int, list[Rows]] = {}
     for node, gradient in seeds:
-        _add(pending, heap, node, gradient, False)
-    while heap:
-        order = -heappop(heap)
-        entry = pending.pop(order)
-        node = entry.node
-        gradient = entry.total
-        owned = entry.owned
+        order = node.order
+        totals[order] = gradient if totals[order] is None else anp.add(totals[order], gradient)
+    oldest = min(wanted)
+    for order in range(len(nodes) - 1, oldest - 1, -1):
+        gradient = totals[order]
+        if gradient is None:
+            if order in rows:
+                found[order] = concatenate(rows[order][::-1])
+            continue
+        totals[order] = None
+        node = nodes[order]
         if order in wanted:
-            if entry.rows is not None:
-                rows = concatenate(entry.rows[::-1])
-                gradient = rows if gradient is None else anp.add(gradient, densify(rows))
+            if order in rows:
+                gradient = anp.add(gradient, densify(concatenate(rows[order][::-1])))
             found[order] = gradient
-            owned = False
+            owned[order] = False
         parents = node.parents
         if not parents:
             continue
         fused = node.fused
-        if fused is not None and not replay and type(gradient) is not ArrayBox:
+        gradients: Any = NotImplemented
+        if fused is not None and replay_trace is None and type(gradient) is not ArrayBox:
+            gradients = fused.backward(node, gradient, bool(owned[order]))
             fresh = fused.fresh
-            gradients = fused.backward(node, gradient, owned)
-        else:
+        if gradients is NotImplemented:
+            gradients = _differentiate(node, gradient, replay_trace)
             fresh = False
-            gradients = _differentiate(node, gradient, trace if replay else None)
-        for parent, contribution in zip(parents, gradients, strict=False):
-            if parent.order >= oldest:
-                _add(pending, heap, parent, contribution, fresh)
+        position = 0
+        for parent in parents:
+            contribution = gradients[position]
+            position += 1
+            target = parent.order
+            if target < oldest:
+                continue
+            earlier = totals[target]
+            if type(contribution) is Rows:
+                rows.setdefault(target, []).append(contribution)
+            elif earlier is None:
+                totals[target] = contribution
+                owned[target] = fresh
+            elif owned[target] and type(earlier) is _ndarray and type(contribution) is not ArrayBox:
+                np.add(earlier, contribution, out=earlier)
+            else:
+                totals[target] = anp.add(earlier, contribution)
+                owned[target] = True
         if release:
-            node.release()
+            node.args = node.saved = None
     return found
-
-
-def _add(pending: dict[int, _Sum], heap: list[int], node: Node, gradient: Any, fresh: bool) -> None:
-    entry = pending.get(node.order)
-    if entry is None:
-        entry = pending[node.order] = _Sum(node)
-        heappush(heap, -node.order)
-    if type(gradient) is Rows:
-        entry.rows = [gradient] if entry.rows is None else [*entry.rows, gradient]
-    elif entry.total is None:
-        entry.total = gradient
-        entry.owned = fresh
-    elif entry.owned and type(entry.total) is _ndarray and type(gradient) is not ArrayBox:
-        np.add(entry.total, gradient, out=entry.total)
-    else:
-        entry.total = anp.add(entry.total, gradient)
-        entry.owned = type(entry.total) is _ndarray
 
 
 def _differentiate(node: Node, gradient: Any, replay_trace: int | None) -> Sequence[Any]:
     """Return the gradients of one node by autograd's rules; they are recorded by every tape that follows an input."""
-    if replay_trace is None and node.parents[0].is_variable and len(node.parents) == 1:
+    if len(node.parents) == 1 and node.parents[0].function is VARIABLE:
         row_sparse = ROW_SPARSE.get(node.function)
         rows = None if row_sparse is None else row_sparse(node, gradient)
         if rows is not None:

@@ -19,12 +19,7 @@ from autograd.extend import VJPNode, VSpace
 from autograd.numpy.numpy_boxes import ArrayBox
 from autograd.numpy.numpy_vspaces import ArrayVSpace
 
-from distopt.types import Array
-
-_trace_numbers = itertools.count()
-_orders = itertools.count()
-next_trace: Callable[[], int] = _trace_numbers.__next__
-_next_order: Callable[[], int] = _orders.__next__
+next_trace: Callable[[], int] = itertools.count().__next__
 
 
 class TraceNumbers:
@@ -46,12 +41,12 @@ class Fused(NamedTuple):
     """How one operation runs under a single ordinary tape, on plain arrays.
 
     ``backward(node, gradient, owned)`` returns one gradient for each entry of ``node.argnums``, in the dtype of that
-    argument; it may write into ``gradient`` if it is ``owned``, and into ``node.saved``. ``fresh`` promises that the
-    results are new arrays, distinct from each other and from everything else.
+    argument; it may write into ``gradient`` if it is ``owned``, and into ``node.saved``. NotImplemented sends the pass
+    to autograd's derivative. ``fresh`` promises that the results are arrays that nobody else holds.
     ``forward(needed, *args, **kwargs)`` returns ``(result, saved)``; ``None`` stands for the function itself.
     """
 
-    backward: Callable[[Node, Any, bool], Sequence[Any]]
+    backward: Callable[[Node, Any, bool], Any]
     fresh: bool
     forward: Callable[..., tuple[Any, Any]] | None = None
 
@@ -64,19 +59,32 @@ ROW_SPARSE: dict[Any, Callable[[Node, Any], Any]] = {}
 
 
 class Recording:
-    """The identity of one recording of a tape; what variables keep to know that they are being read."""
+    """One recording of a tape: its nodes, oldest first. Variables keep it, to know that they are being read.
 
-    __slots__ = ("description", "live")
+    Nodes refer back to it, so whoever drops a recording empties ``nodes``.
+    """
 
-    def __init__(self, description: str) -> None:
-        self.description = description
+    __slots__ = ("live", "nodes", "number")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
         self.live = True
+        self.nodes: list[Node] = []
+
+    def end(self) -> None:
+        """Forget all nodes; variables that were read may be written to again."""
+        self.live = False
+        for node in self.nodes:
+            node.args = node.saved = None
+            node.parents = ()
+        self.nodes.clear()
 
 
 class Node(tracer.Node):  # type: ignore[misc]  # autograd is untyped
-    """One operation whose result a tape follows, or (without parents) a value it was told to watch.
+    """One operation whose result a tape follows, or (without parents) a value that it watches.
 
     Autograd creates nodes of the type that it finds in the boxes given to an operation, with these arguments.
+    ``order`` is the position in the recording; ``function`` is VARIABLE or WATCHED for a value without parents.
     """
 
     __slots__ = (
@@ -84,7 +92,6 @@ class Node(tracer.Node):  # type: ignore[misc]  # autograd is untyped
         "args",
         "function",
         "fused",
-        "is_variable",
         "kwargs",
         "order",
         "parents",
@@ -97,10 +104,12 @@ class Node(tracer.Node):  # type: ignore[misc]  # autograd is untyped
         self,
         value: Any,
         function: Any,
-        args: Sequence[Any],
+        args: Any,
         kwargs: Any,
         argnums: Sequence[int],
         parents: Sequence[Any],
+        fused: Fused | None = None,
+        saved: Any = None,
     ) -> None:
         self.value = value
         self.function = function
@@ -108,27 +117,33 @@ class Node(tracer.Node):  # type: ignore[misc]  # autograd is untyped
         self.kwargs = kwargs
         self.argnums = argnums
         self.parents = parents
-        self.recording: Recording | None = parents[0].recording
-        self.order = _next_order()
-        self.fused: Fused | None = None
-        self.saved: Any = None
-        self.is_variable = False
+        self.fused = fused
+        self.saved = saved
+        self.recording: Recording = parents[0].recording
+        nodes = self.recording.nodes
+        self.order = len(nodes)
+        nodes.append(self)
 
-    def initialize_root(self, value: Any, recording: Recording, is_variable: bool) -> None:
-        """Complete a node without parents; see ``autograd.tracer.Node.new_root``."""
-        self.value = value
-        self.function = self.args = self.kwargs = None
-        self.argnums = self.parents = ()
-        self.recording = recording
-        self.order = _next_order()
-        self.fused = None
-        self.saved = None
-        self.is_variable = is_variable
 
-    def release(self) -> None:
-        """Forget the arguments, so that their memory can be used again."""
-        self.value = self.args = self.kwargs = self.saved = None
-        self.argnums = self.parents = ()
+VARIABLE = "variable"
+WATCHED = "watched tensor"
+
+
+def new_root(value: Any, recording: Recording, kind: str) -> Node:
+    """Return a node without parents; ``kind`` is VARIABLE or WATCHED."""
+    node: Node = _new_node(Node)
+    node.value = value
+    node.function = kind
+    node.args = node.kwargs = node.fused = node.saved = None
+    node.argnums = node.parents = ()
+    node.recording = recording
+    nodes = recording.nodes
+    node.order = len(nodes)
+    nodes.append(node)
+    return node
+
+
+_new_node: Callable[[type[Node]], Node] = object.__new__
 
 
 # The very set that autograd fills, so that later registrations count here too.
@@ -194,16 +209,15 @@ def find(value: Any, recording: Recording, trace: int) -> ArrayBox | None:
     return None
 
 
-def insert(value: Any, trace: int, make_node: Callable[[Any], Node]) -> Any:
-    """Return ``value`` with a box of ``trace`` at the level where it belongs, and boxes of dead recordings removed."""
-    if type(value) is not ArrayBox:
-        return ArrayBox(value, trace, make_node(value))
-    node = value._node
-    if type(node) is Node and not (node.recording is not None and node.recording.live):
-        return insert(value._value, trace, make_node)
-    if value._trace < trace:
-        return ArrayBox(value, trace, make_node(value))
-    return ArrayBox(insert(value._value, trace, make_node), value._trace, node)
+def insert(value: Any, trace: int, recording: Recording) -> Any:
+    """Return ``value`` in a box with a new root of ``recording``, at the level of ``trace``; dead boxes are removed."""
+    if type(value) is ArrayBox:
+        node = value._node
+        if type(node) is Node and not node.recording.live:
+            return insert(value._value, trace, recording)
+        if value._trace > trace:
+            return ArrayBox(insert(value._value, trace, recording), value._trace, node)
+    return ArrayBox(value, trace, new_root(value, recording, WATCHED))
 
 
 def derivative(function: Any) -> Callable[..., Any]:
@@ -222,9 +236,3 @@ def dtype_of(value: Any) -> Any:
     value = strip_all(value)
     dtype = getattr(value, "dtype", None)
     return autograd.numpy.result_type(value) if dtype is None else dtype
-
-
-def plain_array(value: Any) -> Array:
-    """Return ``value`` without boxes, as an array."""
-    value = strip_all(value)
-    return autograd.numpy.asarray.fun(value)  # type: ignore[no-any-return]  # autograd is untyped

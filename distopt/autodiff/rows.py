@@ -1,5 +1,6 @@
 """Row-sparse gradients inside a backward pass, and the operation that makes them dense."""
 
+# ruff: noqa: ARG005  (derivatives are given the result and all arguments, used or not)
 from __future__ import annotations
 
 from typing import Any, NamedTuple

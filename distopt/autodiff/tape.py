@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -14,14 +14,15 @@ from autograd.numpy.numpy_boxes import ArrayBox
 
 from distopt.autodiff import nodes
 from distopt.autodiff.backward import backward_pass
-from distopt.autodiff.nodes import Node, Recording, next_trace, state
+from distopt.autodiff.nodes import VARIABLE, Node, Recording, next_trace, state
 from distopt.autodiff.rows import Rows
 from distopt.autodiff.structures import flatten, pack_like
 from distopt.indexed_slices import IndexedSlices
 from distopt.tensor import Operand, Tensor, to_array
 
 _log = logging.getLogger(__name__)
-_tape_numbers = itertools.count(1)
+_next_number: Callable[[], int] = itertools.count(1).__next__
+_ndarray = np.ndarray
 
 
 class GradientTape:
@@ -50,12 +51,13 @@ class GradientTape:
 
     def __repr__(self) -> str:
         kind = "persistent" if self._persistent else "ordinary"
-        return f"<{kind} GradientTape, {self._recording.description if self._recording else 'nothing recorded'}>"
+        recorded = f"number {self._recording.number}" if self._recording else "nothing recorded"
+        return f"<{kind} GradientTape, {recorded}>"
 
     def __del__(self) -> None:
         recording = getattr(self, "_recording", None)
         if recording is not None:
-            recording.live = False
+            recording.end()
 
     def __enter__(self) -> GradientTape:
         if self._is_recording:
@@ -86,9 +88,7 @@ class GradientTape:
             if not isinstance(leaf, Tensor):
                 self._root(leaf)
             elif nodes.find(leaf._value, recording, self.trace) is None:
-                leaf._value = nodes.insert(
-                    leaf._value, self.trace, lambda value, to=recording: Node.new_root(value, to, False)
-                )
+                leaf._value = nodes.insert(leaf._value, self.trace, recording)
 
     def gradient(
         self,
@@ -110,33 +110,37 @@ class GradientTape:
             if self._used:
                 raise RuntimeError("a tape that is not persistent gives gradients only once")
             raise RuntimeError("this tape has recorded nothing; enter it with a `with` block first")
-        option = getattr(unconnected_gradients, "value", unconnected_gradients)
-        if option not in ("none", "zero"):
-            raise ValueError(f"unconnected_gradients must be 'none' or 'zero', not {unconnected_gradients!r}")
+        if unconnected_gradients != "none":
+            unconnected_gradients = _checked_option(unconnected_gradients)
         if target is None:
             raise TypeError("the target of a gradient must be a tensor, a variable or a structure of them, not None")
-        leaves = flatten(sources)
-        for leaf in leaves:
-            if not isinstance(leaf, Operand):
-                raise TypeError(f"a source must be a tensor or a variable, not {type(leaf).__name__}")
-        replay = self._is_recording and self._persistent
-        if self._is_recording and not self._persistent:
-            self._pop()
+        recording = self._recording
+        is_flat = _is_flat(sources)
+        leaves: list[Any] = sources if is_flat else flatten(sources)
         found = [self._node_of(leaf) for leaf in leaves]
+        replay_trace = None
+        if self._is_recording:
+            if self._persistent:
+                replay_trace = self.trace
+            else:
+                self._pop()
         gradients = backward_pass(
+            recording,
             self._seeds(target, output_gradients),
             {node.order for node in found if node is not None},
-            self.trace,
             release=not self._persistent,
-            replay=replay,
+            replay_trace=replay_trace,
         )
-        results = [
-            self._result(leaf, None if node is None else gradients.get(node.order), option == "zero")
-            for leaf, node in zip(leaves, found, strict=True)
-        ]
+        results = []
+        for leaf, node in zip(leaves, found, strict=True):
+            gradient = None if node is None else gradients.get(node.order)
+            if type(gradient) is _ndarray:
+                results.append(Tensor(gradient))
+            else:
+                results.append(self._result(leaf, gradient, unconnected_gradients))
         if not self._persistent:
             self._forget()
-        return pack_like(sources, results)
+        return results if is_flat else pack_like(sources, results)
 
     def watched_variables(self) -> tuple[Any, ...]:
         """Return the variables that the tape follows, in order of first access."""
@@ -167,35 +171,42 @@ class GradientTape:
 
     def read(self, variable: Any) -> Any:
         """Return what is stored in ``variable``, as a view in a box; as a copy if the tape does not follow it."""
-        box = self._boxes.get(id(variable))
+        key = id(variable)
+        box = self._boxes.get(key)
         if box is not None:
             return box
         value = variable.local_array()
-        if not self._follows(variable):
-            return value.copy()
+        known = self._roots.get(key)
+        if known is None:
+            if not (self._watch_accessed and variable.is_followed):
+                return value.copy()
+            node = self._root(variable)
+        else:
+            node = known[1]
         variable.add_reader(self._recording)
-        box = self._boxes[id(variable)] = ArrayBox(value, self.trace, self._root(variable))
+        box = self._boxes[key] = ArrayBox(value, self.trace, node)
         return box
 
     def box_copy(self, variable: Any, value: Any) -> Any:
         """Return ``value``, a copy of what is stored in ``variable``, in a box if the tape follows the variable."""
-        return ArrayBox(value, self.trace, self._root(variable)) if self._follows(variable) else value
+        if id(variable) in self._roots or (self._watch_accessed and variable.is_followed):
+            return ArrayBox(value, self.trace, self._root(variable))
+        return value
 
     # The rest is private.
 
     def _begin(self, trace: int | None = None) -> Recording:
         self.trace = next_trace() if trace is None else trace
-        self._recording = Recording(f"number {next(_tape_numbers)}")
-        return self._recording
+        self._recording = recording = Recording(_next_number())
+        return recording
 
     def _forget(self) -> None:
         if self._recording is not None:
-            self._recording.live = False
+            self._recording.end()
         self._recording = None
         self._used = True
         self._boxes.clear()
-        if self._roots:
-            self._roots = {}
+        self._roots.clear()
 
     def _push(self) -> None:
         active = state.active
@@ -210,59 +221,84 @@ class GradientTape:
         _activate(tuple(tape for tape in state.active if tape is not self))
         self._is_recording = False
 
-    def _follows(self, variable: Any) -> bool:
-        if id(variable) in self._roots:
-            return True
-        return self._watch_accessed and variable.trainable and variable.dtype.kind not in "biu"
-
     def _root(self, variable: Any) -> Node:
         known = self._roots.get(id(variable))
         if known is not None:
             return known[1]
-        node: Node = Node.new_root(variable.local_array(), self._recording, True)
+        assert self._recording is not None
+        node = nodes.new_root(variable.local_array(), self._recording, VARIABLE)
         self._roots[id(variable)] = (variable, node)
         return node
 
-    def _node_of(self, leaf: Operand) -> Node | None:
+    def _node_of(self, leaf: Any) -> Node | None:
         if isinstance(leaf, Tensor):
-            if type(leaf._value) is not ArrayBox or self._recording is None:
+            value = leaf._value
+            if type(value) is not ArrayBox or self._recording is None:
                 return None
-            box = nodes.find(leaf._value, self._recording, self.trace)
-            return None if box is None else box._node
+            box = nodes.find(value, self._recording, self.trace)
+            node: Node | None = None if box is None else box._node
+            return node
         known = self._roots.get(id(leaf))
-        return None if known is None else known[1]
+        if known is not None:
+            return known[1]
+        if not isinstance(leaf, Operand):
+            raise TypeError(f"a gradient needs tensors or variables, not {type(leaf).__name__}")
+        return None
 
-    def _seeds(self, target: Any, output_gradients: Any) -> Iterator[tuple[Node, Any]]:
+    def _seeds(self, target: Any, output_gradients: Any) -> list[tuple[Node, Any]]:
+        if output_gradients is None and type(target) is Tensor:
+            node = self._node_of(target)
+            return [] if node is None else [(node, _ones(target))]
         targets = flatten(target)
         weights: Sequence[Any] = [None] * len(targets) if output_gradients is None else flatten(output_gradients)
         if len(weights) != len(targets):
             raise ValueError(f"{len(targets)} targets need as many output_gradients, not {len(weights)}")
+        seeds: list[tuple[Node, Any]] = []
+        others = [tape for tape in state.active if tape is not self]
         for leaf, weight in zip(targets, weights, strict=True):
-            if not isinstance(leaf, Operand):
-                continue
             node = self._node_of(leaf)
             if node is None:
                 continue
-            dtype, shape = leaf.dtype, leaf.shape
-            if weight is None:
-                yield node, np.ones(shape, dtype)
-                continue
-            value = weight._value if isinstance(weight, Tensor) else to_array(weight, dtype)
-            value = nodes.strip(value, [tape for tape in state.active if tape.trace != self.trace])
-            if value.shape != shape:
-                raise ValueError(f"an output gradient of shape {value.shape} was given for a target of shape {shape}")
-            yield node, value
+            value = _ones(leaf) if weight is None else nodes.strip(_weight(weight, leaf), others)
+            seeds.append((node, value))
+        return seeds
 
-    def _result(self, source: Operand, gradient: Any, zeros: bool) -> Any:
+    def _result(self, source: Operand, gradient: Any, unconnected_gradients: str) -> Any:
         if gradient is None:
-            return Tensor(np.zeros(source.shape, source.dtype)) if zeros else None
+            return Tensor(np.zeros(source.shape, source.dtype)) if unconnected_gradients == "zero" else None
         active = state.active
         if type(gradient) is Rows:
             values = Tensor(nodes.strip(gradient.values, active))
             return IndexedSlices(values, gradient.indices, gradient.shape)
-        if type(gradient) is ArrayBox:
-            gradient = nodes.strip(gradient, active)
-        return Tensor(gradient)
+        return Tensor(nodes.strip(gradient, active))
+
+
+def _is_flat(sources: Any) -> bool:
+    if type(sources) is not list:
+        return False
+    for leaf in sources:  # noqa: SIM110  (a generator would cost more than the loop)
+        if not isinstance(leaf, Operand):
+            return False
+    return True
+
+
+def _checked_option(unconnected_gradients: Any) -> str:
+    option: str = getattr(unconnected_gradients, "value", unconnected_gradients)
+    if option not in ("none", "zero"):
+        raise ValueError(f"unconnected_gradients must be 'none' or 'zero', not {unconnected_gradients!r}")
+    return option
+
+
+def _ones(target: Operand) -> Any:
+    shape = target.shape
+    return np.ones(shape, target.dtype) if shape else target.dtype.type(1)
+
+
+def _weight(weight: Any, target: Operand) -> Any:
+    value = weight._value if isinstance(weight, Tensor) else to_array(weight, target.dtype)
+    if value.shape != target.shape:
+        raise ValueError(f"an output gradient of shape {value.shape} was given for a target of shape {target.shape}")
+    return value
 
 
 def _activate(tapes: tuple[Any, ...]) -> None:

@@ -1,5 +1,6 @@
 """A fully connected layer as one operation: ``activation(x @ kernel + bias)``."""
 
+# ruff: noqa: ARG001  (derivatives are given the result and all arguments, used or not)
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import numpy as np
 from autograd.extend import defvjp_argnums, primitive
 
 from distopt.autodiff.nodes import FUSED, Fused, Node
+from distopt.ops.elementwise import sigmoid_of
 from distopt.tensor import Tensor, call
 from distopt.types import Array
 
@@ -28,8 +30,7 @@ def dense(x: Any, kernel: Any, bias: Any = None, activation: str | None = None) 
         activation = "linear"
     elif activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
-    result: Tensor = call(_dense, x, kernel, bias, activation)
-    return result
+    return call(_dense, x, kernel, bias, activation)
 
 
 @primitive  # type: ignore[untyped-decorator]  # autograd is untyped
@@ -42,20 +43,12 @@ def _dense(x: Array, kernel: Array, bias: Array | None, activation: str) -> Arra
     elif activation == "tanh":
         np.tanh(result, out=result)
     elif activation == "sigmoid":
-        sigmoid_in_place(result)
+        sigmoid_of(result, out=result)
     return result
 
 
-def sigmoid_in_place(z: Array) -> None:
-    """Replace ``z`` by ``1 / (1 + exp(-z))``, without overflow: as ``(1 + tanh(z / 2)) / 2``."""
-    np.multiply(z, 0.5, out=z)
-    np.tanh(z, out=z)
-    np.add(z, 1, out=z)
-    np.multiply(z, 0.5, out=z)
-
-
 def _backward(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
-    x, kernel, bias, activation = node.args
+    x, kernel, _, activation = node.args
     result = node.value
     out = gradient if owned else None
     if activation == "relu":
@@ -64,10 +57,7 @@ def _backward(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
         gradient = np.multiply(gradient, 1 - result * result, out=out)
     elif activation == "sigmoid":
         gradient = np.multiply(gradient, result * (1 - result), out=out)
-    if gradient.ndim > 2:
-        rows = gradient.reshape(-1, gradient.shape[-1])
-    else:
-        rows = gradient
+    rows = gradient.reshape(-1, gradient.shape[-1]) if gradient.ndim > 2 else gradient
     gradients: list[Any] = []
     for argnum in node.argnums:
         if argnum == 0:

@@ -1,0 +1,138 @@
+"""The cross-entropy of a softmax, as one operation that keeps what its gradient needs."""
+
+# ruff: noqa: ARG001, ARG005  (derivatives are given the result and all arguments, used or not)
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import autograd.numpy as anp
+import numpy as np
+from autograd.extend import defvjp, primitive
+
+from distopt.autodiff.nodes import FUSED, Fused, Node
+from distopt.ops.arrays import cast
+from distopt.ops.shapes import operand
+from distopt.tensor import Operand, Tensor, call
+from distopt.types import Array
+
+_OPERANDS = (Operand, np.ndarray)
+
+
+def softmax_cross_entropy(labels: Any, logits: Any) -> Tensor:
+    """Return ``-sum(labels * log(softmax(logits)))`` of each example.
+
+    Shapes: ``logits`` ``[..., c]``; ``labels`` either ``[...]``, integers below c, or ``[..., c]``, the probability of
+    each class; the result is ``[...]``, in the dtype of ``logits``.
+
+    Raises: ValueError for a label outside of 0..c-1, or shapes that do not fit.
+    """
+    labels = labels if isinstance(labels, _OPERANDS) else np.asarray(labels)
+    logits = operand(logits)
+    if labels.ndim == logits.ndim - 1 and labels.dtype.kind in "iu":
+        if isinstance(labels, Operand):
+            labels = labels.numpy()
+        if labels.shape != logits.shape[:-1]:
+            raise ValueError(f"labels of shape {labels.shape} do not fit logits of shape {logits.shape}")
+        return call(_sparse, labels, logits)
+    if labels.shape != logits.shape:
+        raise ValueError(f"labels of shape {labels.shape} do not fit logits of shape {logits.shape}")
+    if labels.dtype != logits.dtype:
+        labels = cast(labels, logits.dtype)
+    return call(_dense, labels, logits)
+
+
+# Integer labels.
+
+
+def _sparse_forward(needed: Sequence[int], labels: Array, logits: Array) -> tuple[Any, Any]:
+    """Return the losses, and what :func:`_sparse_backward` needs: exponentials, sums, positions of labels."""
+    classes = logits.shape[-1]
+    # Seen as unsigned, a negative label is a very large one.
+    if labels.size and np.maximum.reduce(labels.view(f"u{labels.itemsize}"), axis=None) >= classes:
+        wrong = labels[(labels < 0) | (labels >= classes)].reshape(-1)[0]
+        raise ValueError(f"label {wrong} is not one of the {classes} classes 0..{classes - 1}")
+    z = logits - np.maximum.reduce(logits, axis=-1, keepdims=True)
+    chosen = _positions(labels)
+    picked = z[chosen]
+    np.exp(z, out=z)
+    sums = np.add.reduce(z, axis=-1)
+    losses = np.log(sums)
+    losses -= picked
+    return losses, (z, sums, chosen)
+
+
+def _positions(labels: Array) -> tuple[Array, ...]:
+    if labels.ndim == 1:
+        return np.arange(len(labels)), labels
+    return (*np.indices(labels.shape), labels)
+
+
+def _sparse_backward(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
+    exponentials, sums, chosen = node.saved
+    exponentials *= (gradient / sums)[..., None]
+    exponentials[chosen] -= gradient
+    return (exponentials,)
+
+
+_sparse = primitive(lambda labels, logits: _sparse_forward((), labels, logits)[0])
+
+
+def _sparse_derivative(ans: Any, labels: Array, logits: Any) -> Any:
+    def backward(g: Any) -> Any:
+        classes = anp.shape(logits)[-1]
+        chosen = (np.arange(classes) == labels[..., None]).astype(logits.dtype)
+        return anp.expand_dims(g, -1) * (_softmax(logits) - chosen)
+
+    return backward
+
+
+defvjp(_sparse, None, _sparse_derivative)
+FUSED[_sparse] = Fused(_sparse_backward, fresh=True, forward=_sparse_forward)
+
+
+# Probabilities as labels.
+
+
+def _dense_forward(needed: Sequence[int], labels: Array, logits: Array) -> tuple[Any, Any]:
+    z = logits - np.maximum.reduce(logits, axis=-1, keepdims=True)
+    exponentials = np.exp(z)
+    sums = np.add.reduce(exponentials, axis=-1)
+    z -= np.log(sums)[..., None]
+    # einsum and matmul may round differently for other strides; this is a product and a sum.
+    losses = np.negative(np.add.reduce(labels * z, axis=-1))
+    return losses, (exponentials, sums, z)
+
+
+def _dense_backward(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
+    exponentials, sums, log_softmax = node.saved
+    labels = node.args[0]
+    column = gradient[..., None]
+    gradients = []
+    for argnum in node.argnums:
+        if argnum == 0:
+            gradients.append(-column * log_softmax)
+        else:
+            exponentials *= (np.add.reduce(labels, axis=-1) / sums)[..., None]
+            exponentials -= labels
+            exponentials *= column
+            gradients.append(exponentials)
+    return gradients
+
+
+_dense = primitive(lambda labels, logits: _dense_forward((), labels, logits)[0])
+
+
+def _softmax(logits: Any) -> Any:
+    exponentials = anp.exp(logits - anp.max(logits, axis=-1, keepdims=True))
+    return exponentials / anp.sum(exponentials, axis=-1, keepdims=True)
+
+
+defvjp(
+    _dense,
+    lambda ans, labels, logits: lambda g: -anp.expand_dims(g, -1) * anp.log(_softmax(logits)),
+    lambda ans, labels, logits: (
+        lambda g: anp.expand_dims(g, -1) * (_softmax(logits) * anp.sum(labels, axis=-1, keepdims=True) - labels)
+    ),
+)
+FUSED[_dense] = Fused(_dense_backward, fresh=True, forward=_dense_forward)
