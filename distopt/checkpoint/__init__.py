@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from distopt.checkpoint.encoding import from_bytes, to_bytes
 from distopt.checkpoint.files import Manifest, checkpoints, latest, load, read_manifest, save, write_durably
-from distopt.checkpoint.state import DataPosition, TrainingState, VariableState, state_hash
+from distopt.checkpoint.state import DataPosition, TrainingState, VariableState, collapse, state_hash
 
 __all__ = [
     "DataPosition",
@@ -12,6 +12,7 @@ __all__ = [
     "TrainingState",
     "VariableState",
     "checkpoints",
+    "collapse",
     "from_bytes",
     "latest",
     "load",

@@ -117,12 +117,13 @@ class Extended:
 
     def apply_at_owners(self, path: Any, pairs: Any) -> None:
         """Run the rest of the gradient's path at the owners of the variables."""
+        path = values.local_components(path, self.num_hosted)[0]
         hypers = self._hypers_of(path.optimizer)
         self.owners.apply(path, values.local_components(pairs, self.num_hosted), hypers)
 
     def update_copies(self, path: Any, pairs: Any) -> None:
         """Apply each replica's finished gradients; where they are bit-equal, one update serves all copies."""
-        optimizer = path.optimizer
+        optimizer = values.local_components(path, self.num_hosted)[0].optimizer
         started = time.perf_counter()
         pairs_of = values.local_components(pairs, self.num_hosted)
         hypers = self._hypers_of(optimizer)

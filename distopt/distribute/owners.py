@@ -175,7 +175,7 @@ class Servers:
         summed = path.runs_at_owners and path.aggregator.sums
         parts = contributions(self._hosting, self._rank, flat_of, summed=summed)
         own_hypers = hypers if 0 in self._hosting.hosted[self._rank] else None
-        into = list(zip(relative_spans(layout), (run.view for run in layout.runs), strict=True))
+        into = list(zip(relative_spans(layout), (run.view() for run in layout.runs), strict=True))
         traffic = self._communicator.traffic
         waited, sent = traffic.wait_s, traffic.send_s
         packed = time.perf_counter()

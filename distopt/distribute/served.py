@@ -6,7 +6,7 @@ Both are handed contributions and never see where they came from.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from distopt.aggregation import Aggregator
 from distopt.arena import Span
@@ -15,6 +15,14 @@ from distopt.distribute.owners import EveryProcess, refuse_split
 from distopt.distribute.values import PerReplica
 from distopt.optimizers.pipeline import GradientPath, Pairs
 from distopt.types import Array
+
+
+class OwnerState(NamedTuple):
+    """What an owner keeps: ``arrays`` by ``names``, and anything else in ``extra``."""
+
+    names: tuple[str, ...]
+    arrays: Sequence[Array]
+    extra: bytes = b""
 
 
 class ServedSpans:
@@ -41,9 +49,9 @@ class ServedSpans:
         """Return the live flat arrays of the spans."""
         return [self._segments[span.segment_index].buffer[span.start : span.stop] for span in self._spans]
 
-    def named_arrays(self) -> dict[str, Array]:
-        """Return variables and slots of the spans by name, as :func:`load_named_arrays` takes them."""
-        return named_arrays(self._optimizer, self._segments, self._spans)
+    def state(self) -> OwnerState:
+        """Return variables and slots of the spans, as :func:`load_named_arrays` takes them."""
+        return owner_state(self._optimizer, self._segments, self._spans)
 
 
 class ServedReplicas:
@@ -80,11 +88,11 @@ class ServedReplicas:
 
     def variables(self) -> list[Array]:
         """Return the live flat arrays of all runs."""
-        return [run.view for run in self._layout.runs]
+        return [run.view() for run in self._layout.runs]
 
-    def named_arrays(self) -> dict[str, Array]:
-        """Return all variables and slots by name."""
-        return named_arrays(self._optimizer, self._segments, self._layout.spans)
+    def state(self) -> OwnerState:
+        """Return all variables and slots."""
+        return owner_state(self._optimizer, self._segments, self._layout.spans)
 
     def close(self) -> None:
         """End the replica threads."""
@@ -111,6 +119,21 @@ def absolute_spans(layout: Any, spans: Sequence[Span]) -> tuple[Span, ...]:
     """Return spans numbered within ``layout`` as spans of this process's segments."""
     segments = layout.segments
     return tuple(Span(segments[s.segment_index].index, s.start, s.stop) for s in (Span(*span) for span in spans))
+
+
+def owner_state(optimizer: Any, segments: Mapping[int, Any], spans: Sequence[Span]) -> OwnerState:
+    """Return :func:`named_arrays` as an owner gives them to whoever asks."""
+    found = named_arrays(optimizer, segments, spans)
+    return OwnerState(tuple(found), tuple(found.values()))
+
+
+def relative_division(layout: Any, num_servers: int) -> tuple[tuple[Span, ...], ...]:
+    """Return what each server owns, about equally much, with segments numbered within ``layout``."""
+    number = {segment.index: i for i, segment in enumerate(layout.segments)}
+    return tuple(
+        tuple(span._replace(segment_index=number[span.segment_index]) for span in spans)
+        for spans in layout.divide(num_servers)
+    )
 
 
 def named_arrays(optimizer: Any, segments: Mapping[int, Any], spans: Sequence[Span]) -> dict[str, Array]:

@@ -35,6 +35,9 @@ class Member:
         self.is_ready = False
         self.has_finished = False
         self.has_left = False
+        self.ended = ""
+        """How the process ended, if its parent saw that; ``ended_s``: when."""
+        self.ended_s = 0.0
 
     def __str__(self) -> str:
         if self.is_ranked:

@@ -84,6 +84,7 @@ class MembershipConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What a job waits for, and for how long.
 
     ``join_timeout_s`` bounds GATHERING, and once more STARTING. ``step_timeout_s``: how long nobody may get on.
+    ``settle_s``: after the news of an ended process, to hear who waits for it; two heartbeats.
     ``spans[s]``: what server s owns. ``session``: a random word of this job.
     """
 
@@ -95,6 +96,7 @@ class MembershipConfig(msgspec.Struct, frozen=True, kw_only=True):
     join_timeout_s: Seconds = 60.0
     peer_timeout_s: Seconds = 5.0
     step_timeout_s: Seconds = 120.0
+    settle_s: Seconds = 1.2
     require_equal_numerics: bool = True
 
 
@@ -146,6 +148,10 @@ class Membership:
         """Look at the clock; call this several times in ``peer_timeout_s``, after all waiting messages."""
         if self.phase in (Phase.DONE, Phase.FAILED):
             return []
+        if ended := [m for m in self._members.values() if m.ended and now_s - m.ended_s >= self.config.settle_s]:
+            sentences = [f"{m.ended} {m.where()}" for m in ended]
+            sentences += members_waiting(m for m in self._members.values() if m not in ended)
+            return self._fail("; ".join(sentences), ended[0], "PeerLostError")
         if lost := [
             m for m in self._members.values() if m.silent_s(now_s) > self.config.peer_timeout_s and not m.has_left
         ]:
@@ -172,6 +178,19 @@ class Membership:
     def fail(self, reason: str) -> list[Command]:
         """End the job because the coordinator cannot go on."""
         return self._fail(reason)
+
+    def process_ended(self, pid: int, how: str, now_s: float) -> list[Command]:
+        """Take in that a process of the job ended, as its parent saw; ``how`` names it and says what happened.
+
+        The job fails ``settle_s`` later, when heartbeats have told who waits for it; or at once, if the process gave a
+        reason of its own, which is then under way, or had not joined.
+        """
+        member = next((m for m in self._members.values() if m.join.pid == pid), None)
+        if member is None:
+            return self._fail(f"{how} before it joined", code="PeerLostError")
+        if not member.has_left and not member.ended:
+            member.ended, member.ended_s = how, now_s
+        return []
 
     def status(self, now_s: float) -> tuple[MemberStatus, ...]:
         """Return what is known of every member, servers first, by rank."""

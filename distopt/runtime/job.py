@@ -145,6 +145,11 @@ def encode_manifest(value: Manifest) -> bytes:
     return msgspec.msgpack.encode(value)
 
 
+def decode_manifest(payload: bytes) -> Manifest:
+    """Return what :func:`encode_manifest` encoded."""
+    return msgspec.msgpack.decode(payload, type=Manifest)
+
+
 def _aggregator(name: str) -> Any:
     if name in _AGGREGATORS:
         return _AGGREGATORS[name]()

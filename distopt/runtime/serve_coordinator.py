@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -80,11 +81,21 @@ class CoordinatorLoop:
         self._resumes = resume is not None
         self._resume = [] if resume is None else [np.frombuffer(resume, np.uint8)]
         self._stop = False
+        self._ended: deque[tuple[int, str]] = deque()
+        self._failure = ""
         self._ending: Ending | None = None
 
     def request_stop(self) -> None:
         """End the job in order, after the round under way; may be called in a signal handler or another thread."""
         self._stop = True
+
+    def process_ended(self, pid: int, how: str) -> None:
+        """Take in that a process of this machine ended, in words that name it; may be called in another thread."""
+        self._ended.append((pid, how))
+
+    def fail(self, reason: str) -> None:
+        """End the job with an error; may be called in another thread."""
+        self._failure = reason
 
     def run(self) -> Ending:
         """Run the job; return how it ended. What the recorder raises ends the job everywhere and is raised again."""
@@ -114,6 +125,10 @@ class CoordinatorLoop:
                 self._carry_out(machine.receive(identity, message, time.monotonic()), buffers)
             if self._stop:
                 self._carry_out(machine.request_stop(), ())
+            while self._ended:
+                self._carry_out(machine.process_ended(*self._ended.popleft(), time.monotonic()), ())
+            if self._failure:
+                self._carry_out(machine.fail(self._failure), ())
             self._carry_out(machine.tick(time.monotonic()), ())
         if status := machine.status(time.monotonic()):
             self._recorder.status(status)

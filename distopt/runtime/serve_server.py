@@ -24,6 +24,7 @@ from distopt.comm import combining
 from distopt.comm.communicator import Hosting
 from distopt.comm.zmq.control import ControlLink
 from distopt.comm.zmq.link import Link, Listener, data_identity
+from distopt.distribute.served import OwnerState
 from distopt.errors import (
     CollectiveTimeoutError,
     NondeterministicReplicaError,
@@ -49,14 +50,6 @@ from distopt.types import Array
 
 _IDLE_MS = 250
 """After so long without a message the heartbeats say whom the server waits for."""
-
-
-class OwnerState(NamedTuple):
-    """What an owner keeps: ``arrays`` by ``names``, and anything else in ``extra``."""
-
-    names: tuple[str, ...]
-    arrays: Sequence[Array]
-    extra: bytes = b""
 
 
 @runtime_checkable
@@ -149,10 +142,9 @@ class ServerLoop:
             data_identity(assignment.session, Role.SERVER, peer.rank): peer.rank for peer in assignment.servers
         }
         self._owning = [rank for rank, spans in enumerate(assignment.spans) if spans]
-        own = data_identity(assignment.session, Role.SERVER, self.rank)
-        self._others = [
-            Link(peer.endpoint, control.config, own) for peer in assignment.servers if peer.rank != self.rank
-        ]
+        self._own_identity = data_identity(assignment.session, Role.SERVER, self.rank)
+        self._other_endpoints = [peer.endpoint for peer in assignment.servers if peer.rank != self.rank]
+        self._others: list[Link] = []
         self._takes = [(array.shape, array.dtype) for array in owner.variables()]
         self._number = 0
         self._updates = 0
@@ -172,6 +164,8 @@ class ServerLoop:
         poller.register(self._control.wakeup, zmq.POLLIN)
         self._control.set_progress(0, "serving")
         try:
+            for endpoint in self._other_endpoints:
+                self._others.append(Link(endpoint, self._control.config, self._own_identity))
             while not self._control.released:
                 self._control.raise_if_aborted()
                 ready = poller.poll(_IDLE_MS)

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from distopt import nn, sampling
-from distopt.autodiff import GradientTape
+from distopt.autodiff.tape import GradientTape
 from distopt.checkpoint import DataPosition, TrainingState, state_hash
 from distopt.distribute import Strategy
 from distopt.distribute.values import PerReplica
@@ -196,7 +196,7 @@ class TrainLoop:
     def _finish_epoch(self, epoch: int, step: int, rate: float) -> None:
         self._hooks.progress(step, "evaluate")
         self._send_records()
-        loss = self._reduce_by_replica(self._totals.loss)[0] / self._totals.samples
+        loss = float(self._reduce_by_replica(self._totals.loss)[0]) / self._totals.samples
         self._totals = _Totals()
         correct, test_loss = self._evaluate()
         count = len(self._test_x)

@@ -1,0 +1,336 @@
+"""What one process of a job does, in each deployment: alone, as an MPI rank, as coordinator, server or worker.
+
+Each builds the job from the same configuration and runs the same train loop, or serves it; they differ in what
+connects them.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import socket
+import sys
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from distopt import checkpoint
+from distopt.aggregation import Aggregator
+from distopt.checkpoint import TrainingState
+from distopt.comm.mpi import MpiCommunicator
+from distopt.comm.zmq.client import ServerCommunicator
+from distopt.comm.zmq.control import ControlLink
+from distopt.comm.zmq.link import LinkConfig, Listener, remote_error
+from distopt.distribute import MirroredStrategy, MultiWorkerMirroredStrategy, SyncParameterServerStrategy
+from distopt.distribute.served import ServedReplicas, ServedSpans, relative_division, served
+from distopt.errors import ManifestMismatchError, ProtocolError
+from distopt.observe import LocalRecorder, RunFolder, Summary, make_display, set_step
+from distopt.optimizers.engine import set_default_engine
+from distopt.protocol.manifest import Manifest, differences, numeric_differences, odd_ones
+from distopt.protocol.membership import MembershipConfig
+from distopt.protocol.messages import Assignment, Join, Role
+from distopt.runtime import report
+from distopt.runtime.collect import restore_state
+from distopt.runtime.config import JobConfig
+from distopt.runtime.config_file import job_digest, resolved_toml
+from distopt.runtime.fingerprint import pin_blas_threads
+from distopt.runtime.job import Job, build_job, check_placement, decode_manifest, encode_manifest, manifest
+from distopt.runtime.lifeline import Lifeline
+from distopt.runtime.remote_record import CoordinatorRecord, RemoteRecorder
+from distopt.runtime.serve_coordinator import CoordinatorLoop
+from distopt.runtime.serve_server import ServerLoop
+from distopt.runtime.signals import INTERRUPTED, handling, stop_on_signals
+from distopt.runtime.train import Hooks, TrainLoop
+
+
+def run_process(config: JobConfig, folder: RunFolder | None, resume: Path | None) -> int:
+    """Train the job in this process alone, every replica hosted here; return the exit status."""
+    job = _prepare(config)
+    strategy = MirroredStrategy(config.strategy.replicas)
+    recorder = LocalRecorder(folder, make_display(sys.stderr), sys.stdout)
+    try:
+        with stop_on_signals() as stop:
+            hooks = Hooks(recorder=recorder, deployment="process", progress=_log_step)
+            hooks.stop_requested = lambda: stop.requested
+            summary = TrainLoop(job, strategy, hooks).run(_load(config, resume))
+    finally:
+        recorder.close()
+        strategy.close()
+    return _status(summary)
+
+
+def run_mpi(config: JobConfig, resume: Path | None) -> int:
+    """Train the job as one rank of an MPI job; return the exit status. An error ends all ranks."""
+    communicator = MpiCommunicator(timeout_s=config.deployment.collective_timeout_s)
+    rank = communicator.rank
+    recorder: LocalRecorder | None = None
+
+    def terminated(number: int, frame: Any) -> None:  # noqa: ARG001
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise communicator.termination_error()
+
+    try:
+        with handling(terminated):
+            folder = _shared_folder(config, resume, communicator)
+            report.attach(folder, "rank", rank, level=config.run.log_level)
+            job = _prepare(config)
+            _compare_manifests(job, communicator)
+            state = _load(config, resume) if rank == 0 else None
+            blob = communicator.broadcast_bytes(checkpoint.to_bytes(state) if state is not None else b"")
+            state = checkpoint.from_bytes(blob) if blob else None
+            strategy = MultiWorkerMirroredStrategy(replicas=config.strategy.replicas, communicator=communicator)
+            if rank == 0:
+                recorder = LocalRecorder(folder, make_display(sys.stderr), sys.stdout)
+            TrainLoop(job, strategy, Hooks(recorder=recorder, deployment="mpi", progress=_log_step)).run(state)
+            strategy.close()
+            communicator.finish()
+        return 0
+    except Exception as error:  # noqa: BLE001  whatever it is must end the other ranks too
+        if recorder is not None:
+            recorder.close()
+        status = report.report(error)
+        communicator.abort(status, f"{type(error).__name__}: {error}")
+    finally:
+        if recorder is not None:
+            recorder.close()
+
+
+def run_coordinator(
+    config: JobConfig,
+    folder: RunFolder,
+    resume: Path | None,
+    on_ready: Callable[[str], None],
+    lifeline: Lifeline,
+) -> int:
+    """Gather servers and workers, watch over them, keep the run's record; return the exit status.
+
+    ``on_ready`` gets the address to join at.
+
+    Raises: the error that ended the job.
+    """
+    job = _prepare(config)
+    deployment = config.deployment
+    placement = _placement(config)
+    check_placement(job, placement, deployment.servers)
+    layout = job.optimizer.layout(tuple(job.variables))
+    spans = relative_division(layout, deployment.servers) if placement == "server" else ()
+    membership = MembershipConfig(
+        num_replicas=config.strategy.replicas,
+        num_workers=deployment.workers,
+        num_servers=deployment.servers,
+        spans=spans,
+        session=uuid.uuid4().hex,
+        join_timeout_s=deployment.join_timeout_s,
+        peer_timeout_s=deployment.peer_timeout_s,
+        step_timeout_s=deployment.round_timeout_s,
+        settle_s=2.5 * deployment.heartbeat_interval_s,
+        require_equal_numerics=not config.numerics.allow_different_fingerprints,
+    )
+    state = _load(config, resume)
+    record = CoordinatorRecord(LocalRecorder(folder, make_display(sys.stderr), sys.stdout))
+    try:
+        loop = CoordinatorLoop(
+            membership,
+            manifest(job),
+            record,
+            deployment.address,
+            _links(config),
+            None if state is None else checkpoint.to_bytes(state),
+        )
+        lifeline.subscribe(
+            on_lost=lambda reason: loop.fail(f"{reason}, at step {record.step}"),
+            on_stop=loop.request_stop,
+            on_child_lost=lambda child: loop.process_ended(child.pid, str(child)),
+        )
+        on_ready(deployment.advertise or loop.endpoint)
+        ending = loop.run()
+    finally:
+        record.close()
+    if ending.status != 0:
+        if lifeline.is_lost:
+            report.speak_from_now_on()
+        raise remote_error(ending.code, ending.reason)
+    return _status(record.summary)
+
+
+def run_server(config: JobConfig, coordinator: str, index: int, lifeline: Lifeline) -> int:  # noqa: ARG001
+    """Own spans of the variables until the workers have finished; return the exit status.
+
+    Raises: the error that ended the job.
+    """
+    job = _prepare(config)
+    links = _links(config)
+    host = _own_host(coordinator)
+    with ControlLink(coordinator, links) as control:
+        listener = Listener("tcp://127.0.0.1:0" if host is None else "tcp://0.0.0.0:0", links, host or "")
+        try:
+            assignment = control.start(_join(Role.SERVER, job, index, listener.endpoint))
+            if control.resume:
+                restore_state(checkpoint.from_bytes(control.resume, "the coordinator's checkpoint"), job)
+            owner = _owner(job, assignment)
+            aggregator = job.optimizer.gradient_aggregator
+            aggregators = [aggregator] if isinstance(aggregator, Aggregator) else []
+            loop = ServerLoop(control, listener, assignment, owner, aggregators)
+            control.begin()
+            try:
+                loop.run()
+            finally:
+                if isinstance(owner, ServedReplicas):
+                    owner.close()
+        finally:
+            listener.close()
+    return 0
+
+
+def run_worker(config: JobConfig, coordinator: str, index: int, lifeline: Lifeline) -> int:  # noqa: ARG001
+    """Host a range of the replicas; return the exit status.
+
+    Raises: the error that ended the job.
+    """
+    job = _prepare(config)
+    with ControlLink(coordinator, _links(config)) as control:
+        assignment = control.start(_join(Role.WORKER, job, index))
+        state = checkpoint.from_bytes(control.resume, "the coordinator's checkpoint") if control.resume else None
+        communicator = ServerCommunicator(control, assignment)
+        strategy = SyncParameterServerStrategy(
+            communicator, replicas=assignment.num_replicas, placement=_placement(config)
+        )
+        hooks = Hooks(
+            recorder=RemoteRecorder(control) if assignment.rank == 0 else None,
+            deployment="cluster",
+            num_servers=len(assignment.servers),
+            progress=lambda step, phase: _progress(control, step, phase),
+            stop_requested=lambda: communicator.stop_requested,
+        )
+        try:
+            control.begin()
+            TrainLoop(job, strategy, hooks).run(state)
+            control.finish()
+        finally:
+            strategy.close()
+            communicator.close()
+    return 0
+
+
+def _prepare(config: JobConfig) -> Job:
+    """Fix what decides the bits of this process, and build the job."""
+    pin_blas_threads(config.numerics.blas_threads)
+    set_default_engine(config.numerics.engine)
+    return build_job(config)
+
+
+def _placement(config: JobConfig) -> str:
+    """Return where the update runs on a cluster."""
+    placement = config.deployment.placement
+    return "server" if placement == "auto" else placement
+
+
+def _links(config: JobConfig) -> LinkConfig:
+    deployment = config.deployment
+    return LinkConfig(
+        heartbeat_interval_s=deployment.heartbeat_interval_s,
+        peer_timeout_s=deployment.peer_timeout_s,
+        join_timeout_s=deployment.join_timeout_s,
+        round_timeout_s=deployment.round_timeout_s,
+    )
+
+
+def _join(role: Role, job: Job, index: int, endpoint: str = "") -> Join:
+    return Join(
+        role=role,
+        pid=os.getpid(),
+        host=platform.node() or "localhost",
+        incarnation=uuid.uuid4().int >> 66,
+        manifest=manifest(job),
+        endpoint=endpoint,
+        index=index,
+    )
+
+
+def _owner(job: Job, assignment: Assignment) -> ServedSpans | ServedReplicas:
+    layout = job.optimizer.layout(tuple(job.variables))
+    if not any(assignment.spans):
+        return ServedSpans(job.optimizer, layout, ())
+    return served(job.optimizer, layout, assignment.spans[assignment.rank], assignment.num_replicas)
+
+
+def _own_host(coordinator: str) -> str | None:
+    """Return the address of this machine that the coordinator's network sees, or None on the loopback.
+
+    No packet is sent: connecting a datagram socket only looks up the route.
+    """
+    where = urlsplit(coordinator)
+    if where.scheme != "tcp" or where.hostname is None:
+        return None
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((where.hostname, where.port or 1))
+            host = str(probe.getsockname()[0])
+    except OSError:
+        return platform.node()
+    return None if host.startswith("127.") else host
+
+
+def _load(config: JobConfig, resume: Path | None) -> TrainingState | None:
+    """Return the last checkpoint of the run in the folder ``resume``."""
+    if resume is None:
+        return None
+    return checkpoint.load(checkpoint.latest(RunFolder.existing(resume).checkpoints), job_digest(config))
+
+
+def _log_step(step: int, phase: str) -> None:  # noqa: ARG001
+    set_step(step)
+
+
+def _progress(control: ControlLink, step: int, phase: str) -> None:
+    set_step(step)
+    control.set_progress(step, phase)
+    control.raise_if_aborted()
+
+
+def _status(summary: Summary | None) -> int:
+    if summary is None:
+        raise ProtocolError("the job ended without a summary")
+    return 0 if summary.completed else INTERRUPTED
+
+
+def _shared_folder(config: JobConfig, resume: Path | None, communicator: MpiCommunicator) -> RunFolder | None:
+    """Return the run folder that rank 0 makes, or None where this rank does not see its file system."""
+    path = b""
+    if communicator.rank == 0:
+        text = resolved_toml(config)
+        if resume is None:
+            folder = RunFolder.create(Path(config.run.directory), config.name, text)
+        else:
+            folder = RunFolder.reopen(resume, text)
+        path = str(folder.path.resolve()).encode()
+    shared = RunFolder(Path(communicator.broadcast_bytes(path).decode()))
+    return shared if shared.config.is_file() else None
+
+
+def _compare_manifests(job: Job, communicator: MpiCommunicator) -> None:
+    """Refuse to go on unless all ranks run the same job with the same numerics.
+
+    Raises: ManifestMismatchError that names the odd rank and both values.
+    """
+    own = manifest(job)
+    manifests: Sequence[Manifest] = [decode_manifest(m) for m in communicator.all_gather_bytes(encode_manifest(own))]
+    for rank, other in enumerate(manifests):
+        if lines := differences(manifests[0], other):
+            raise ManifestMismatchError(
+                f"rank {rank} does not belong to this job (rank 0's value first): {'; '.join(lines)}"
+            )
+    reference, odd = odd_ones(dict(enumerate(manifests)))
+    if odd and reference is not None:
+        lines = [
+            f"rank {rank} computes with other numerics than rank {reference} (whose value is first): "
+            + "; ".join(numeric_differences(manifests[reference], manifests[rank]))
+            for rank in odd
+        ]
+        if not job.config.numerics.allow_different_fingerprints:
+            raise ManifestMismatchError("; ".join(lines))
+        if communicator.rank == 0:
+            sys.stderr.write(f"distopt: warning: {'; '.join(lines)}\n")
