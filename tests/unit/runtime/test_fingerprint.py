@@ -1,0 +1,44 @@
+"""The numerics fingerprint names what decides how numbers round."""
+
+from __future__ import annotations
+
+import platform
+
+import numpy as np
+import pytest
+
+from distopt.runtime.fingerprint import fingerprint_differences, numerics_fingerprint, pin_blas_threads
+
+
+def test_fingerprint_names_machine_numpy_blas_and_engine() -> None:
+    with pin_blas_threads(1):
+        found = numerics_fingerprint("numpy")
+    assert (found["machine"], found["numpy"], found["engine"]) == (platform.machine(), np.__version__, "numpy")
+    assert found["blas threads"] == "1"
+    assert found["simd"]
+    assert "numba" not in found
+    assert "python" not in " ".join(found)
+
+
+def test_fingerprint_of_the_compiled_engine_adds_the_compiler() -> None:
+    assert {"numba", "llvmlite", "cpu"} <= numerics_fingerprint("compiled").keys()
+
+
+def test_fingerprint_is_the_same_after_scipy_has_brought_its_own_blas() -> None:
+    with pin_blas_threads(1):
+        before = numerics_fingerprint("numpy")
+        pytest.importorskip("scipy.linalg")
+        assert numerics_fingerprint("numpy") == before
+
+
+def test_pin_blas_threads_undoes_itself() -> None:
+    before = numerics_fingerprint("numpy")["blas threads"]
+    with pin_blas_threads(3):
+        assert numerics_fingerprint("numpy")["blas threads"] == "3"
+    assert numerics_fingerprint("numpy")["blas threads"] == before
+
+
+def test_fingerprint_differences_names_both_values() -> None:
+    ours, theirs = {"a": "1", "b": "2"}, {"a": "1", "b": "3", "c": "4"}
+    assert fingerprint_differences(ours, theirs) == ["b: 2, 3", "c: none, 4"]
+    assert fingerprint_differences(ours, ours) == []
