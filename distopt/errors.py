@@ -9,7 +9,7 @@
     ├── PlacementError (ValueError)           a placement that cannot do what the job asks of it
     ├── TapeError (RuntimeError)              misuse of a gradient tape
     ├── ReplicaError                          the user's code failed on one replica
-    ├── MissingDependencyError (ImportError)  an optional package that is not installed; names the extra that has it
+    ├── MissingDependencyError (ModuleNotFoundError)  an optional package is not installed; names the extra with it
     ├── ProtocolError
     │   ├── LocalProtocolError                we broke the protocol
     │   └── RemoteProtocolError               the other side did
@@ -55,7 +55,7 @@ class ReplicaError(DistoptError):
     """The user's code failed on one replica; the cause is chained."""
 
 
-class MissingDependencyError(DistoptError, ImportError):
+class MissingDependencyError(DistoptError, ModuleNotFoundError):
     """An optional package is not installed; the message names the extra to install."""
 
 

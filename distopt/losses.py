@@ -294,6 +294,8 @@ def _divided(total: Tensor, divisor: int) -> Tensor:
 
 
 def _batch_size(value: Any) -> int:
+    if type(value) is int and value >= 0:
+        return value
     array = to_array(value)
     if array.ndim != 0:
         raise ValueError(f"global_batch_size must be a scalar, not of shape {list(array.shape)}")

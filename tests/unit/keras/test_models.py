@@ -9,13 +9,16 @@ import pytest
 
 from distopt import ops, random
 from distopt.autodiff.tape import GradientTape
+from distopt.comm.communicator import Communicator
 from distopt.data import Dataset, epoch_permutation
-from distopt.distribute import MirroredStrategy
+from distopt.distribute import MirroredStrategy, MultiWorkerMirroredStrategy
+from distopt.initializers import GlorotUniform
 from distopt.keras import Input, Model, Sequential
 from distopt.keras.layers import Dense, Embedding, Flatten
 from distopt.keras.losses import MeanSquaredError, SparseCategoricalCrossentropy
 from distopt.keras.metrics import MeanAbsoluteError
 from distopt.keras.optimizers import SGD
+from distopt.testing import run_replicas
 from distopt.types import Array
 
 RNG = np.random.Generator(np.random.Philox(3))
@@ -278,3 +281,28 @@ def test_fit_of_data_that_do_not_fit_is_refused(data: Any, match: str) -> None:
     model.compile("sgd", "mse")
     with pytest.raises(ValueError, match=match):
         model.fit(data[0], data[1], verbose=0)
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def seeded_fit(strategy: Any) -> tuple[list[Array], dict[str, list[float]], Any]:
+    with strategy.scope():
+        model = Sequential([Dense(4, "tanh", kernel_initializer=GlorotUniform(1)), Dense(1, kernel_initializer="ones")])
+        model.compile(SGD(0.1, momentum=0.9), "mse", metrics=["mae"])
+    history = model.fit(X, Y, batch_size=5, epochs=2, seed=0, verbose=0)
+    return model.get_weights(), history.history, model.evaluate(X, Y, batch_size=5, verbose=0)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+def test_fit_and_evaluate_have_the_same_bits_on_any_number_of_workers(workers: int) -> None:
+    expected = seeded_fit(MirroredStrategy(3))
+
+    def worker(comm: Communicator) -> tuple[list[Array], dict[str, list[float]], Any]:
+        return seeded_fit(MultiWorkerMirroredStrategy(replicas=3, communicator=comm))
+
+    for weights, history, figures in run_replicas(worker, workers):
+        for ours, theirs in zip(weights, expected[0], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        assert history == expected[1]
+        assert figures == expected[2]
