@@ -97,6 +97,8 @@ def add_sums(sums: Array) -> Any:
     """
     if sums.size == 0:
         return sums.dtype.type(0)
+    if sums.size == 1:
+        return sums[0]
     with np.errstate(all="ignore"):
         while sums.size > 1:
             even = sums.size // 2 * 2

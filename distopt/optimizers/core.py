@@ -142,7 +142,7 @@ class OptimizerCore:
 
         Raises: ValueError or TapeError before anything changes, as :meth:`SpanOwner.apply` does.
         """
-        if self.clips.chained or any(variable.is_split for variable in layout.variables):
+        if self.clips.chained or layout.has_split():
             self._finish_by_variable(layout, flat, hypers)
             return
         owner = self._owners.get(id(layout))

@@ -135,21 +135,16 @@ def power(base: float, exponent: int) -> float:
     return float(_PRECISE.power(Decimal(base), exponent))
 
 
-def cast(number: float, dtype: np.dtype[Any]) -> Any:
-    """Return ``number`` as a scalar of ``dtype``."""
-    return dtype.type(number)
-
-
 def bias_correction(beta_1: Any, beta_2: Any, step: int) -> Any:
     """Return ``sqrt(1 - beta_2^T) / (1 - beta_1^T)`` for ``T = step`` (from 1), in the dtype of the betas.
 
     Source: Kingma and Ba 2015, the remark before section 2.1.
     """
-    dtype = np.asarray(beta_1).dtype
-    one = dtype.type(1)
+    scalar = type(beta_1)
+    one = scalar(1)
     with np.errstate(all="ignore"):
-        first = one - dtype.type(power(float(beta_1), step))
-        second = one - dtype.type(power(float(beta_2), step))
+        first = one - scalar(power(float(beta_1), step))
+        second = one - scalar(power(float(beta_2), step))
         return np.sqrt(second) / first
 
 

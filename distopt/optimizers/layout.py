@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distopt.arena import BLOCK, Run, Segment, Span, aligned_zeros, runs
+from distopt.tensor import Tensor
 from distopt.types import Array
 from distopt.variable import Variable
 
@@ -80,6 +81,13 @@ class Layout:
         """The runs as spans: what an owner of everything owns."""
         return tuple(run.span for run in self.runs)
 
+    def has_split(self) -> bool:
+        """Return whether a variable is split into copies."""
+        for variable in self.variables:  # noqa: SIM110 - a generator costs as much as the rest of an apply call's checks
+            if variable.is_split:
+                return True
+        return False
+
     def empty(self) -> list[Array]:
         """Return new flat arrays of zeros, one for each run."""
         return [aligned_zeros(run.size, run.segment.dtype) for run in self.runs]
@@ -95,7 +103,8 @@ class Layout:
             raise ValueError(f"{len(self.variables)} variables need as many gradients, not {len(gradients)}")
         flat = self.empty() if out is None else out
         for variable, run, start, stop, shape in self.parts:
-            gradient = np.asarray(gradients[variable])
+            given = gradients[variable]
+            gradient = given.numpy() if isinstance(given, Tensor) else np.asarray(given)
             target = flat[run]
             if gradient.shape != shape or gradient.dtype != target.dtype:
                 raise ValueError(

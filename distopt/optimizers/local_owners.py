@@ -44,8 +44,8 @@ class LocalOwners:
 
 def fits_flat_arrays(pairs: Pairs) -> bool:
     """Return whether all gradients are dense and no variable is listed twice."""
-    dense = not any(isinstance(gradient, IndexedSlices) for gradient, _ in pairs)
-    return dense and len({id(variable) for _, variable in pairs}) == len(pairs)
+    variables = {id(variable) for gradient, variable in pairs if not isinstance(gradient, IndexedSlices)}
+    return len(variables) == len(pairs)
 
 
 def aggregate_alone(aggregator: Aggregator, pairs: Any) -> list[Pair]:

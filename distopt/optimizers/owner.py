@@ -79,6 +79,14 @@ class _Piece:
     arrays: tuple[Array, ...]
     dtype: np.dtype[Any]
     parts: tuple[_Part, ...]
+    _scratch: Array | None = None
+
+    @property
+    def scratch(self) -> Array:
+        """An array of the span's length and dtype, zero in the padding, for clipped gradients."""
+        if self._scratch is None:
+            self._scratch = np.zeros_like(self.arrays[0])
+        return self._scratch
 
 
 class SpanOwner:
@@ -181,7 +189,12 @@ class SpanOwner:
         limit = self._optimizer.clips.value
         if limit is None:
             return flat_spans
-        return [clipping.clip_by_value(array, -limit, limit) for array in flat_spans]
+        clipped = []
+        for array, piece in zip(flat_spans, self._pieces, strict=True):
+            low, high = piece.dtype.type(-limit), piece.dtype.type(limit)
+            target = np.maximum(array, low, out=piece.scratch)
+            clipped.append(np.minimum(target, high, out=target))
+        return clipped
 
     def _clipped(self, flat_spans: Sequence[Array], all_partials: Array) -> list[Array]:
         clips = self._optimizer.clips
@@ -195,10 +208,13 @@ class SpanOwner:
             assert clips.global_norm is not None
             total = clipping.add_totals(totals)
             scale = {p.dtype: clipping.global_scale(total, clips.global_norm, p.dtype) for p in self._pieces}
-            return [array * scale[piece.dtype] for array, piece in zip(values, self._pieces, strict=True)]
+            return [
+                np.multiply(array, scale[piece.dtype], out=piece.scratch)
+                for array, piece in zip(values, self._pieces, strict=True)
+            ]
 
     def _by_norm(self, array: Array, piece: _Piece, totals: Sequence[Any], clip_norm: float) -> Array:
-        clipped = np.zeros_like(array)
+        clipped = piece.scratch
         for part in piece.parts:
             limit, divisor = clipping.norm_limit(totals[part.variable], clip_norm, piece.dtype)
             target = clipped[part.start : part.stop]

@@ -11,6 +11,7 @@ The stages of one apply call, in order::
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -82,18 +83,23 @@ def _checked(gradient: Any, variable: Any) -> Any:
     if isinstance(gradient, IndexedSlices):
         _check_slices(gradient, variable)
         return gradient
-    if not isinstance(gradient, Tensor | np.ndarray | np.generic | Variable):
-        gradient = np.asarray(gradient, variable.dtype)
-    if gradient.dtype != variable.dtype:
+    if isinstance(gradient, Tensor | Variable):
+        array = gradient.numpy()
+    elif isinstance(gradient, np.ndarray | np.generic):
+        array = np.asarray(gradient)
+    else:
+        array = np.asarray(gradient, variable.dtype)
+    storage = variable.storage
+    if array.dtype != storage.dtype:
         raise ValueError(
-            f"the gradient of variable {variable.name!r} has dtype {gradient.dtype}, the variable {variable.dtype}"
+            f"the gradient of variable {variable.name!r} has dtype {array.dtype}, the variable {storage.dtype}"
         )
-    if tuple(gradient.shape) != tuple(variable.shape):
+    if array.shape != storage.shape:
         raise ValueError(
-            f"the gradient of variable {variable.name!r} has shape {list(gradient.shape)}, "
-            f"the variable {list(variable.shape)}"
+            f"the gradient of variable {variable.name!r} has shape {list(array.shape)}, "
+            f"the variable {list(storage.shape)}"
         )
-    return gradient if isinstance(gradient, Tensor) else Tensor(gradient)
+    return gradient if isinstance(gradient, Tensor) else Tensor(array)
 
 
 def _check_slices(gradient: IndexedSlices, variable: Variable) -> None:
@@ -140,11 +146,8 @@ class GradientPath:
     def whole_gradient_hooks(self) -> tuple[str, ...]:
         """Return the names of what has to see whole gradients, on each replica."""
         optimizer = self.optimizer
-        hooks = [
-            f"{type(optimizer).__name__}.{method}"
-            for method in ("_transform_unaggregated_gradients", "_aggregate_gradients", "_transform_gradients")
-            if not is_inherited(optimizer, method)
-        ]
+        optimizer_class: Any = type(optimizer)
+        hooks = list(overridden_stages(optimizer_class))
         if not isinstance(optimizer.gradient_aggregator, Aggregator):
             hooks.append(name_of(optimizer.gradient_aggregator))
         hooks += [name_of(transform) for transform in optimizer.gradient_transformers]
@@ -163,10 +166,14 @@ class GradientPath:
         return Pairs(check_gradients(remaining))
 
 
-def is_inherited(optimizer: Any, method: str) -> bool:
-    """Return whether ``optimizer`` has ``method`` as this package defines it."""
-    return type(optimizer).__dict__.get(method) is None and all(
-        base.__module__.startswith("distopt.optimizers.") for base in type(optimizer).__mro__ if method in base.__dict__
+@functools.cache
+def overridden_stages(optimizer_class: type) -> tuple[str, ...]:
+    """Return the stages that a class of the user's defines itself, as ``Class.method``."""
+    return tuple(
+        f"{definer.__name__}.{stage}"
+        for stage in ("_transform_unaggregated_gradients", "_aggregate_gradients", "_transform_gradients")
+        for definer in [next((base for base in optimizer_class.__mro__ if stage in base.__dict__), None)]
+        if definer is not None and not definer.__module__.startswith("distopt.optimizers.")
     )
 
 

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from distopt.optimizers import get_engine, kernels, rules, set_default_engine
+from distopt.optimizers.engine import NUMPY_BLOCK
+from distopt.optimizers.rule import Rows, Rule, SparseUse
+from distopt.types import Array
+
+RULES = [rule for declared in rules.ALL for rule in {declared.name: declared, "sparse": declared.sparse_step}.values()]
+RULES = list({rule.name: rule for rule in RULES}.values())
+SIZES = [1, 7, NUMPY_BLOCK + 1]
+
+
+def awkward(size: int, dtype: Any, seed: int) -> Array:
+    """Numbers over the whole range, denormals, zeros of both signs, infinities and NaN."""
+    rng = np.random.default_rng(seed)
+    with np.errstate(all="ignore"):
+        values = (rng.standard_normal(size) * 10.0 ** rng.integers(-44, 38, size)).astype(dtype)
+        special = [0.0, -0.0, np.inf, -np.inf, np.nan, np.finfo(dtype).smallest_subnormal, np.finfo(dtype).max]
+    count = min(size // 3, len(special))
+    values[:count] = special[:count]
+    return values
+
+
+def arguments(rule: Rule, size: int, dtype: Any) -> tuple[list[Array], Array, list[Any]]:
+    written = [awkward(size, dtype, seed) for seed in range(1 + len(rule.slots))]
+    for name, slot in zip(rule.slots, written[1:], strict=True):
+        if name in ("v", "vhat"):
+            np.abs(slot, out=slot)
+    rng = np.random.default_rng(99)
+    scalars = [np.dtype(dtype).type(x) for x in rng.uniform(0.01, 0.99, len(rule.scalars))]
+    return written, np.roll(awkward(size, dtype, 77), 5), scalars
+
+
+def is_same(a: Array, b: Array) -> bool:
+    """Equal bits, or NaN in both."""
+    bits = np.dtype(f"u{a.dtype.itemsize}")
+    return bool(((a.view(bits) == b.view(bits)) | (np.isnan(a) & np.isnan(b))).all())
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_both_engines_give_the_same_bits(rule: Rule, dtype: Any, size: int) -> None:
+    results = []
+    for name in ("numpy", "compiled"):
+        (variable, *slots), gradient, scalars = arguments(rule, size, dtype)
+        get_engine(name).update(rule, variable, slots, gradient, scalars)
+        results.append([variable, *slots])
+    for a, b in zip(*results, strict=True):
+        assert a.dtype == dtype
+        assert is_same(a, b)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_half_precision_runs_on_numpy_in_its_own_dtype(rule: Rule, dtype: Any) -> None:
+    results = []
+    for name in ("numpy", "compiled"):
+        rng = np.random.default_rng(5)
+        variable, *slots, gradient = (rng.uniform(0.1, 1, 9).astype(dtype) for _ in range(2 + len(rule.slots)))
+        scalars = [np.dtype(dtype).type(0.5)] * len(rule.scalars)
+        direct = rule.step(variable, *slots, gradient, *scalars)
+        get_engine(name).update(rule, variable, slots, gradient, scalars)
+        first = direct[0] if rule.slots else direct
+        assert first.dtype == dtype
+        assert variable.tobytes() == first.tobytes()
+        results.append(variable.tobytes())
+    assert results[0] == results[1]
+
+
+@pytest.fixture
+def freshly_compiled() -> Iterator[None]:
+    """Compile in memory: Numba cannot show the code of a kernel that it has loaded."""
+    before = kernels.cache_directory()
+    kernels.set_cache_directory(None)
+    yield
+    kernels.set_cache_directory(before)
+
+
+def kernel_code(rule: Rule) -> str:
+    """The machine-independent code of a kernel, without the wrapper that takes Python's numbers apart."""
+    kernel: Any = kernels.load_rule(rule, np.dtype(np.float32))
+    (text,) = kernel.inspect_llvm().values()
+    functions = re.findall(r"^define .*?^\}", text, re.MULTILINE | re.DOTALL)
+    return "\n".join(f for f in functions if "@_ZN7cpython" not in f and "@cfunc." not in f and "NRT_" not in f[:80])
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+@pytest.mark.usefixtures("freshly_compiled")
+def test_a_float32_kernel_holds_no_float64(rule: Rule) -> None:
+    code = kernel_code(rule)
+    assert "float" in code
+    assert "double" not in code
+
+
+def half_step(variable: Any, gradient: Any, learning_rate: Any) -> Any:
+    return variable - 0.5 * learning_rate * gradient
+
+
+@pytest.mark.usefixtures("freshly_compiled")
+def test_the_search_for_float64_finds_a_literal() -> None:
+    sparse = SparseUse(Rows.TOUCHED, Rows.TOUCHED)
+    rule = Rule("half", half_step, slots=(), scalars=("learning_rate",), sparse=sparse)
+    assert "double" in kernel_code(rule)
+
+
+def test_a_read_only_gradient_is_accepted() -> None:
+    gradient = np.frombuffer(np.ones(4, np.float32).tobytes(), np.float32)
+    for name in ("numpy", "compiled"):
+        variable = np.zeros(4, np.float32)
+        get_engine(name).update(rules.SGD, variable, [], gradient, [np.float32(0.5)])
+        np.testing.assert_array_equal(variable, np.full(4, -0.5))
+
+
+def test_a_rule_that_is_a_closure_is_compiled_in_memory() -> None:
+    def make() -> Any:
+        def step(variable: Any, gradient: Any, learning_rate: Any) -> Any:
+            return variable + learning_rate * gradient
+
+        return step
+
+    rule = Rule("ascent", make(), (), ("learning_rate",), SparseUse(Rows.TOUCHED, Rows.TOUCHED))
+    variable = np.zeros(3, np.float32)
+    get_engine("compiled").update(rule, variable, [], np.ones(3, np.float32), [np.float32(2)])
+    np.testing.assert_array_equal(variable, np.full(3, 2))
+
+
+def test_an_unknown_engine_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"'cuda'.*compiled, numpy"):
+        set_default_engine("cuda")

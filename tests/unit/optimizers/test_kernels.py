@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distopt.optimizers import kernels, rules
+from distopt.optimizers.rule import Rows, Rule, SparseUse
+
+FLOAT32 = np.dtype(np.float32)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    before = kernels.cache_directory()
+    kernels.set_cache_directory(tmp_path / "kernels")
+    yield tmp_path / "kernels"
+    kernels.set_cache_directory(before)
+
+
+def run(kernel: Any) -> float:
+    variable = np.zeros(3, np.float32)
+    kernel(variable, np.ones(3, np.float32), np.float32(0.5))
+    return float(variable[0])
+
+
+def test_a_kernel_is_compiled_once_and_loaded_afterwards(directory: Path) -> None:
+    first, second = (kernels.load_rule(rules.SGD, FLOAT32) for _ in range(2))
+    assert sum(first.stats.cache_misses.values()) == 1  # type: ignore[attr-defined]  # Numba's dispatcher
+    assert sum(second.stats.cache_hits.values()) == 1  # type: ignore[attr-defined]  # Numba's dispatcher
+    assert run(first) == run(second) == -0.5
+    assert len(list(directory.glob("kernel_*.py"))) == 1
+
+
+def test_the_directory_is_closed_to_others(directory: Path) -> None:
+    kernels.load_rule(rules.SGD, FLOAT32)
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+
+
+def test_a_directory_open_to_others_is_not_used_and_one_warning_is_given(directory: Path) -> None:
+    directory.mkdir()
+    directory.chmod(0o755)
+    with pytest.warns(RuntimeWarning, match="0700"):
+        kernel = kernels.load_rule(rules.SGD, FLOAT32)
+    assert run(kernel) == -0.5
+    assert run(kernels.load_rule(rules.SGD, FLOAT32)) == -0.5  # a second warning would be an error here
+    assert not list(directory.iterdir())
+
+
+def test_a_path_that_cannot_be_a_directory_means_in_memory(tmp_path: Path, directory: Path) -> None:
+    (tmp_path / "file").write_text("")
+    kernels.set_cache_directory(tmp_path / "file" / "kernels")
+    with pytest.warns(RuntimeWarning, match="in memory"):
+        assert run(kernels.load_rule(rules.SGD, FLOAT32)) == -0.5
+
+
+def test_an_edited_rule_gets_another_kernel(directory: Path) -> None:
+    namespaces: list[dict[str, Any]] = []
+    for sign in ("-", "+"):
+        path = directory.parent / "edited.py"
+        path.write_text(f"def step(variable, gradient, rate):\n    return variable {sign} rate * gradient\n")
+        code = compile(path.read_text(), str(path), "exec")
+        namespace: dict[str, Any] = {"__name__": "edited"}
+        exec(code, namespace)
+        namespaces.append(namespace)
+        import linecache
+
+        linecache.checkcache(str(path))
+        rule = Rule("edited", namespace["step"], (), ("rate",), SparseUse(Rows.TOUCHED, Rows.TOUCHED))
+        assert run(kernels.load_rule(rule, FLOAT32)) == (-0.5 if sign == "-" else 0.5)
+        os.utime(path, ns=(1, 1))
+    assert len(list(directory.glob("kernel_*.py"))) == 2
+
+
+def test_a_file_with_other_contents_than_its_name_says_is_not_run(directory: Path) -> None:
+    kernels.load_rule(rules.SGD, FLOAT32)
+    (path,) = directory.glob("kernel_*.py")
+    path.write_text("raise SystemExit('planted')\n")
+    with pytest.warns(RuntimeWarning, match="does not hold what its name says"):
+        assert run(kernels.load_rule(rules.SGD, FLOAT32)) == -0.5
+
+
+def shifted(value: Any, rate: Any) -> Any:
+    return value - rate
+
+
+def step_with_helper(variable: Any, gradient: Any, rate: Any) -> Any:
+    return shifted(variable, rate * gradient)
+
+
+def test_a_step_may_call_other_functions_of_its_module(directory: Path) -> None:
+    rule = Rule("helped", step_with_helper, (), ("rate",), SparseUse(Rows.TOUCHED, Rows.TOUCHED))
+    assert run(kernels.load_rule(rule, FLOAT32)) == -0.5
+    (path,) = directory.glob("kernel_*.py")
+    assert "def shifted" in path.read_text()
+
+
+@pytest.mark.multiprocess
+def test_processes_that_start_at_once_compile_a_kernel_once(directory: Path) -> None:
+    program = (
+        "import sys, numpy as np\n"
+        "from pathlib import Path\n"
+        "from distopt.optimizers import kernels, rules\n"
+        "kernels.set_cache_directory(Path(sys.argv[1]))\n"
+        "kernel = kernels.load_rule(rules.ADAM, np.dtype('float32'))\n"
+        "print(sum(kernel.stats.cache_misses.values()), sum(kernel.stats.cache_hits.values()))\n"
+    )
+    started = [
+        subprocess.Popen([sys.executable, "-c", program, str(directory)], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    outputs = [process.communicate(timeout=100)[0].split() for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert sum(int(misses) for misses, _ in outputs) == 1
+    assert sum(int(hits) for _, hits in outputs) == 2
