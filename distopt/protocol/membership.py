@@ -118,12 +118,14 @@ class Membership:
         self._phase_since_s = now_s
         self._progress_s = now_s
         self._abort: Abort | None = None
+        self._told: set[bytes] = set()
 
     # ------------------------------------------------------------------------------------------------- events
 
     def receive(self, identity: bytes, message: Message, now_s: float) -> list[Command]:
         """Take in one message of the process that the transport knows as ``identity``."""
         if self._abort is not None:
+            self._told.add(identity)
             return [Send(identity, self._abort)]
         member = self._members.get(identity)
         if isinstance(message, Join):
@@ -191,6 +193,12 @@ class Membership:
         if not member.has_left and not member.ended:
             member.ended, member.ended_s = how, now_s
         return []
+
+    @property
+    def latecomers(self) -> int:
+        """How many processes of a failed job have never been heard, and so do not know."""
+        expected = self.config.num_servers + self.config.num_workers
+        return max(0, expected - len(self._told)) if self.phase is Phase.FAILED else 0
 
     def status(self, now_s: float) -> tuple[MemberStatus, ...]:
         """Return what is known of every member, servers first, by rank."""
@@ -320,6 +328,7 @@ class Membership:
         if self.phase in (Phase.DONE, Phase.FAILED):
             return []
         self._move(Phase.FAILED, self._phase_since_s)
+        self._told.update(self._members)
         self._abort = Abort(reason=reason[:65536], culprit=str(culprit or ""), code=code)
         return [*(Send(identity, self._abort) for identity in self._members), EndJob(1, reason, code)]
 

@@ -103,6 +103,7 @@ class CoordinatorLoop:
         try:
             while self._ending is None:
                 self._turn(machine)
+            self._tell_latecomers(machine)
         except BaseException as error:
             self._carry_out(machine.fail(f"the coordinator failed: {type(error).__name__}: {error}"), ())
             raise
@@ -115,14 +116,7 @@ class CoordinatorLoop:
         next_status_s = time.monotonic() + self._config.heartbeat_interval_s
         while self._ending is None and time.monotonic() < next_status_s:
             self._listener.socket.poll(_POLL_MS, zmq.POLLIN)
-            while self._ending is None and (incoming := self._listener.receive()) is not None:
-                identity, frames = incoming
-                try:
-                    message, buffers = self._listener.decode(frames)
-                except RemoteProtocolError as error:
-                    self._listener.refuse(identity, error)
-                    continue
-                self._carry_out(machine.receive(identity, message, time.monotonic()), buffers)
+            self._hear(machine)
             if self._stop:
                 self._carry_out(machine.request_stop(), ())
             while self._ended:
@@ -132,6 +126,24 @@ class CoordinatorLoop:
             self._carry_out(machine.tick(time.monotonic()), ())
         if status := machine.status(time.monotonic()):
             self._recorder.status(status)
+
+    def _tell_latecomers(self, machine: Membership) -> None:
+        """After a failure, give those that are still on their way to join a moment to hear of it."""
+        deadline_s = time.monotonic() + self._config.grace_s
+        while machine.latecomers and time.monotonic() < deadline_s:
+            self._listener.socket.poll(_POLL_MS, zmq.POLLIN)
+            self._hear(machine)
+
+    def _hear(self, machine: Membership) -> None:
+        """Take in all messages that have come."""
+        while (incoming := self._listener.receive()) is not None:
+            identity, frames = incoming
+            try:
+                message, buffers = self._listener.decode(frames)
+            except RemoteProtocolError as error:
+                self._listener.refuse(identity, error)
+                continue
+            self._carry_out(machine.receive(identity, message, time.monotonic()), buffers)
 
     def _carry_out(self, commands: Sequence[Command], buffers: Sequence[Array]) -> None:
         for command in commands:

@@ -44,7 +44,7 @@ from distopt.protocol.messages import (
     Stop,
     Welcome,
 )
-from distopt.protocol.wire import Received, encode
+from distopt.protocol.wire import Buffer, Received, encode
 from distopt.types import Array
 
 
@@ -91,8 +91,9 @@ class ControlLink:
         for purpose in ("wakeup", "outbox"):
             address = f"inproc://distopt-{purpose}-{uuid.uuid4().hex}"
             ours, theirs = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
-            ours.setsockopt(zmq.LINGER, 0)
-            theirs.setsockopt(zmq.LINGER, 0)
+            for end in (ours, theirs):
+                end.setsockopt(zmq.LINGER, 0)
+                end.setsockopt(zmq.SNDHWM, 0)
             ours.bind(address)
             theirs.connect(address)
             pairs.append((ours, theirs))
@@ -169,8 +170,7 @@ class ControlLink:
             return
         self._closing = True
         if self._thread is not None:
-            with self._outbox_lock:
-                self._outbox.send(b"")
+            self._write([b""])
             self._thread.join(self.config.grace_s)
         for socket in (self.wakeup, self._outbox):
             socket.close()
@@ -189,8 +189,15 @@ class ControlLink:
         self.close()
 
     def _send(self, message: Message, buffers: Sequence[Array] = ()) -> None:
+        self._write(encode(message, buffers, self.config.limits))
+
+    def _write(self, frames: Sequence[Buffer]) -> None:
         with self._outbox_lock:
-            self._outbox.send_multipart(encode(message, buffers, self.config.limits), copy=True)
+            try:
+                self._outbox.send_multipart(frames, zmq.NOBLOCK, copy=True)
+            except zmq.Again:
+                # The background thread has ended, after an abort that the main thread will meet in its next wait.
+                return
 
     def _wait(self, happened: Callable[[], bool], timeout_s: float, what: str) -> None:
         with self._news:
