@@ -17,6 +17,8 @@ import itertools
 import operator
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 
@@ -62,28 +64,43 @@ def set_seed(seed: int) -> None:
 
     Raises: TypeError if ``seed`` is not an integer.
     """
-    _global.reset(operator.index(seed))
+    _current().reset(operator.index(seed))
+
+
+@contextmanager
+def seed_scope(seed: int) -> Iterator[None]:
+    """Have a seed and counts of its own within a ``with`` block of this thread; the ones outside stay as they are.
+
+    So what is built inside is a function of ``seed`` alone, whatever other threads draw meanwhile.
+
+    Raises: TypeError if ``seed`` is not an integer.
+    """
+    token = _scope.set(_Streams(operator.index(seed)))
+    try:
+        yield
+    finally:
+        _scope.reset(token)
 
 
 def get_seed() -> int:
-    """Return what ``set_seed`` set last."""
-    return _global.seed
+    """Return the seed that ``set_seed`` or ``seed_scope`` set last."""
+    return _current().seed
 
 
 def next_stream(domain: Domain = Domain.VARIABLE) -> np.random.Philox:
-    """Return the stream of the global seed and of the number of calls for ``domain`` since ``set_seed``.
+    """Return the stream of the current seed and of the number of calls for ``domain`` since it was set.
 
     Processes that create the same variables in the same order draw the same values.
     """
-    return _global.next_stream(domain)
+    return _current().next_stream(domain)
 
 
-class _GlobalStreams:
-    """The global seed, and for each domain how many streams were taken; shared by the threads of a process."""
+class _Streams:
+    """A seed, and for each domain how many streams were taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int) -> None:
         self._lock = threading.Lock()
-        self.reset(0)
+        self.reset(seed)
 
     def reset(self, seed: int) -> None:
         with self._lock:
@@ -95,4 +112,9 @@ class _GlobalStreams:
             return stream(domain, self.seed, next(self._taken[domain]))
 
 
-_global = _GlobalStreams()
+_process = _Streams(0)
+_scope: ContextVar[_Streams | None] = ContextVar("distopt_seed_scope", default=None)
+
+
+def _current() -> _Streams:
+    return _scope.get() or _process

@@ -57,11 +57,11 @@ class Digits:
         self._test = images[test], labels[test]
 
     def build(self, seed: int) -> Sequential:
-        """Return a new perceptron; this sets the global seed."""
-        random.set_seed(seed)
-        hidden = [Dense(width, activation="relu") for width in self.options.hidden]
-        model = Sequential([*hidden, Dense(NUM_CLASSES)], name=self.name)
-        model.build((None, NUM_PIXELS))
+        """Return a new perceptron, its variables named for their place."""
+        hidden = [Dense(n, activation="relu", name=f"hidden_{i}") for i, n in enumerate(self.options.hidden)]
+        model = Sequential([*hidden, Dense(NUM_CLASSES, name="logits")], name=self.name)
+        with random.seed_scope(seed):
+            model.build((None, NUM_PIXELS))
         return model
 
     def train_data(self) -> tuple[Array, Array]:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from distopt import random
+from distopt.comm.communicator import Communicator
 from distopt.random import Domain
+from distopt.testing import run_replicas
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +66,31 @@ def test_next_stream_of_one_domain_does_not_move_another() -> None:
     random.set_seed(5)
     random.next_stream(Domain.SHUFFLE_SEED)
     assert random.next_stream(Domain.VARIABLE).random_raw() == expected
+
+
+def test_seed_scope_leaves_the_seed_and_the_counts_outside_alone() -> None:
+    random.set_seed(5)
+    expected = [random.next_stream().random_raw() for _ in range(2)]
+    random.set_seed(5)
+    drawn = [random.next_stream().random_raw()]
+    with random.seed_scope(6):
+        assert random.get_seed() == 6
+        inside = random.next_stream().random_raw()
+    drawn.append(random.next_stream().random_raw())
+    assert drawn == expected
+    assert inside == random.stream(Domain.VARIABLE, 6, 0).random_raw()
+
+
+def test_seed_scope_of_another_thread_is_its_own() -> None:
+    def worker(comm: Communicator) -> list[int]:
+        with random.seed_scope(9):
+            drawn = [random.next_stream().random_raw()]
+            comm.barrier()
+            drawn.append(random.next_stream().random_raw())
+        return drawn
+
+    first, *others = run_replicas(worker, 3)
+    assert others == [first, first]
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 5, 1000])
