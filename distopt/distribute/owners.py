@@ -20,6 +20,7 @@ from distopt.comm import combining
 from distopt.comm.communicator import Communicator, Contribution, Hosting
 from distopt.errors import PlacementError
 from distopt.indexed_slices import IndexedSlices
+from distopt.optimizers.local_owners import fits_flat_arrays
 from distopt.types import Array
 
 
@@ -74,7 +75,7 @@ class EveryProcess:
         optimizer = path.optimizer
         started = time.perf_counter()
         variables = same_variables(pairs_of)
-        if any(isinstance(gradient, IndexedSlices) for pairs in pairs_of for gradient, _ in pairs):
+        if not all(map(fits_flat_arrays, pairs_of)):
             pairs = self._combine_with_rows(path.aggregator, variables, pairs_of)
             combined = time.perf_counter()
             optimizer.finish_pairs(optimizer.clip(pairs), hypers)
