@@ -36,8 +36,8 @@ def block_sums(values: Array) -> Array:
 
     The dtype is :func:`accumulation_dtype`. This is the NumPy form; :func:`block_sums_loop` is the one to compile.
 
-    >>> block_sums(np.full(4100, 2.0, np.float32))
-    array([16384.,    16.], dtype=float32)
+    >>> block_sums(np.full(4100, 0.5, np.float32)).tolist()
+    [1024.0, 1.0]
     """
     dtype = accumulation_dtype(values.dtype)
     blocks = number_of_blocks(values.size)
@@ -56,34 +56,35 @@ def block_sums(values: Array) -> Array:
 def block_sums_loop(values: Any, sums: Any, block: int, zero: Any) -> None:
     """Write the sum of squares of each block of ``values`` to ``sums``: the form to compile, too slow uncompiled."""
     for index in range(sums.size):
-        start = index * block
-        stop = min(start + block, values.size)
-        whole = start + (stop - start) // 8 * 8
+        values_of_block = values[index * block : min(index * block + block, values.size)]
         lane0 = lane1 = lane2 = lane3 = lane4 = lane5 = lane6 = lane7 = zero
-        for i in range(start, whole, 8):
-            lane0 += values[i] * values[i]
-            lane1 += values[i + 1] * values[i + 1]
-            lane2 += values[i + 2] * values[i + 2]
-            lane3 += values[i + 3] * values[i + 3]
-            lane4 += values[i + 4] * values[i + 4]
-            lane5 += values[i + 5] * values[i + 5]
-            lane6 += values[i + 6] * values[i + 6]
-            lane7 += values[i + 7] * values[i + 7]
-        rest = stop - whole
-        if rest > 0:
-            lane0 += values[whole] * values[whole]
-        if rest > 1:
-            lane1 += values[whole + 1] * values[whole + 1]
-        if rest > 2:
-            lane2 += values[whole + 2] * values[whole + 2]
-        if rest > 3:
-            lane3 += values[whole + 3] * values[whole + 3]
-        if rest > 4:
-            lane4 += values[whole + 4] * values[whole + 4]
-        if rest > 5:
-            lane5 += values[whole + 5] * values[whole + 5]
-        if rest > 6:
-            lane6 += values[whole + 6] * values[whole + 6]
+        rows = values_of_block.size // 8
+        for row in range(rows):
+            # A slice a row: its constant indices need no check for being negative, which doubles the speed.
+            x = values_of_block[row * 8 : row * 8 + 8]
+            lane0 += x[0] * x[0]
+            lane1 += x[1] * x[1]
+            lane2 += x[2] * x[2]
+            lane3 += x[3] * x[3]
+            lane4 += x[4] * x[4]
+            lane5 += x[5] * x[5]
+            lane6 += x[6] * x[6]
+            lane7 += x[7] * x[7]
+        x = values_of_block[rows * 8 :]
+        if x.size > 0:
+            lane0 += x[0] * x[0]
+        if x.size > 1:
+            lane1 += x[1] * x[1]
+        if x.size > 2:
+            lane2 += x[2] * x[2]
+        if x.size > 3:
+            lane3 += x[3] * x[3]
+        if x.size > 4:
+            lane4 += x[4] * x[4]
+        if x.size > 5:
+            lane5 += x[5] * x[5]
+        if x.size > 6:
+            lane6 += x[6] * x[6]
         sums[index] = ((lane0 + lane1) + (lane2 + lane3)) + ((lane4 + lane5) + (lane6 + lane7))
 
 

@@ -190,8 +190,8 @@ class CosineDecay(LearningRateSchedule):
 
     ``warmup_steps`` counts only where ``warmup_target`` is given.
 
-    >>> float(CosineDecay(1.0, 10)(5))
-    0.5
+    >>> float(CosineDecay(1.0, 10, alpha=0.25)(10))
+    0.25
     """
 
     def __init__(
