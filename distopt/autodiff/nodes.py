@@ -200,15 +200,6 @@ def strip_all(value: Any) -> Any:
     return value
 
 
-def find(value: Any, recording: Recording, trace: int) -> ArrayBox | None:
-    """Return the box that ``recording`` put around ``value``, or ``None``."""
-    while type(value) is ArrayBox:
-        if value._trace == trace and type(value._node) is Node and value._node.recording is recording:
-            return value
-        value = value._value
-    return None
-
-
 def insert(value: Any, trace: int, recording: Recording) -> Any:
     """Return ``value`` in a box with a new root of ``recording``, at the level of ``trace``; dead boxes are removed."""
     if type(value) is ArrayBox:

@@ -16,8 +16,8 @@ from distopt.autodiff import nodes
 from distopt.autodiff.backward import backward_pass
 from distopt.autodiff.nodes import VARIABLE, Node, Recording, next_trace, state
 from distopt.autodiff.rows import Rows
-from distopt.autodiff.structures import flatten, pack_like
 from distopt.indexed_slices import IndexedSlices
+from distopt.nest import flatten, map_structure
 from distopt.tensor import Operand, Tensor, to_array
 
 _log = logging.getLogger(__name__)
@@ -38,6 +38,18 @@ class GradientTape:
 
     Source: ``tf.GradientTape``.
     """
+
+    __slots__ = (
+        "__weakref__",
+        "_boxes",
+        "_is_recording",
+        "_persistent",
+        "_recording",
+        "_roots",
+        "_used",
+        "_watch_accessed",
+        "trace",
+    )
 
     def __init__(self, persistent: bool = False, watch_accessed_variables: bool = True) -> None:
         self.trace = -1
@@ -87,7 +99,7 @@ class GradientTape:
             recording = self._recording or self._begin()
             if not isinstance(leaf, Tensor):
                 self._root(leaf)
-            elif nodes.find(leaf._value, recording, self.trace) is None:
+            elif self._node_of(leaf) is None:
                 leaf._value = nodes.insert(leaf._value, self.trace, recording)
 
     def gradient(
@@ -140,7 +152,10 @@ class GradientTape:
                 results.append(self._result(leaf, gradient, unconnected_gradients))
         if not self._persistent:
             self._forget()
-        return results if is_flat else pack_like(sources, results)
+        if is_flat:
+            return results
+        remaining = iter(results)
+        return map_structure(lambda _: next(remaining), sources)
 
     def watched_variables(self) -> tuple[Any, ...]:
         """Return the variables that the tape follows, in order of first access."""
@@ -211,14 +226,19 @@ class GradientTape:
     def _push(self) -> None:
         active = state.active
         if not active:
-            _activate((self,))
+            state.active = (self,)
+            state.sole = None if self._persistent else self
         else:
             # By trace, so that the box of the tape entered first is the innermost also after a tape was re-entered.
             _activate(tuple(sorted((*active, self), key=lambda tape: tape.trace)))
         self._is_recording = True
 
     def _pop(self) -> None:
-        _activate(tuple(tape for tape in state.active if tape is not self))
+        if state.sole is self:
+            state.active = ()
+            state.sole = None
+        else:
+            _activate(tuple(tape for tape in state.active if tape is not self))
         self._is_recording = False
 
     def _root(self, variable: Any) -> Node:
@@ -233,11 +253,12 @@ class GradientTape:
     def _node_of(self, leaf: Any) -> Node | None:
         if isinstance(leaf, Tensor):
             value = leaf._value
-            if type(value) is not ArrayBox or self._recording is None:
-                return None
-            box = nodes.find(value, self._recording, self.trace)
-            node: Node | None = None if box is None else box._node
-            return node
+            while type(value) is ArrayBox:
+                node = value._node
+                if type(node) is Node and node.recording is self._recording:
+                    return node
+                value = value._value
+            return None
         known = self._roots.get(id(leaf))
         if known is not None:
             return known[1]
@@ -248,7 +269,10 @@ class GradientTape:
     def _seeds(self, target: Any, output_gradients: Any) -> list[tuple[Node, Any]]:
         if output_gradients is None and type(target) is Tensor:
             node = self._node_of(target)
-            return [] if node is None else [(node, _ones(target))]
+            if node is None:
+                return []
+            value = nodes.strip_all(node.value)
+            return [(node, np.ones_like(value) if type(value) is _ndarray else type(value)(1))]
         targets = flatten(target)
         weights: Sequence[Any] = [None] * len(targets) if output_gradients is None else flatten(output_gradients)
         if len(weights) != len(targets):

@@ -17,6 +17,7 @@ from distopt.tensor import Operand, Tensor, call
 from distopt.types import Array
 
 _OPERANDS = (Operand, np.ndarray)
+_UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 
 
 def softmax_cross_entropy(labels: Any, logits: Any) -> Tensor:
@@ -29,14 +30,12 @@ def softmax_cross_entropy(labels: Any, logits: Any) -> Tensor:
     """
     labels = labels if isinstance(labels, _OPERANDS) else np.asarray(labels)
     logits = operand(logits)
-    if labels.ndim == logits.ndim - 1 and labels.dtype.kind in "iu":
-        if isinstance(labels, Operand):
-            labels = labels.numpy()
-        if labels.shape != logits.shape[:-1]:
-            raise ValueError(f"labels of shape {labels.shape} do not fit logits of shape {logits.shape}")
-        return call(_sparse, labels, logits)
-    if labels.shape != logits.shape:
-        raise ValueError(f"labels of shape {labels.shape} do not fit logits of shape {logits.shape}")
+    shape = logits.shape
+    is_index = labels.dtype.kind in "iu" and len(labels.shape) < len(shape)
+    if labels.shape != (shape[:-1] if is_index else shape):
+        raise ValueError(f"labels of shape {labels.shape} do not fit logits of shape {shape}")
+    if is_index:
+        return call(_sparse, labels.numpy() if isinstance(labels, Operand) else labels, logits)
     if labels.dtype != logits.dtype:
         labels = cast(labels, logits.dtype)
     return call(_dense, labels, logits)
@@ -46,15 +45,16 @@ def softmax_cross_entropy(labels: Any, logits: Any) -> Tensor:
 
 
 def _sparse_forward(needed: Sequence[int], labels: Array, logits: Array) -> tuple[Any, Any]:
-    """Return the losses, and what :func:`_sparse_backward` needs: exponentials, sums, positions of labels."""
+    """Return the losses, and what :func:`_sparse_backward` needs: exponentials, sums, flat label positions."""
     classes = logits.shape[-1]
     # Seen as unsigned, a negative label is a very large one.
-    if labels.size and np.maximum.reduce(labels.view(f"u{labels.itemsize}"), axis=None) >= classes:
+    if labels.size and np.maximum.reduce(labels.view(_UNSIGNED[labels.itemsize]), axis=None) >= classes:
         wrong = labels[(labels < 0) | (labels >= classes)].reshape(-1)[0]
         raise ValueError(f"label {wrong} is not one of the {classes} classes 0..{classes - 1}")
-    z = logits - np.maximum.reduce(logits, axis=-1, keepdims=True)
-    chosen = _positions(labels)
-    picked = z[chosen]
+    # In C order whatever the order of logits, so that its flat view is a view.
+    z = np.subtract(logits, np.maximum.reduce(logits, axis=-1, keepdims=True), order="C")
+    chosen = labels.reshape(-1) + np.arange(0, z.size, classes)
+    picked = z.reshape(-1)[chosen].reshape(labels.shape)
     np.exp(z, out=z)
     sums = np.add.reduce(z, axis=-1)
     losses = np.log(sums)
@@ -62,16 +62,10 @@ def _sparse_forward(needed: Sequence[int], labels: Array, logits: Array) -> tupl
     return losses, (z, sums, chosen)
 
 
-def _positions(labels: Array) -> tuple[Array, ...]:
-    if labels.ndim == 1:
-        return np.arange(len(labels)), labels
-    return (*np.indices(labels.shape), labels)
-
-
 def _sparse_backward(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
     exponentials, sums, chosen = node.saved
     exponentials *= (gradient / sums)[..., None]
-    exponentials[chosen] -= gradient
+    exponentials.reshape(-1)[chosen] -= gradient.reshape(-1)
     return (exponentials,)
 
 

@@ -48,26 +48,29 @@ def _dense(x: Array, kernel: Array, bias: Array | None, activation: str) -> Arra
 
 
 def _backward(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
-    x, kernel, _, activation = node.args
-    result = node.value
-    out = gradient if owned else None
-    if activation == "relu":
-        gradient = np.multiply(gradient, result > 0, out=out)
-    elif activation == "tanh":
-        gradient = np.multiply(gradient, 1 - result * result, out=out)
-    elif activation == "sigmoid":
-        gradient = np.multiply(gradient, result * (1 - result), out=out)
-    rows = gradient.reshape(-1, gradient.shape[-1]) if gradient.ndim > 2 else gradient
-    gradients: list[Any] = []
-    for argnum in node.argnums:
-        if argnum == 0:
-            part = np.matmul(gradient, kernel.T)
-        elif argnum == 1:
-            part = np.matmul(x.reshape(-1, x.shape[-1]).T, rows) if x.ndim != 1 else np.multiply.outer(x, gradient)
+    args = node.args
+    activation = args[3]
+    if activation != "linear":
+        result = node.value
+        if activation == "relu":
+            slope = result > 0
+        elif activation == "tanh":
+            slope = 1 - result * result
         else:
-            part = np.add.reduce(rows, axis=0) if rows.ndim == 2 else rows.copy()
-        like = node.args[argnum].dtype
-        gradients.append(part if part.dtype == like else part.astype(like))
+            slope = result * (1 - result)
+        gradient = np.multiply(gradient, slope, out=gradient) if owned else np.multiply(gradient, slope)
+    rows = gradient if gradient.ndim == 2 else gradient.reshape(-1, gradient.shape[-1])
+    gradients = []
+    for argnum in node.argnums:
+        argument = args[argnum]
+        if argnum == 0:
+            part = np.matmul(gradient, args[1].T)
+        elif argnum == 1:
+            x = args[0]
+            part = np.matmul(x.T if x.ndim == 2 else x.reshape(-1, x.shape[-1]).T, rows)
+        else:
+            part = np.add.reduce(rows, 0)
+        gradients.append(part if part.dtype is argument.dtype else part.astype(argument.dtype, copy=False))
     return gradients
 
 

@@ -37,7 +37,8 @@ def fit(gradient: Any, argument: Any) -> Any:
     """Return a plain ``gradient`` in the shape and dtype of the plain ``argument`` it belongs to."""
     if gradient.shape != argument.shape:
         gradient = unbroadcast(gradient, argument.shape)
-    return gradient if gradient.dtype == argument.dtype else gradient.astype(argument.dtype)
+    # NumPy's own dtypes are unique objects; where others are not, astype finds that there is nothing to do.
+    return gradient if gradient.dtype is argument.dtype else gradient.astype(argument.dtype, copy=False)
 
 
 def kept_shape(shape: Shape, axis: Any) -> Shape:
@@ -60,5 +61,8 @@ def repeat_reduced(gradient: Any, shape: Shape, axis: Any) -> Any:
 def filled(gradient: Any, shape: Shape, axis: Any) -> Array:
     """Return :func:`repeat_reduced` of a plain ``gradient`` as an array of its own."""
     result = np.empty(shape, gradient.dtype)
-    result[...] = gradient.reshape(kept_shape(shape, axis)) if axis is not None else gradient.reshape(())
+    if axis is None:
+        result.fill(gradient.item() if gradient.ndim else gradient)
+    else:
+        result[...] = gradient.reshape(kept_shape(shape, axis))
     return result

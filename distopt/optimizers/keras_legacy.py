@@ -13,8 +13,8 @@ import numpy as np
 
 from distopt import replica_context, schedules
 from distopt.aggregation import Aggregator, Sum
-from distopt.autodiff.structures import flatten
 from distopt.autodiff.tape import GradientTape
+from distopt.nest import flatten
 from distopt.optimizers.core import VALID_DTYPES, OptimizerCore
 from distopt.optimizers.hypers import as_number
 from distopt.optimizers.local_owners import aggregate_alone, extended_of
