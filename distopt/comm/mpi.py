@@ -16,11 +16,13 @@ then finalizes.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import faulthandler
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 import numpy as np
@@ -144,6 +146,9 @@ class MpiCommunicator(Communicator):
         _open.append(self)
         identities = self.all_gather_bytes(host_peers.identity())
         self._host_peers = host_peers.HostPeers(self.rank, identities, stopped_timeout_s=stopped_timeout_s)
+        if self.size == self._mpi.COMM_WORLD.Get_size():
+            self.barrier()  # now everyone has heard from everyone, and so has mapped what it shares with them
+            _unlink_shared_memory()
         if host_peers.are_on_one_host(identities):
             self.exchange_cost_bytes = _EXCHANGE_COST_BYTES_ON_ONE_HOST
 
@@ -306,7 +311,9 @@ class MpiCommunicator(Communicator):
 
     def _read_notes(self) -> None:
         status = self._mpi.Status()
-        while self._comm.Iprobe(self._mpi.ANY_SOURCE, _NOTE_TAG, status):
+        probe = self._comm.Iprobe
+        # The first probe may do no more than fetch what has arrived, for the second one to find.
+        while probe(self._mpi.ANY_SOURCE, _NOTE_TAG, status) or probe(self._mpi.ANY_SOURCE, _NOTE_TAG, status):
             source = status.Get_source()
             buffer = np.empty(status.Get_count(self._mpi.BYTE), np.uint8)
             if not self._test_for_a_moment([self._comm.Irecv([buffer, self._mpi.BYTE], source, _NOTE_TAG)]):
@@ -351,6 +358,21 @@ def _chunks(array: Array) -> Iterator[Array]:
     flat = bytes_of(array)
     for start in range(0, max(1, len(flat)), _CHUNK_BYTES):
         yield flat[start : start + _CHUNK_BYTES]
+
+
+def _unlink_shared_memory(maps: Path = Path("/proc/self/maps")) -> None:
+    """Remove the names of the segments that Open MPI shares between the ranks of a host, which all have mapped them.
+
+    Open MPI removes them when it finalizes, so they stay for ever if all ranks and the launcher are killed at once.
+    """
+    try:
+        lines = maps.read_text().splitlines()
+    except OSError:
+        return
+    # Of a segment whose name is gone, the last word is "(deleted)".
+    for path in {line.split()[-1] for line in lines if "/dev/shm/sm_segment." in line and line[-1] != ")"}:
+        with contextlib.suppress(OSError):  # a peer was faster
+            os.unlink(path)
 
 
 def _waiting(rank: int, step: int, seconds: float, missing: Sequence[int], what: str) -> str:

@@ -1,0 +1,97 @@
+"""What the ranks of the tests in ``test_mpi_communicator.py`` run: ``python mpi_programs.py NAME``."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+import numpy as np
+
+from distopt.aggregation import Sum
+from distopt.canonical_sum import add_rows
+from distopt.comm.communicator import Contribution, Hosting
+from distopt.comm.mpi import MpiCommunicator
+from distopt.errors import DistoptError
+
+TIMEOUT_S = 60.0
+
+
+def bits(comm: MpiCommunicator) -> None:
+    """Print the hash of an aggregate of thirteen replicas, one line on each rank."""
+    generator = np.random.default_rng(7)
+    rows = np.asarray(generator.standard_normal((13, 70_001)) * 10.0 ** generator.integers(-6, 7, (13, 70_001)), "<f4")
+    hosting = Hosting.contiguous(13, comm.size)
+    comm.exchange_cost_bytes = 0
+    mine = [
+        Contribution(node, (np.ascontiguousarray(add_rows(rows[node.start : node.stop])),))
+        for node in hosting.covers[comm.rank]
+    ]
+    (total,) = comm.combine(mine, hosting, Sum(), [rows[0]])
+    say(f"rank {comm.rank} hash {hashlib.sha256(total.tobytes()).hexdigest()} sent {comm.traffic.bytes_sent}")
+
+
+def steps_without_end(comm: MpiCommunicator) -> None:
+    """Reduce until something happens; the second step is announced."""
+    while True:
+        comm.step += 1
+        if comm.step == 2:
+            say(f"rank {comm.rank} is ready")
+        comm.all_reduce("SUM", [np.ones(50_000)])
+
+
+def one_rank_raises(comm: MpiCommunicator) -> None:
+    """Let rank 1 fail in its fourth step, while the others wait for it."""
+    for comm.step in range(10):
+        if comm.rank == 1 and comm.step == 3:
+            raise DistoptError("the third of anything")
+        comm.barrier()
+
+
+def one_rank_leaves(comm: MpiCommunicator) -> None:
+    """Let rank 1 exit with status 0, as if all were done, while the others wait for it."""
+    comm.barrier()
+    if comm.rank != 1:
+        comm.barrier()
+
+
+def one_rank_is_absent(comm: MpiCommunicator) -> None:
+    """Let the others wait in vain for rank 1, which lives and waits for something else."""
+    comm.step = 4
+    if comm.rank == 1:
+        signal.pause()
+    comm.broadcast_bytes(None, root=1)
+
+
+def lengths_differ(comm: MpiCommunicator) -> None:
+    """Let rank 1 contribute one element less."""
+    comm.all_reduce("SUM", [np.ones(5 - (comm.rank == 1))])
+
+
+def say(line: str) -> None:
+    """Write a line at once and whole."""
+    os.write(1, f"{line}\n".encode())
+
+
+def main() -> None:
+    """Run one program as the train loop would: every error ends the job, and says why."""
+    timeout_s = float(sys.argv[2]) if len(sys.argv) > 2 else TIMEOUT_S
+    comm = MpiCommunicator(timeout_s=timeout_s)
+
+    def on_terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise comm.termination_error()
+
+    signal.signal(signal.SIGTERM, on_terminate)
+    try:
+        globals()[sys.argv[1]](comm)
+        comm.close()
+    except DistoptError as error:
+        os.write(2, f"{type(error).__name__}: {error}\n".encode())
+        comm.abort(3, str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""MPI ranks as real processes: the same bits, and an end within a limit whatever happens to one of them."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.multiprocess.harness import JobResult, mpirun, run_job, start_job
+
+pytestmark = [
+    pytest.mark.multiprocess,
+    pytest.mark.skipif(sys.platform != "linux", reason="real MPI jobs are tested on Linux"),
+]
+
+PROGRAMS = str(Path(__file__).with_name("mpi_programs.py"))
+
+
+def errors_of(result: JobResult) -> list[str]:
+    """Return the errors of ours that ranks printed, wherever the launcher put them among its own lines."""
+    return re.findall(r"\b(?:PeerLost|JobAborted|CollectiveTimeout|RemoteProtocol|Distopt)Error: .*", result.stderr)
+
+
+def test_combine_under_mpirun_has_the_same_bits_for_any_number_of_ranks() -> None:
+    hashes: set[str] = set()
+    for num_ranks in (1, 2, 3, 5, 8):
+        result = run_job(mpirun(num_ranks, [PROGRAMS, "bits"]), limit_s=60.0)
+        assert result.status == 0, result
+        lines = re.findall(r"hash (\w+) sent (\d+)", result.stdout)
+        assert len(lines) == num_ranks, result
+        assert all((int(sent) > 70_000) == (num_ranks > 1) for _, sent in lines), result
+        hashes.update(value for value, _ in lines)
+    assert len(hashes) == 1
+
+
+@pytest.mark.parametrize("num_ranks", [2, 5])
+def test_rank_killed_in_an_exchange_ends_the_job_with_errors_that_name_it(num_ranks: int) -> None:
+    with start_job(mpirun(num_ranks, [PROGRAMS, "steps_without_end"]), limit_s=40.0) as job:
+        job.wait_for_line("is ready", count=num_ranks)
+        victim = job.find(mpi_rank=1)
+        started_s = time.monotonic()
+        job.kill(victim)
+        result = job.wait()
+    assert time.monotonic() - started_s < 10.0
+    assert result.status != 0
+    errors = errors_of(result)
+    assert errors, result
+    for error in errors:
+        assert re.search(rf"rank 1 \(pid {victim.pid}\) is gone at step \d+", error), result
+
+
+def test_rank_stopped_in_an_exchange_ends_the_job_with_errors_that_name_it() -> None:
+    with start_job(mpirun(3, [PROGRAMS, "steps_without_end"]), limit_s=60.0) as job:
+        job.wait_for_line("is ready", count=3)
+        victim = job.find(mpi_rank=2)
+        started_s = time.monotonic()
+        job.stop(victim)
+        result = job.wait()
+    assert time.monotonic() - started_s < 15.0
+    assert result.status != 0
+    assert any(
+        re.search(rf"rank 2 \(pid {victim.pid}\) has been stopped for \d\.\d s at step \d+; .*: combine", error)
+        for error in errors_of(result)
+    ), result
+
+
+def test_rank_that_fails_ends_the_job_with_its_reason() -> None:
+    result = run_job(mpirun(3, [PROGRAMS, "one_rank_raises"]), limit_s=20.0)
+    assert result.status == 3, result
+    errors = errors_of(result)
+    assert "DistoptError: the third of anything" in errors
+    assert all("the third of anything" in error for error in errors), result
+
+
+def test_rank_that_exits_early_is_named_by_those_that_wait_for_it() -> None:
+    result = run_job(mpirun(3, [PROGRAMS, "one_rank_leaves"]), limit_s=20.0)
+    assert result.status == 3, result
+    assert any("rank 1 left at step 0; rank" in error and "barrier" in error for error in errors_of(result)), result
+
+
+def test_rank_that_never_comes_is_named_at_the_deadline() -> None:
+    result = run_job(mpirun(3, [PROGRAMS, "one_rank_is_absent", "1.0"]), limit_s=20.0)
+    assert result.status == 3, result
+    assert any(
+        re.search(r"CollectiveTimeoutError: rank [02] waited 1\.\d s in step 4 for rank 1: broadcast_bytes", error)
+        for error in errors_of(result)
+    ), result
+
+
+def test_ranks_that_disagree_on_lengths_are_refused() -> None:
+    result = run_job(mpirun(2, [PROGRAMS, "lengths_differ"]), limit_s=20.0)
+    assert result.status == 3, result
+    assert any(error.startswith("RemoteProtocolError") for error in errors_of(result)), result
+
+
+def test_launcher_killed_takes_its_ranks_with_it() -> None:
+    with start_job(mpirun(3, [PROGRAMS, "steps_without_end"]), limit_s=40.0) as job:
+        job.wait_for_line("is ready", count=3)
+        job.kill(job.process.pid)
+        assert job.wait().status == 128 + 9
+
+
+def test_mpi_missing_is_an_error_that_says_what_to_install() -> None:
+    program = "from distopt.comm.mpi import MpiCommunicator; MpiCommunicator()"
+    result = run_job([sys.executable, "-c", program], limit_s=30.0, env={"MPI4PY_LIBMPI": "/nonexistent/libmpi.so"})
+    assert result.status == 1
+    assert "EndpointError: MPI cannot be loaded; install one with `pip install 'distopt[mpi]'`" in result.stderr, result
+
+
+def test_conformance_suite_passes_under_mpirun() -> None:
+    argv = [
+        "-m",
+        "mpi4py",
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "tests/conformance/test_communicator.py",
+    ]
+    result = run_job(mpirun(3, argv), limit_s=110.0)
+    assert result.status == 0, result
+    assert len(re.findall(r"\d+ passed", result.stdout)) == 3, result
