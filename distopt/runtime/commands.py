@@ -14,7 +14,8 @@ from distopt.runtime.cluster import choose_deployment, environment
 from distopt.runtime.config import JobConfig
 from distopt.runtime.config_file import differences, load_config, resolved_toml
 from distopt.runtime.launcher import Launcher, Limits
-from distopt.runtime.paths import find_tasks_in_working_directory
+from distopt.runtime.paths import find_tasks_in_working_directory, keep_kernels_in_cache_home
+from distopt.runtime.signals import INTERRUPTED
 
 
 def train(path: Path | None, overrides: Sequence[str], resume: Path | None) -> int:
@@ -25,6 +26,7 @@ def train(path: Path | None, overrides: Sequence[str], resume: Path | None) -> i
     """
     config = _resumed_config(resume, overrides) if resume is not None else _config(path, overrides)
     find_tasks_in_working_directory()
+    keep_kernels_in_cache_home(environment())
     deployment = choose_deployment(config, environment())
     if deployment == "mpi":
         from distopt.runtime import process
@@ -63,7 +65,9 @@ def launch(config: JobConfig, folder: RunFolder, resume: Path | None) -> int:
         limits=Limits(start_s=deployment.join_timeout_s),
     )
     status = launcher.run()
-    if status in (0, 130):
+    if status == INTERRUPTED and folder.read_progress() is None:
+        sys.stderr.write("distopt: interrupted before the job began\n")
+    if status in (0, INTERRUPTED):
         return status
     recorded = report.print_recorded_error(folder)
     return status if recorded is None else recorded

@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distopt import __version__
+from distopt.optimizers.kernels import cache_directory
 from distopt.runtime.cluster import INSTALL_MPI, environment
 from distopt.runtime.fingerprint import numerics_fingerprint, pin_blas_threads
+from distopt.runtime.paths import keep_kernels_in_cache_home
 
 _PROBE = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(MPI.Get_library_version())"
 
@@ -50,7 +52,9 @@ def _mpi() -> str:
 
 def _cache() -> str:
     """Say whether compiled kernels can be kept; without it they are compiled anew in every process."""
-    configured = environment().get("XDG_CACHE_HOME")
-    base = Path(configured) if configured else Path.home() / ".cache"
-    existing = next((path for path in (base, *base.parents) if path.exists()), base)
+    keep_kernels_in_cache_home(environment())
+    base = cache_directory()
+    if base is None:
+        return "no home directory: kernels stay in memory"
+    existing = next(path for path in (base, *base.parents) if path.exists())
     return f"{base} is {'writable' if os.access(existing, os.W_OK) else 'not writable: kernels stay in memory'}"
