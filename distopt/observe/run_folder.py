@@ -76,6 +76,7 @@ class RunFolder:
         """
         folder = cls.existing(path)
         folder.summary.unlink(missing_ok=True)
+        folder.progress.unlink(missing_ok=True)
         if folder.error.exists():
             number = 1 + len(list(path.glob("error.*.json")))
             folder.error.rename(path / f"error.{number}.json")

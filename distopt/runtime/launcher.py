@@ -11,7 +11,8 @@ what happens                      what follows
 the coordinator ends              the others get ``leave_s`` to end, then SIGTERM, then SIGKILL; its status is ours
 it is killed                      the same, and the error names it and the step
 a server or worker fails          the coordinator is told; if it has not ended the job within ``fault_s``, we do
-Ctrl-C, SIGTERM                   the coordinator is asked to stop; a second one kills everything at once
+Ctrl-C, SIGTERM                   the coordinator is asked to stop; a second one kills everything at once, as does one
+                                  before the job has begun
 we are killed                     the kernel closes the lifelines and signals the children (``runtime.lifeline``)
 ================================  ==================================================================================
 
@@ -191,8 +192,8 @@ class Launcher:
             match self._next(until_s):
                 case _Line(text):
                     self._forward(text)
-                case _Signal() if stopping:
-                    return INTERRUPTED
+                case _Signal() if stopping or self._folder.read_progress() is None:
+                    return INTERRUPTED  # asked twice, or before there was anything to save
                 case _Signal():
                     stopping = True
                     until_s = time.monotonic() + self._limits.stop_s

@@ -52,7 +52,7 @@ def report(error: BaseException) -> int:
     log = next(
         (h.baseFilename for h in logging.getLogger("distopt").handlers if isinstance(h, logging.FileHandler)), ""
     )
-    _LOGGER.error("%s", message, exc_info=error)
+    _LOGGER.error("%s", message, exc_info=None if isinstance(error, JobAbortedError) else error)
     if not expected:
         message += f" (a defect, or an error in the task's code; its traceback is in {log})"
     if isinstance(error, JobAbortedError):

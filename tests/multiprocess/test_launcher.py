@@ -257,6 +257,7 @@ def test_launcher_with_a_coordinator_that_ends_before_it_listens_names_its_statu
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_launcher_when_interrupted_stops_in_order(start: Start, number: int) -> None:
     cluster = start("watch")
+    cluster.folder.progress.write_text("17")
     if number == signal.SIGINT:  # as a terminal does: to everyone in the group
         os.killpg(cluster.launcher.pid, number)
     else:
@@ -267,10 +268,17 @@ def test_launcher_when_interrupted_stops_in_order(start: Start, number: int) -> 
 
 def test_launcher_when_interrupted_twice_kills_at_once(start: Start) -> None:
     cluster = start("deaf")
+    cluster.folder.progress.write_text("17")
     os.killpg(cluster.launcher.pid, signal.SIGINT)
     os.killpg(cluster.launcher.pid, signal.SIGTERM)
     status, output, errors = cluster.result(limit_s=5.0)
     assert (status, output, errors) == (130, "", "")
+
+
+def test_launcher_when_interrupted_before_the_job_began_kills_at_once(start: Start) -> None:
+    cluster = start("deaf")
+    os.killpg(cluster.launcher.pid, signal.SIGINT)
+    assert cluster.result(limit_s=5.0) == (130, "", "")
 
 
 @pytest.mark.parametrize("stopped", ["nobody", "worker 1", "coordinator"])

@@ -34,6 +34,7 @@ def test_existing_of_a_folder_without_config_is_refused(tmp_path: Path) -> None:
 def test_reopen_keeps_the_earlier_error_and_takes_the_new_config(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "d", "old")
     folder.summary.write_text("{}")
+    folder.progress.write_text("17")
     for number in (1, 2):
         folder.first_error(ErrorRecord(who=f"worker {number}", kind="PeerLostError", message="gone"))
         folder = RunFolder.reopen(folder.path, "new")
@@ -41,6 +42,7 @@ def test_reopen_keeps_the_earlier_error_and_takes_the_new_config(tmp_path: Path)
     assert sorted(path.name for path in folder.path.glob("error*")) == ["error.1.json", "error.2.json"]
     assert folder.config.read_text() == "new"
     assert not folder.summary.exists()
+    assert folder.read_progress() is None
 
 
 def test_first_error_of_many_is_written_once_and_whole(tmp_path: Path) -> None:
