@@ -145,7 +145,9 @@ def phases_of(on: str, workers: int, replicas: int, epochs: int) -> dict[str, fl
         environment = os.environ | {"OMP_NUM_THREADS": "1", "OMPI_MCA_osc": "^ucx"}
         if os.geteuid() == 0:
             environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-        subprocess.run(argv, check=True, timeout=300, stdout=subprocess.DEVNULL, env=environment, cwd=ROOT)
+        job = subprocess.run(argv, timeout=300, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+        if job.returncode != 0:
+            sys.exit(f"{' '.join(argv)}: status {job.returncode}\n{job.stderr}")
         (folder,) = Path(directory).iterdir()
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["event"] == "step" and line["step"] > 20]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -19,9 +18,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.multiprocess.harness import run_job
+from tests.multiprocess.harness import ROOT, mpirun, run_job
 
-ROOT = Path(__file__).resolve().parent.parent
 REPLICAS = 8
 EPOCHS = 2
 OPTIMIZERS = {
@@ -116,12 +114,11 @@ def run_cell(cell: Cell, *, limit_s: float = 90.0) -> str:
             settings["deployment.workers"] = str(deployment.workers)
             settings["deployment.servers"] = str(deployment.servers)
             settings["deployment.placement"] = deployment.placement
-        argv = [sys.executable, "-m", "distopt", "train", str(ROOT / "configs" / "digits.toml"), "--on", deployment.on]
+        argv = ["-m", "distopt", "train", str(ROOT / "configs" / "digits.toml"), "--on", deployment.on]
         for key, value in settings.items():
             argv += ["--set", f"{key}={value}"]
-        if deployment.on == "mpi":
-            argv = mpirun(deployment.workers) + argv
-        job = run_job(argv, limit_s=limit_s, cwd=ROOT)
+        command = mpirun(deployment.workers, argv) if deployment.on == "mpi" else [sys.executable, *argv]
+        job = run_job(command, limit_s=limit_s)
         output = f"{job.stdout}\n{job.stderr}"
         if deployment.refuses(cell.variant):
             assert job.status != 0, f"{cell}: was not refused\n{output}"
@@ -134,11 +131,6 @@ def run_cell(cell: Cell, *, limit_s: float = 90.0) -> str:
         summary = json.loads((folder / "summary.json").read_text())
         assert summary["completed"] is True, summary
         return str(summary["state_hash"])
-
-
-def mpirun(ranks: int) -> list[str]:
-    """Return the launcher's words for ``ranks`` ranks on this machine."""
-    return [str(Path(sys.executable).parent / "mpirun"), "--oversubscribe", "-n", str(ranks)]
 
 
 def check_division_of_labour(metrics: Path, *, processes: int) -> None:
@@ -170,7 +162,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--variant", choices=VARIANTS, action="append")
     parser.add_argument("--engine", choices=("compiled", "numpy"), action="append")
     options = parser.parse_args(argv)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     expected: dict[tuple[str, str], str] = {}
     failed = 0
     count = 0

@@ -64,8 +64,7 @@ class Extended:
         try:
             if self.num_hosted == 1:
                 with replica_context.enter(self.contexts[0].context):
-                    result = function(*args, **kwargs)
-                return result
+                    return function(*args, **kwargs)
             if self._threads is None:
                 self._threads = ReplicaThreads(self.num_hosted)
             calls = [self._call(i, function, args, kwargs) for i in range(self.num_hosted)]
@@ -82,18 +81,13 @@ class Extended:
 
     def combine(self, aggregator: Aggregator, gradients: Any) -> list[Any]:
         """Return the aggregate over all replicas of a list of gradients; called through ``merge_call``."""
-        lists = values.local_components(gradients, self.num_hosted) if not isinstance(gradients, list) else None
-        if lists is None:
-            columns = [values.local_components(gradient, self.num_hosted) for gradient in gradients]
-        else:
-            columns = [list(column) for column in zip(*lists, strict=True)]
-        return [self._combine_column(aggregator, column) for column in columns]
+        columns = [values.local_components(gradient, self.num_hosted) for gradient in gradients]
+        return self.every_process.aggregate(aggregator, columns)
 
     def all_reduce_arrays(self, operation: ReduceOp | str, value: Any) -> Array:
         """Return ``value`` (an array, or one a hosted replica) reduced over all replicas."""
-        total = self._combine_column(
-            _AGGREGATOR_OF[ReduceOp.parse(operation)], values.local_components(value, self.num_hosted)
-        )
+        column = values.local_components(value, self.num_hosted)
+        (total,) = self.every_process.aggregate(_AGGREGATOR_OF[ReduceOp.parse(operation)], [column])
         return np.asarray(total)
 
     def of_first_replica(self, value: Any) -> Array:
@@ -148,17 +142,6 @@ class Extended:
     def _hypers_of(self, optimizer: Any) -> dict[str, float]:
         """Return the hypers of this step, which callables and schedules are asked for once."""
         return optimizer.step_hypers() if self.given_hypers is None else self.given_hypers
-
-    def _combine_column(self, aggregator: Aggregator, column: Sequence[Any]) -> Any:
-        arrays = [np.asarray(item) for item in column]
-        if any(a.shape != arrays[0].shape or a.dtype != arrays[0].dtype for a in arrays):
-            raise ValueError(
-                "replicas reduce values of different shapes or dtypes: "
-                + ", ".join(f"{a.dtype}{list(a.shape)}" for a in arrays)
-            )
-        flat_of = [[np.ascontiguousarray(a).reshape(-1)] for a in arrays]
-        (total,) = self.every_process.combine(aggregator, flat_of)
-        return total.reshape(arrays[0].shape)
 
     def _call(
         self, index: int, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]

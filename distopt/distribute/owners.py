@@ -7,6 +7,7 @@ variables. This is where the wire cuts the gradient's path; nothing above knows 
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from distopt.comm import combining
 from distopt.comm.communicator import Communicator, Contribution, Hosting
 from distopt.errors import PlacementError
 from distopt.indexed_slices import IndexedSlices
-from distopt.optimizers.local_owners import fits_flat_arrays
+from distopt.optimizers.pipeline import fits_flat_arrays
 from distopt.types import Array
 
 
@@ -50,7 +51,10 @@ class Owners(Protocol):
     """Whether a hook over whole gradients runs at the owner, which re-enacts all replica contexts."""
 
     def apply(self, path: Any, pairs_of: Sequence[Any], hypers: dict[str, float]) -> None:
-        """Aggregate, clip and apply; ``pairs_of`` holds one ``Pairs`` for each hosted replica, ``hypers`` those of the step."""
+        """Aggregate, clip and apply.
+
+        ``pairs_of`` holds one ``Pairs`` for each hosted replica, ``hypers`` are those of the step.
+        """
         ...
 
     def may_split(self, what: str) -> None:
@@ -69,25 +73,45 @@ class EveryProcess:
         self._rank = rank
         self._communicator = communicator
         self._phases = phases
+        self._scratch = _Scratch()
 
     def apply(self, path: Any, pairs_of: Sequence[Any], hypers: dict[str, float]) -> None:
         """See :class:`Owners`."""
         optimizer = path.optimizer
         started = time.perf_counter()
         variables = same_variables(pairs_of)
-        if not all(map(fits_flat_arrays, pairs_of)):
-            pairs = self._combine_with_rows(path.aggregator, variables, pairs_of)
+        if all(map(fits_flat_arrays, pairs_of)):
+            layout = optimizer.layout(variables)
+            total = self.combine(path.aggregator, self._scratch.pack(layout, pairs_of))
+            combined = time.perf_counter()
+            optimizer.finish(layout, total, hypers)
+        else:
+            columns = [[pairs[i][0] for pairs in pairs_of] for i in range(len(variables))]
+            pairs = list(zip(self.aggregate(path.aggregator, columns), variables, strict=True))
             combined = time.perf_counter()
             optimizer.finish_pairs(optimizer.clip(pairs), hypers)
             optimizer.advance()
-        else:
-            layout = optimizer.layout(variables)
-            flat_of = [layout.pack([gradient for gradient, _ in pairs]) for pairs in pairs_of]
-            total = self.combine(path.aggregator, flat_of)
-            combined = time.perf_counter()
-            optimizer.finish(layout, total, hypers)
         self._phases.combine += combined - started
         self._phases.apply += time.perf_counter() - combined
+
+    def aggregate(self, aggregator: Aggregator, columns: Sequence[Sequence[Any]]) -> list[Any]:
+        """Return the aggregate over all replicas of each gradient; ``columns[i]`` has those of each hosted replica.
+
+        Row-sparse gradients stay so under an aggregator that sums: their rows in replica order, duplicates kept.
+        """
+        results: list[Any] = [None] * len(columns)
+        dense: dict[int, list[Array]] = {}
+        for i, column in enumerate(columns):
+            if aggregator.sums and all(isinstance(gradient, IndexedSlices) for gradient in column):
+                results[i] = self._gather_rows(aggregator, column)
+            else:
+                dense[i] = [densified(gradient) for gradient in column]
+                check_alike(dense[i])
+        if dense:
+            flat_of = [[np.ascontiguousarray(a).reshape(-1) for a in row] for row in zip(*dense.values(), strict=True)]
+            for i, total in zip(dense, self.combine(aggregator, flat_of), strict=True):
+                results[i] = total.reshape(dense[i][0].shape)
+        return results
 
     def combine(self, aggregator: Aggregator, flat_of: Sequence[Sequence[Array]]) -> list[Array]:
         """Return the aggregate over all replicas of each flat array; ``flat_of`` has those of each hosted replica."""
@@ -106,22 +130,6 @@ class EveryProcess:
 
     def may_split(self, what: str) -> None:
         """See :class:`Owners`; every process has its own variables, so nothing is refused."""
-
-    def _combine_with_rows(
-        self, aggregator: Aggregator, variables: Sequence[Any], pairs_of: Sequence[Any]
-    ) -> list[tuple[Any, Any]]:
-        """Return aggregated pairs where some gradients are row-sparse: rows in replica order, duplicates kept."""
-        pairs = []
-        for i, variable in enumerate(variables):
-            column = [pairs[i][0] for pairs in pairs_of]
-            sparse = [isinstance(gradient, IndexedSlices) for gradient in column]
-            if all(sparse) and aggregator.sums:
-                pairs.append((self._gather_rows(aggregator, column), variable))
-                continue
-            dense = [densified(gradient, variable) for gradient in column]
-            (total,) = self.combine(aggregator, [[np.ascontiguousarray(array).reshape(-1)] for array in dense])
-            pairs.append((total.reshape(dense[0].shape), variable))
-        return pairs
 
     def _gather_rows(self, aggregator: Aggregator, column: Sequence[Any]) -> IndexedSlices:
         values = [np.ascontiguousarray(slices.values) for slices in column]
@@ -151,6 +159,7 @@ class Servers:
         self._rank = rank
         self._communicator = communicator
         self._phases = phases
+        self._scratch = _Scratch()
         self.re_enact_replicas = communicator.num_servers == 1
 
     def apply(self, path: Any, pairs_of: Sequence[Any], hypers: dict[str, float]) -> None:
@@ -172,7 +181,7 @@ class Servers:
         for variable in variables:
             variable.check_writable()
         layout = optimizer.layout(variables)
-        flat_of = [layout.pack([gradient for gradient, _ in pairs]) for pairs in pairs_of]
+        flat_of = self._scratch.pack(layout, pairs_of)
         summed = path.runs_at_owners and path.aggregator.sums
         parts = contributions(self._hosting, self._rank, flat_of, summed=summed)
         own_hypers = hypers if 0 in self._hosting.hosted[self._rank] else None
@@ -210,11 +219,36 @@ def whole_gradient_refusal(hooks: Sequence[str], num_servers: int) -> str:
     )
 
 
-def densified(gradient: Any, variable: Any) -> Array:
-    """Return a gradient as an array of its variable's shape, duplicates of row-sparse ones added left to right."""
-    if not isinstance(gradient, IndexedSlices):
-        return np.asarray(gradient)
-    return IndexedSlices(gradient.values, gradient.indices, variable.shape).to_dense()
+class _Scratch:
+    """Flat arrays that are filled anew by every apply call with the same layout."""
+
+    def __init__(self) -> None:
+        self._of_layout: weakref.WeakKeyDictionary[Any, list[list[Array]]] = weakref.WeakKeyDictionary()
+
+    def pack(self, layout: Any, pairs_of: Sequence[Any]) -> list[list[Array]]:
+        """Return the flat gradients of each hosted replica; they hold until the next call."""
+        flat_of = self._of_layout.get(layout)
+        if flat_of is None:
+            flat_of = self._of_layout[layout] = [layout.empty() for _ in pairs_of]
+        for pairs, flat in zip(pairs_of, flat_of, strict=True):
+            layout.pack([gradient for gradient, _ in pairs], flat)
+        return flat_of
+
+
+def densified(gradient: Any) -> Array:
+    """Return a gradient as an array, duplicates of row-sparse ones added left to right."""
+    return gradient.to_dense() if isinstance(gradient, IndexedSlices) else np.asarray(gradient)
+
+
+def check_alike(arrays: Sequence[Array]) -> None:
+    """Refuse values that cannot be reduced with each other.
+
+    Raises: ValueError that lists what the hosted replicas hold.
+    """
+    first = arrays[0]
+    if any(array.shape != first.shape or array.dtype != first.dtype for array in arrays):
+        held = ", ".join(f"{array.dtype}{list(array.shape)}" for array in arrays)
+        raise ValueError(f"replicas reduce values of different shapes or dtypes: {held}")
 
 
 def same_variables(pairs_of: Sequence[Any]) -> tuple[Any, ...]:

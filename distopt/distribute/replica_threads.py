@@ -72,7 +72,7 @@ class ReplicaThreads:
         try:
             for replica, function in zip(self._replicas, functions, strict=True):
                 context = contextvars.copy_context()
-                replica.function = lambda context=context, function=function: context.run(function)  # type: ignore[misc]  # mypy cannot infer a lambda with defaults
+                replica.function = lambda context=context, function=function: context.run(function)
             while True:
                 self._lap()
                 waiting = [replica for replica in self._replicas if replica.merge is not None]

@@ -12,12 +12,11 @@ from typing import Any, Self
 import numpy as np
 
 from distopt import replica_context, schedules
-from distopt.aggregation import Aggregator, Sum
+from distopt.aggregation import Sum
 from distopt.autodiff.tape import GradientTape
 from distopt.nest import flatten
 from distopt.optimizers.core import VALID_DTYPES, OptimizerCore
 from distopt.optimizers.hypers import as_number
-from distopt.optimizers.local_owners import aggregate_alone, extended_of
 from distopt.optimizers.names import unique_name
 from distopt.optimizers.pipeline import GradientPath, Pair, Pairs, check_gradients, filter_empty_gradients
 from distopt.optimizers.weights import get_weights, set_weights
@@ -224,7 +223,7 @@ class Optimizer(OptimizerCore):
             return None
         context = replica_context.current_replica("apply_gradients")
         path = GradientPath(self, experimental_aggregate_gradients)
-        if path.runs_at_owners or extended_of(context.strategy).owners_re_enact_replicas:
+        if path.runs_at_owners or context.strategy.extended.owners_re_enact_replicas:
             context.merge_call(_apply_at_owners, (path, Pairs(pairs)))
         else:
             context.merge_call(_update_copies, (path, path.on_replica(Pairs(pairs))))
@@ -237,11 +236,7 @@ class Optimizer(OptimizerCore):
         return grads_and_vars
 
     def _aggregate_gradients(self, grads_and_vars: Iterable[Pair]) -> Iterable[Pair]:
-        aggregator = self.gradient_aggregator
-        context = replica_context.current_replica("gradient aggregation")
-        if isinstance(aggregator, Aggregator) and context.num_replicas_in_sync == 1:
-            return aggregate_alone(aggregator, grads_and_vars)
-        aggregated: Iterable[Pair] = aggregator(list(grads_and_vars))
+        aggregated: Iterable[Pair] = self.gradient_aggregator(list(grads_and_vars))
         return aggregated
 
     def _transform_gradients(self, grads_and_vars: Iterable[Pair]) -> Iterable[Pair]:
@@ -305,8 +300,8 @@ class Optimizer(OptimizerCore):
 
 
 def _apply_at_owners(strategy: Any, path: GradientPath, pairs: Any) -> None:
-    extended_of(strategy).apply_at_owners(path, pairs)
+    strategy.extended.apply_at_owners(path, pairs)
 
 
 def _update_copies(strategy: Any, path: GradientPath, pairs: Any) -> None:
-    extended_of(strategy).update_copies(path, pairs)
+    strategy.extended.update_copies(path, pairs)

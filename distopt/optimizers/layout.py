@@ -62,14 +62,6 @@ class Layout:
                 ]
         self.parts = tuple(parts)
         self.blocks = tuple(blocks)
-        self._scratch: list[Array] | None = None
-
-    @property
-    def scratch(self) -> list[Array]:
-        """Flat arrays for gradients that are used up within one apply call; the same ones every time."""
-        if self._scratch is None:
-            self._scratch = self.empty()
-        return self._scratch
 
     @property
     def segments(self) -> tuple[Segment, ...]:

@@ -50,6 +50,12 @@ class Pairs:
         return f"Pairs({', '.join(variable.name for _, variable in self._pairs)})"
 
 
+def fits_flat_arrays(pairs: Pairs) -> bool:
+    """Return whether all gradients are dense and no variable is listed twice."""
+    variables = {id(variable) for gradient, variable in pairs if not isinstance(gradient, IndexedSlices)}
+    return len(variables) == len(pairs)
+
+
 def filter_empty_gradients(grads_and_vars: Iterable[tuple[Any, Any]]) -> list[Pair]:
     """Return the pairs that have a gradient; a warning is logged that names the variables without one.
 

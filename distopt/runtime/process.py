@@ -152,7 +152,8 @@ def run_coordinator(
     if ending.status != 0:
         if lifeline.is_lost:
             report.speak_from_now_on()
-        raise remote_error(ending.code, ending.reason)
+        # JobAbortedError is for those who only hear of the end; here it is met, and must be reported.
+        raise remote_error(ending.code.replace("JobAbortedError", "PeerLostError"), ending.reason)
     return _status(record.summary)
 
 
