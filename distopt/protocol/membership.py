@@ -313,7 +313,7 @@ class Membership:
     # ------------------------------------------------------------------------------------------------ failures
 
     def _lost(self, lost: Sequence[Member], now_s: float) -> list[Command]:
-        sentences = [f"{m} was lost {m.where()}: silent for {m.silent_s(now_s):.1f} s" for m in lost]
+        sentences = [f"{m} was lost: silent for {m.silent_s(now_s):.1f} s, last heard {m.where()}" for m in lost]
         sentences += members_waiting(m for m in self._members.values() if m not in lost)
         return self._fail("; ".join(sentences), lost[0], "PeerLostError")
 

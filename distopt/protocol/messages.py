@@ -191,7 +191,8 @@ class Push(Message, frozen=True, tag=20):
     """The contribution of one node of the sum tree, from the worker of rank ``sender``.
 
     Buffers: one for each of the receiving server's spans (UPDATE), one for each array (REDUCE), one (GATHER).
-    ``digest``: of their bytes. ``hypers``: of this step, given by the host of replica 0.
+    ``digest``: of their bytes. ``hypers``: of this step, given by the host of replica 0. ``asks``: this is all that
+    the worker hosts, and it wants the result.
     """
 
     head: RoundHead
@@ -199,10 +200,11 @@ class Push(Message, frozen=True, tag=20):
     node: Node
     digest: Digest
     hypers: dict[Name, float] | None = None
+    asks: bool = False
 
 
 class Pull(Message, frozen=True, tag=21):
-    """The worker of rank ``sender`` has pushed what it hosts, and wants the round's result."""
+    """The worker of rank ``sender`` wants the round's result and has nothing to push, or nothing more."""
 
     head: RoundHead
     sender: Index

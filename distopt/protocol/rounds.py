@@ -3,7 +3,7 @@
 Rules of this file: no socket, no clock, no optimizer. What is refused changes nothing.
 
 A round is complete when its contributions cover every leaf of the sum tree *and* every worker has asked for the
-result. The second half costs nothing, since a worker asks right after it has pushed, and gives three things: all
+result. The second half costs nothing, since a worker asks with its last push, and gives three things: all
 workers get one answer, none of them can still be reading the previous one (so its memory may be reused), and what is
 decided at completion, such as to stop, is decided for all of them alike.
 """
@@ -31,16 +31,16 @@ class Round:
     """Collect one round.
 
     ``leaves_of[w]``: the leaves (replicas, or ranks) of worker w; only used to say who is missing, so a replica
-    may be computed by anyone.
+    may be computed by anyone. ``tree``: over the same leaves, where one exists already.
 
     Raises: RemoteProtocolError if ``head`` is for another number of leaves than ``leaves_of``.
     """
 
-    def __init__(self, head: RoundHead, leaves_of: Sequence[Sequence[int]]) -> None:
+    def __init__(self, head: RoundHead, leaves_of: Sequence[Sequence[int]], tree: SumTree | None = None) -> None:
         if sum(map(len, leaves_of)) != head.width:
             raise RemoteProtocolError(f"{head} is over {head.width} leaves, not {sum(map(len, leaves_of))}")
         self.head = head
-        self.tree = SumTree(head.width)
+        self.tree = tree or SumTree(head.width)
         self.contributions: dict[Node, tuple[Array, ...]] = {}
         self.hypers: dict[str, float] = {}
         self._leaves_of = leaves_of
@@ -54,13 +54,19 @@ class Round:
         return self._covered == self.head.width and len(self._asked) == len(self._leaves_of)
 
     def receive(self, push: Push, buffers: tuple[Array, ...]) -> Outcome:
-        """Accept or drop one contribution.
+        """Accept or drop one contribution, and note whether its sender asks for the result.
 
         Raises: StaleGradientError for an earlier round; NondeterministicReplicaError for a node that is there with
         other bytes, naming both workers; RemoteProtocolError for another round, a node that is not in the tree, or
         one that overlaps an accepted one.
         """
         self.check_head(push.head, push.sender)
+        outcome = self._accept(push, buffers)
+        if push.asks:
+            self._ask(push.sender)
+        return outcome
+
+    def _accept(self, push: Push, buffers: tuple[Array, ...]) -> Outcome:
         node = push.node
         if node not in self.tree:
             raise RemoteProtocolError(
@@ -92,9 +98,12 @@ class Round:
         Raises: as :meth:`receive`.
         """
         self.check_head(pull.head, pull.sender)
-        if pull.sender >= len(self._leaves_of):
-            raise RemoteProtocolError(f"worker {pull.sender} does not exist; there are {len(self._leaves_of)}")
-        self._asked.add(pull.sender)
+        self._ask(pull.sender)
+
+    def _ask(self, sender: int) -> None:
+        if sender >= len(self._leaves_of):
+            raise RemoteProtocolError(f"worker {sender} does not exist; there are {len(self._leaves_of)}")
+        self._asked.add(sender)
 
     def missing(self) -> str:
         """Return whom the round waits for, such as ``"replicas 4..7 of worker 1, worker 2"``; empty if complete."""

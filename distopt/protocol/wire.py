@@ -38,6 +38,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     },
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MOST_DIMENSIONS = 32
 
 
@@ -96,9 +97,9 @@ def encode(message: Message, buffers: Sequence[Array] = (), limits: WireLimits =
     frames: list[Buffer] = [b""]
     total = 0
     for array in buffers:
-        name = array.dtype.name
-        if name not in _DTYPES:
-            raise LocalProtocolError(f"arrays of dtype {name} do not travel; allowed are {', '.join(_DTYPES)}")
+        name = _NAMES.get(array.dtype)
+        if name is None:
+            raise LocalProtocolError(f"arrays of dtype {array.dtype} do not travel; allowed are {', '.join(_DTYPES)}")
         if not array.flags.c_contiguous:
             raise LocalProtocolError(f"a buffer of shape {array.shape} is not contiguous")
         declarations.append(_Declaration(name, array.shape, array.nbytes))

@@ -224,7 +224,8 @@ class ServerLoop:
             raise StaleGradientError(f"worker {sender} is late with {head}; the server awaits round {self._number}")
         if head.number > self._number:
             raise RemoteProtocolError(f"worker {sender} is at {head}; the server awaits round {self._number}")
-        self._round = Round(head, self._hosting_of(head).hosted)
+        hosting = self._hosting_of(head)
+        self._round = Round(head, hosting.hosted, hosting.tree)
         self._round_since_s = time.monotonic()
         self._control.set_progress(head.step, str(head.kind))
         return self._round

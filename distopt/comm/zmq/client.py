@@ -208,14 +208,16 @@ class ServerCommunicator(Communicator):
         for server, of_server in enumerate(parcels):
             link = self._links[server]
             head = RoundHead(self._numbers[server], kind, self.step, width, aggregator)
-            for node, arrays, hypers in of_server:
-                digest = _digest(arrays)
-                link.send(Push(head=head, sender=self.rank, node=node, digest=digest, hypers=hypers), arrays)
+            for left, (node, arrays, hypers) in enumerate(of_server, start=1 - len(of_server)):
+                digest, asks = _digest(arrays), left == 0
+                push = Push(head=head, sender=self.rank, node=node, digest=digest, hypers=hypers, asks=asks)
+                link.send(push, arrays)
                 self.traffic.bytes_sent += sum(array.nbytes for array in arrays)
-            link.send(Pull(head=head, sender=self.rank))
+            if not of_server:
+                link.send(Pull(head=head, sender=self.rank))
         sent_s = time.perf_counter()
         results = []
-        for server, (pulled, arrays) in enumerate(self._await(range(len(parcels)), kind, Pulled)):
+        for server, (pulled, arrays) in enumerate(self._await(range(len(parcels)), kind.value, Pulled)):
             if pulled.number != self._numbers[server]:
                 raise RemoteProtocolError(
                     f"{self._servers[server]} answered round {pulled.number}, not {self._numbers[server]}"

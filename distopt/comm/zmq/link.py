@@ -28,6 +28,8 @@ from distopt.types import Array
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
 _MOST_FRAME_BYTES = 2**62
+_COPIED_BYTES = 1 << 19
+"""Frames below this are copied into ZeroMQ: without a copy, its clean-up thread competes for the interpreter."""
 
 
 class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,6 +175,7 @@ def _socket(kind: int, config: LinkConfig) -> zmq.Socket[bytes]:
     socket = context.socket(kind)
     socket.setsockopt(zmq.LINGER, int(config.linger_s * 1000))
     socket.setsockopt(zmq.MAXMSGSIZE, min(config.limits.max_message_bytes, _MOST_FRAME_BYTES))
+    socket.copy_threshold = _COPIED_BYTES
     # The protocol bounds what is under way: a few messages a round and peer, one answer a heartbeat.
     socket.setsockopt(zmq.SNDHWM, 0)
     return socket

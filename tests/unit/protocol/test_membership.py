@@ -106,9 +106,9 @@ def test_job_goes_through_all_phases_to_success() -> None:
     assert job.hear(FIRST, Finished(status=0)) == []
     commands = job.hear(SECOND, Finished(status=0))
     assert sent(commands) == dict.fromkeys(EVERYONE, Release())
-    assert job.machine.phase is Phase.STOPPING
+    assert job.machine.phase.value == "stopping"
     assert job.hear(SERVER, Finished(status=0)) == [EndJob(0, "finished")]
-    assert job.machine.phase is Phase.DONE
+    assert job.machine.phase.value == "done"
     assert job.after(1000.0) == []
 
 
@@ -299,7 +299,7 @@ def test_lost_process_is_named_with_its_step_and_who_waits_for_what(lost: bytes,
     assert set(sent(commands)) == set(EVERYONE)
     end = ending(commands)
     assert (end.status, end.code) == (1, "PeerLostError")
-    assert end.reason.startswith(f"{name} was lost at step 17 in phase 'gradient': silent for 5.5 s; ")
+    assert end.reason.startswith(f"{name} was lost: silent for 5.5 s, last heard at step 17 in phase 'gradient'; ")
     assert "at step 17 was waiting for something of the lost" in end.reason
     assert job.machine.phase is Phase.FAILED
 

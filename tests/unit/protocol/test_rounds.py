@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -100,6 +101,13 @@ def test_earlier_round_is_stale_and_another_one_is_refused() -> None:
     for head in (RoundHead(6, RoundKind.UPDATE, 18, 8), RoundHead(5, RoundKind.REDUCE, 17, 8, "sum")):
         with pytest.raises(RemoteProtocolError, match="takes part in"):
             round_.ask(pull(0, head))
+
+
+def test_worker_may_ask_with_its_last_push() -> None:
+    head = RoundHead(0, RoundKind.UPDATE, 0, 1)
+    round_ = Round(head, ((0,),))
+    round_.receive(msgspec.structs.replace(push(Node(0, 1), head=head), asks=True), ARRAYS)
+    assert round_.is_complete
 
 
 def test_unknown_worker_is_refused() -> None:

@@ -76,7 +76,9 @@ def test_types_have_numbers_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "array", [np.array(["text"]), np.array([None]), np.zeros(2, complex), np.zeros((4, 4))[:, ::2]], ids=str
+    "array",
+    [np.array(["text"]), np.array([None]), np.zeros(2, complex), np.zeros((4, 4))[:, ::2], np.zeros(2, ">f4")],
+    ids=str,
 )
 def test_array_that_may_not_travel_is_our_own_error(array: np.ndarray) -> None:
     with pytest.raises(LocalProtocolError):

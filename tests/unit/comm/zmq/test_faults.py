@@ -72,7 +72,8 @@ def test_worker_that_falls_silent_ends_the_job_with_its_name_and_who_waited() ->
     assert time.monotonic() - started_s < 3.0
     text = str(error)
     assert "worker 1 (pid" in text
-    assert "was lost at step 17 in phase 'gradient': silent for 1." in text
+    assert "was lost: silent for 1." in text
+    assert "last heard at step 17 in phase 'gradient'" in text
     assert "at step 17 was waiting for replicas 4..7 of worker 1" in text
     assert "worker 0 (pid" in text
     assert "at step 17 was waiting for server 0" in text
@@ -261,12 +262,12 @@ def test_listener_advertises_the_name_that_others_know() -> None:
 # ------------------------------------------------------------------------------------------- broken by the others
 
 
-def by_hand(server_of: Cluster, worker: HandPlayedWorker, error: type[DistoptError]) -> str:
+def refused_by_hand(cluster: Cluster, worker: HandPlayedWorker, error: type[DistoptError]) -> str:
     """Return what server 0 refuses the worker's last message with."""
     with pytest.raises(error) as caught:
         wait_for(worker.data[0], Alive)
     worker.say(Finished(status=1, reason="the test is over"))
-    assert server_of.ending().status == 1
+    assert cluster.ending().status == 1
     worker.close()
     return str(caught.value)
 
@@ -284,8 +285,8 @@ ZEROS = [np.zeros(LENGTH, np.float32)]
     [
         (push(1, Node(0, 8)), ZEROS, RemoteProtocolError, "the server awaits round 0"),
         (push(0, Node(1, 3)), ZEROS, RemoteProtocolError, "no part of the sum"),
-        (push(0, Node(0, 8)), [], RemoteProtocolError, r"takes float32\[1000\]"),
-        (push(0, Node(0, 8)), [np.zeros(LENGTH)], RemoteProtocolError, r"pushed float64\[1000\]"),
+        (push(0, Node(0, 8)), [], RemoteProtocolError, "takes float32[1000]"),
+        (push(0, Node(0, 8)), [np.zeros(LENGTH)], RemoteProtocolError, "pushed float64[1000]"),
         (push(0, Node(0, 8), width=9), ZEROS, RemoteProtocolError, "over 9 leaves"),
         (push(0, Node(0, 8), sender=1), ZEROS, RemoteProtocolError, "speaks as 1"),
         (Ready(), [], RemoteProtocolError, "no use for Ready"),
@@ -297,7 +298,7 @@ def test_server_refuses_what_breaks_the_protocol(
     cluster = Cluster(1, 1, descend, by_hand=[0])
     worker = HandPlayedWorker(cluster, 0)
     worker.data[0].send(message, arrays)
-    assert np.all([part in by_hand(cluster, worker, error) for part in [text.replace("\\", "")]])
+    assert text in refused_by_hand(cluster, worker, error)
 
 
 def test_server_refuses_a_late_push_and_drops_a_repeated_one() -> None:
@@ -315,7 +316,7 @@ def test_server_refuses_a_late_push_and_drops_a_repeated_one() -> None:
     assert received is not None
     np.testing.assert_array_equal(received.buffers[0], np.arange(3.0))
     data.send(message, [np.arange(3.0)])
-    assert "worker 0 is late with reduce round 0 of step 0" in by_hand(cluster, worker, StaleGradientError)
+    assert "worker 0 is late with reduce round 0 of step 0" in refused_by_hand(cluster, worker, StaleGradientError)
 
 
 def test_workers_with_other_bytes_for_the_same_replicas_end_the_job_with_both_names() -> None:
@@ -331,8 +332,6 @@ def test_workers_with_other_bytes_for_the_same_replicas_end_the_job_with_both_na
 
 
 def test_wrong_version_and_strangers_are_answered_and_do_not_disturb_the_job() -> None:
-    config = FAST
-
     def knock(endpoint: str) -> None:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         stranger = context.socket(zmq.DEALER)
@@ -359,7 +358,7 @@ def test_wrong_version_and_strangers_are_answered_and_do_not_disturb_the_job() -
             knock(cluster.loop.endpoint)
         update(comm, 1)
 
-    cluster = Cluster(2, 1, body, config=config)
+    cluster = Cluster(2, 1, body)
     cluster.results()
 
 
