@@ -11,11 +11,11 @@ from typing import Any
 
 import autograd.numpy as anp
 import numpy as np
-from autograd.core import primitive_vjps
 from autograd.numpy.numpy_boxes import ArrayBox
 from autograd.tracer import trace_primitives_map
 
-from distopt.autodiff.nodes import FUSED, NOT_RECORDED, Node, dtype_of, is_followed, state, strip, strip_all
+from distopt.autodiff.nodes import FUSED, NOT_RECORDED, Node, dtype_of, holds_box, is_followed, state, strip, strip_all
+from distopt.autodiff.numpy_functions import is_differentiable, recordable, unsupported
 from distopt.types import Array, Shape
 
 _ndarray = np.ndarray
@@ -180,6 +180,7 @@ class Operand:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        inputs = tuple(map(_weak, inputs))
         values = [_operand_value(value) for value in inputs]
         if not any(map(is_followed, values)):
             out = kwargs.get("out")
@@ -190,18 +191,18 @@ class Operand:
             result = getattr(ufunc, method)(*values, **kwargs)
             return result if out is not None or isinstance(result, tuple) else Tensor(result)
         primitive = trace_primitives_map.get(ufunc)
-        if method != "__call__" or kwargs or not _is_differentiable(primitive):
-            raise _unsupported(f"np.{ufunc.__name__}" + ("" if method == "__call__" else f".{method}"))
+        if method != "__call__" or kwargs or not is_differentiable(primitive):
+            raise unsupported(f"np.{ufunc.__name__}" + ("" if method == "__call__" else f".{method}"))
         return call(primitive, *inputs)
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         values, named = _plain_tree(args), _plain_tree(kwargs)
-        if not _holds_box(values) and not _holds_box(named):
+        if not holds_box(values) and not holds_box(named):
             result = function(*values, **named)
             return Tensor(result) if isinstance(result, _ARRAYS) else result
-        primitive = _numpy_primitive(function)
-        if primitive is None or _holds_box(named):
-            raise _unsupported(f"np.{function.__name__}")
+        primitive = recordable(function)
+        if primitive is None or holds_box(named):
+            raise unsupported(f"np.{function.__name__}")
         return call(primitive, *args, **kwargs)
 
 
@@ -232,15 +233,12 @@ class Tensor(Operand):
         value = self._value
         while type(value) is ArrayBox:
             value = value._value
-        shape: Shape = value.shape
+        shape: Shape = getattr(value, "shape", ())  # autograd may have boxed a Python number
         return shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        value = self._value
-        while type(value) is ArrayBox:
-            value = value._value
-        dtype: np.dtype[Any] = value.dtype
+        dtype: np.dtype[Any] = dtype_of(self._value)
         return dtype
 
     def numpy(self) -> Array:
@@ -309,7 +307,7 @@ def call(primitive: Any, /, *args: Any, **kwargs: Any) -> Tensor:
             result = run(*values, **kwargs)
         else:
             result, saved = fused.forward(argnums, *values, **kwargs)
-        if type(result) is tuple or type(result) is list:
+        if isinstance(result, (tuple, list)):
             return _call_nested(primitive, args, kwargs)
         if result.dtype.kind not in "biu":
             if reads_variable and type(result) is _ndarray and result.base is not None:
@@ -324,8 +322,9 @@ def call(primitive: Any, /, *args: Any, **kwargs: Any) -> Tensor:
 def _call_nested(primitive: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """``call`` where autograd's own dispatch must find the boxes: several tapes, persistent ones, lists of tensors."""
     named = _plain_tree(kwargs)
-    if _holds_box(named):
-        raise TypeError(f"{_name(primitive)}: give tensors that a tape follows as positional arguments")
+    if holds_box(named):
+        name = getattr(primitive, "__name__", primitive)
+        raise TypeError(f"{name}: give tensors that a tape follows as positional arguments")
     result: Tensor = _wrap(primitive(*_plain_tree(args), **named))
     return result
 
@@ -386,7 +385,8 @@ def _plain_tree(value: Any) -> Any:
     """Replace operands in tuples, lists and dictionaries by their arrays or boxes."""
     kind = type(value)
     if isinstance(value, Operand):
-        return strip(value.read_operand(), state.active)
+        # A function may return a view of its argument; a variable's memory will change.
+        return strip(value.read_operand(), state.active) if kind is Tensor or state.active else value.numpy()
     if kind is ArrayBox:
         return strip(value, state.active)
     if kind is tuple or kind is list:
@@ -396,42 +396,7 @@ def _plain_tree(value: Any) -> Any:
     return value
 
 
-def _holds_box(value: Any) -> bool:
-    kind = type(value)
-    if kind is tuple or kind is list:
-        return any(map(_holds_box, value))
-    if kind is dict:
-        return any(map(_holds_box, value.values()))
-    return kind is ArrayBox
-
-
 def _plain_index(index: Any) -> Any:
     if isinstance(index, tuple):
         return tuple(map(_plain_index, index))
     return index.numpy() if isinstance(index, Operand) else index
-
-
-def _is_differentiable(primitive: Any) -> bool:
-    return primitive is not None and (primitive in primitive_vjps or primitive in NOT_RECORDED)
-
-
-def _numpy_primitive(function: Any) -> Any:
-    """Return autograd's version of a NumPy function if it can be differentiated or is constant, else ``None``."""
-    primitive = trace_primitives_map.get(function)
-    if _is_differentiable(primitive):
-        return primitive
-    # Functions over lists of arrays are rewritten by autograd in terms of primitives; they carry no mark of their own.
-    rewritten = getattr(anp, function.__name__, None)
-    listed = ("concatenate", "stack", "vstack", "hstack", "column_stack", "append", "mean", "std", "var")
-    return rewritten if function.__name__ in listed else None
-
-
-def _unsupported(name: str) -> TypeError:
-    return TypeError(
-        f"{name} cannot be recorded by a gradient tape; use an operation of distopt.ops, "
-        "or take the value out with .numpy() if no gradient is to flow through it"
-    )
-
-
-def _name(primitive: Any) -> str:
-    return str(getattr(primitive, "__name__", primitive))

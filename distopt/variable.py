@@ -118,6 +118,7 @@ class Variable(Operand):
         self.aggregation = aggregation
         self.placement: tuple[Segment, int] | None = None
         """Where the arena keeps the value: the segment, and the offset in elements."""
+        replica_context.current().writer.created(self)
 
     @property
     def trainable(self) -> bool:

@@ -14,6 +14,7 @@ import autograd.numpy as anp
 import numpy as np
 from autograd.core import sparse_add, sparse_object_types, vspace
 from autograd.numpy.numpy_boxes import ArrayBox
+from autograd.tracer import getval, new_box
 
 from distopt.autodiff.nodes import ROW_SPARSE, VARIABLE, Node, Recording, derivative, dtype_of
 from distopt.autodiff.rows import Rows, concatenate, densify
@@ -43,7 +44,7 @@ def backward_pass(
     rows: dict[int, list[Rows]] = {}
     for node, gradient in seeds:
         order = node.order
-        totals[order] = gradient if totals[order] is None else anp.add(totals[order], gradient)
+        totals[order] = gradient if totals[order] is None else _plus(totals[order], gradient)
     oldest = min(wanted)
     for order in range(len(nodes) - 1, oldest - 1, -1):
         gradient = totals[order]
@@ -85,8 +86,8 @@ def backward_pass(
             elif owned[target] and type(earlier) is _ndarray and type(contribution) is not ArrayBox:
                 np.add(earlier, contribution, out=earlier)
             else:
-                totals[target] = anp.add(earlier, contribution)
-                owned[target] = True
+                totals[target] = _plus(earlier, contribution)
+                owned[target] = type(totals[target]) is _ndarray
         if release:
             node.args = node.saved = None
     return found
@@ -101,18 +102,24 @@ def _differentiate(node: Node, gradient: Any, replay_trace: int | None) -> Seque
             return (rows,)
     value, args = node.value, node.args
     if replay_trace is not None:
-        value = ArrayBox(value, replay_trace, node)
+        value = new_box(value, replay_trace, node)
         args = list(args)
         for argnum, parent in zip(node.argnums, node.parents, strict=True):
-            args[argnum] = ArrayBox(args[argnum], replay_trace, parent)
+            args[argnum] = new_box(args[argnum], replay_trace, parent)
     gradients = derivative(node.function)(node.argnums, value, args, node.kwargs)(gradient)
     return [_like(part, parent) for part, parent in zip(gradients, node.parents, strict=True)]
+
+
+def _plus(a: Any, b: Any) -> Any:
+    return vspace(a).add(a, b) if isinstance(getval(a), tuple) else anp.add(a, b)
 
 
 def _like(gradient: Any, parent: Node) -> Any:
     """Return ``gradient`` as a dense value in the dtype of the value of ``parent``."""
     if type(gradient) in sparse_object_types:
         gradient = sparse_add(vspace(gradient), None, gradient)
+    if isinstance(getval(parent.value), tuple):  # several results; their parts are nodes of their own
+        return gradient
     dtype = dtype_of(parent.value)
     if dtype_of(gradient) == dtype:
         return gradient

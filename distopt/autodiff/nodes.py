@@ -15,11 +15,14 @@ import autograd.numpy
 import ml_dtypes
 from autograd import tracer
 from autograd.core import primitive_vjps
-from autograd.extend import VJPNode, VSpace
+from autograd.extend import SparseObject, VJPNode, VSpace
 from autograd.numpy.numpy_boxes import ArrayBox
 from autograd.numpy.numpy_vspaces import ArrayVSpace
 
 next_trace: Callable[[], int] = itertools.count().__next__
+
+
+_BOXES = tracer.box_types
 
 
 class TraceNumbers:
@@ -182,6 +185,16 @@ def is_followed(value: Any) -> bool:
     return type(value) is ArrayBox
 
 
+def holds_box(value: Any) -> bool:
+    """Return whether tuples, lists and dictionaries hold a box somewhere."""
+    kind = type(value)
+    if kind is tuple or kind is list:
+        return any(map(holds_box, value))
+    if kind is dict:
+        return any(map(holds_box, value.values()))
+    return kind is ArrayBox
+
+
 def strip(value: Any, active: Sequence[ActiveTape]) -> Any:
     """Take the boxes of tapes that are not among ``active`` off ``value``; autograd's own boxes stay."""
     if type(value) is not ArrayBox:
@@ -223,7 +236,10 @@ def derivative(function: Any) -> Callable[..., Any]:
 
 
 def dtype_of(value: Any) -> Any:
-    """Return the dtype of an array, a NumPy or Python number, or a box around one."""
-    value = strip_all(value)
+    """Return the dtype of an array, a NumPy or Python number, autograd's sparse objects, or a box around one."""
+    while type(value) in _BOXES:
+        value = value._value
     dtype = getattr(value, "dtype", None)
-    return autograd.numpy.result_type(value) if dtype is None else dtype
+    if dtype is None:
+        dtype = value.vs.dtype if type(value) is SparseObject else autograd.numpy.result_type(value)
+    return dtype

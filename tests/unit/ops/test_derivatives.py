@@ -1,0 +1,188 @@
+"""First and second derivatives of every operation, against differences; and equal values with and without tapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distopt import ops
+from distopt.autodiff.tape import GradientTape
+from distopt.tensor import Tensor
+from distopt.types import Array
+from distopt.variable import Variable
+
+_RANDOM = np.random.default_rng(7)
+A = _RANDOM.uniform(0.2, 2.0, (3, 4))
+B = _RANDOM.uniform(0.2, 2.0, (3, 4))
+ROW = _RANDOM.uniform(0.2, 2.0, 4)
+K = _RANDOM.normal(size=(4, 2))
+S = _RANDOM.normal(size=(3, 4))
+P = _RANDOM.uniform(0.1, 1.0, (3, 4))
+LABELS = np.array([1, 3, 0])
+X3 = _RANDOM.normal(size=(2, 3, 4))
+
+CASES: dict[str, tuple[Callable[..., Any], list[Array]]] = {
+    "add": (lambda a, b: a + b, [A, ROW]),
+    "add_itself": (lambda a: a + a, [A]),
+    "subtract": (lambda a, b: a - b, [ROW, A]),
+    "multiply": (lambda a, b: a * b, [A, ROW]),
+    "divide": (lambda a, b: a / b, [ROW, A]),
+    "number_divided": (lambda a: 2.0 / a, [A]),
+    "negative": (lambda a: -a, [A]),
+    "power": (lambda a: a**3, [A]),
+    "power_of_tensor": (lambda a, b: a**b, [A, B]),
+    "matmul": (lambda a, k: a @ k, [S, K]),
+    "matmul_batch": (lambda a, k: ops.matmul(a, k), [X3, K]),
+    "abs": (lambda a: abs(a), [S]),
+    "exp": (ops.exp, [S]),
+    "log": (ops.log, [A]),
+    "square": (ops.square, [S]),
+    "sqrt": (ops.sqrt, [A]),
+    "maximum": (ops.maximum, [A, ROW]),
+    "minimum": (ops.minimum, [A, ROW]),
+    "clip": (lambda a: ops.clip_by_value(a, 0.5, 1.5), [A]),
+    "relu": (ops.relu, [S]),
+    "tanh": (ops.tanh, [S]),
+    "sigmoid": (ops.sigmoid, [S]),
+    "sum": (ops.reduce_sum, [S]),
+    "sum_axis": (lambda a: ops.reduce_sum(a, axis=0), [S]),
+    "sum_axes": (lambda a: ops.reduce_sum(a, axis=[0, 2], keepdims=True), [X3]),
+    "mean": (ops.reduce_mean, [S]),
+    "mean_axis": (lambda a: ops.reduce_mean(a, axis=-1), [S]),
+    "max": (ops.reduce_max, [S]),
+    "max_axis": (lambda a: ops.reduce_max(a, axis=1), [S]),
+    "min_axis": (lambda a: ops.reduce_min(a, axis=0, keepdims=True), [S]),
+    "softmax": (ops.softmax, [S]),
+    "log_softmax": (lambda a: ops.log_softmax(a, axis=0), [S]),
+    "cast": (lambda a: ops.cast(ops.cast(a, np.float64), np.float64), [S]),
+    "reshape": (lambda a: ops.reshape(a, (2, -1)), [S]),
+    "transpose": (lambda a: ops.transpose(a, (2, 0, 1)), [X3]),
+    "concat": (lambda a, b: ops.concat([a, b, a], axis=1), [A, B]),
+    "stack": (lambda a, b: ops.stack([a, b], axis=-1), [A, B]),
+    "where": (lambda a, b: ops.where(A > 1.0, a, b), [S, ROW]),
+    "getitem": (lambda a: a[1:, ::2], [S]),
+    "getitem_array": (lambda a: a[np.array([0, 2, 0])], [S]),
+    "getitem_new_axis": (lambda a: a[..., None, 1], [S]),
+    "gather": (lambda a: ops.gather(a * 1.0, [[0, 2], [0, 1]]), [S]),
+    "gather_axis": (lambda a: ops.gather(a, [[3, 1, 3]], axis=1), [S]),
+    "dense": (lambda x, k, b: ops.dense(x, k, b), [S, K, K[0]]),
+    "dense_without_bias": (lambda x, k: ops.dense(x, k), [S, K]),
+    "dense_relu": (lambda x, k, b: ops.dense(x, k, b, "relu"), [S, K, K[0]]),
+    "dense_tanh": (lambda x, k, b: ops.dense(x, k, b, "tanh"), [S, K, K[0]]),
+    "dense_sigmoid": (lambda x, k, b: ops.dense(x, k, b, "sigmoid"), [S, K, K[0]]),
+    "dense_three_axes": (lambda x, k, b: ops.dense(x, k, b, "tanh"), [X3, K, K[0]]),
+    "cross_entropy_labels": (lambda z: ops.softmax_cross_entropy(LABELS, z), [S]),
+    "cross_entropy_labels_three_axes": (lambda z: ops.softmax_cross_entropy(np.array([[1, 3, 0], [2, 2, 1]]), z), [X3]),
+    "cross_entropy_probabilities": (lambda p, z: ops.softmax_cross_entropy(p, z), [P, S]),
+    "cross_entropy_of_transposed": (lambda z: ops.softmax_cross_entropy(LABELS, ops.transpose(z)), [S.T.copy()]),
+}
+case = pytest.mark.parametrize("name", CASES)
+
+
+def _weigh(result: Any) -> Tensor:
+    """Return a scalar on which every element of ``result`` has another, nonlinear influence."""
+    weights = np.cos(np.arange(result.size, dtype=np.float64)).reshape(result.shape)
+    return ops.reduce_sum(ops.square(result) * weights + result * (weights + 2.0))
+
+
+def _gradients(name: str, values: list[Array], persistent: bool) -> list[Array]:
+    function, _ = CASES[name]
+    variables = [Variable(value) for value in values]
+    with GradientTape(persistent=persistent) as tape:
+        loss = _weigh(function(*variables))
+    return [np.asarray(gradient) for gradient in tape.gradient(loss, variables)]
+
+
+def _differences(function: Callable[[list[Array]], float], values: list[Array], step: float = 1e-5) -> list[Array]:
+    results = []
+    for position, value in enumerate(values):
+        slope = np.zeros_like(value)
+        for index in np.ndindex(value.shape):
+            moved = [v.copy() for v in values]
+            moved[position][index] = value[index] + step
+            above = function(moved)
+            moved[position][index] = value[index] - step
+            slope[index] = (above - function(moved)) / (2 * step)
+        results.append(slope)
+    return results
+
+
+@case
+def test_gradient_of_operation_equals_differences(name: str) -> None:
+    function, values = CASES[name]
+    expected = _differences(lambda moved: float(_weigh(function(*map(Tensor, moved)))), values)
+    for gradient, wanted in zip(_gradients(name, values, persistent=False), expected, strict=True):
+        np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=1e-7)
+        assert gradient.dtype == np.float64
+
+
+@case
+def test_gradient_of_operation_on_a_persistent_tape_is_the_same(name: str) -> None:
+    _, values = CASES[name]
+    for plain, general in zip(_gradients(name, values, False), _gradients(name, values, True), strict=True):
+        np.testing.assert_allclose(plain, general, rtol=1e-12, atol=1e-13)
+
+
+@case
+def test_second_derivative_of_operation_equals_differences(name: str) -> None:
+    function, values = CASES[name]
+    variables = [Variable(value) for value in values]
+    with GradientTape() as outer:
+        with GradientTape() as inner:
+            loss = _weigh(function(*variables))
+        size = sum(_weigh(gradient) for gradient in inner.gradient(loss, variables))
+
+    def size_at(moved: list[Array]) -> float:
+        return sum(float(_weigh(Tensor(gradient))) for gradient in _gradients(name, moved, persistent=False))
+
+    expected = _differences(size_at, values)
+    seconds = outer.gradient(size, variables, unconnected_gradients="zero")
+    for second, wanted in zip(seconds, expected, strict=True):
+        np.testing.assert_allclose(np.asarray(second), wanted, rtol=1e-4, atol=1e-5)
+
+
+@case
+def test_operation_in_float32_stays_float32(name: str) -> None:
+    function, values = CASES[name]
+    if name in ("cast", "where"):
+        pytest.skip("casts on purpose, or compares with float64 data")
+    variables = [Variable(value.astype(np.float32)) for value in values]
+    assert function(*variables).dtype == np.float32
+    for persistent in (False, True):
+        with GradientTape(persistent=persistent) as tape:
+            result = function(*variables)
+            loss = ops.reduce_sum(result) / 3
+        assert result.dtype == np.float32
+        assert loss.dtype == np.float32
+        for gradient in tape.gradient(loss, variables):
+            assert np.asarray(gradient).dtype == np.float32
+
+
+@case
+def test_operation_has_the_same_bits_at_every_alignment(name: str) -> None:
+    function, values = CASES[name]
+
+    def bits(offset: int) -> list[bytes]:
+        placed = []
+        for value in values:
+            buffer = np.zeros(value.size + 16, np.float32)
+            start = -(buffer.ctypes.data // 4) % 16 + offset
+            view = (
+                buffer[start : start + value.size].reshape(value.shape) if start + value.size <= buffer.size else None
+            )
+            if view is None:
+                view = np.zeros(value.size + 32, np.float32)[offset : offset + value.size].reshape(value.shape)
+            view[...] = value
+            placed.append(view)
+        tensors = [Tensor(view) for view in placed]
+        with GradientTape() as tape:
+            tape.watch(tensors)
+            result = function(*tensors)
+            loss = ops.reduce_sum(result * 1.5)
+        gradients = tape.gradient(loss, tensors)
+        return [result.numpy().tobytes(), loss.numpy().tobytes(), *(g.numpy().tobytes() for g in gradients)]
+
+    assert bits(0) == bits(1) == bits(3) == bits(7)
