@@ -29,7 +29,7 @@ M = TypeVar("M", bound=Message)
 HARD_LIMIT_S = 20.0
 """No thread of a test runs longer."""
 
-FAST = LinkConfig(heartbeat_interval_s=0.05, peer_timeout_s=0.4, join_timeout_s=10.0, round_timeout_s=10.0, grace_s=1.0)
+FAST = LinkConfig(heartbeat_interval_s=0.05, peer_timeout_s=5.0, join_timeout_s=10.0, round_timeout_s=10.0, grace_s=1.0)
 LENGTH = 1000
 EXTENTS = (Extent(0, 0, LENGTH, 4, cuts=tuple(range(100, LENGTH, 100))),)
 

@@ -10,19 +10,15 @@ import numpy as np
 import pytest
 import zmq
 
-from distopt.arena import Span
 from distopt.canonical_sum import Node
-from distopt.comm.communicator import Contribution, Hosting
-from distopt.comm.zmq import ControlLink, Link, LinkConfig, Listener, ServerCommunicator
+from distopt.comm.zmq import ControlLink, LinkConfig, Listener, ServerCommunicator
 from distopt.errors import (
     CollectiveTimeoutError,
     DistoptError,
     EndpointError,
     JobAbortedError,
-    LocalProtocolError,
     ManifestMismatchError,
     PeerLostError,
-    PlacementError,
     RemoteProtocolError,
     StaleGradientError,
 )
@@ -85,7 +81,7 @@ def test_worker_that_falls_silent_ends_the_job_with_its_name_and_who_waited() ->
 
 
 def play_coordinator(listener: Listener, then: Callable[[bytes], None]) -> None:
-    """Take one worker into a job without servers, start it, answer one heartbeat, and call ``then``."""
+    """Take one worker into a job without servers, start it, and call ``then`` once it is at step 3."""
     peer = Peer(Role.WORKER, 0, 1, "test")
     assignment = Assignment(
         role=Role.WORKER, rank=0, session="s", num_replicas=1, hosting=((0,),), spans=(), servers=(), workers=(peer,)
@@ -106,7 +102,7 @@ def play_coordinator(listener: Listener, then: Callable[[bytes], None]) -> None:
             return
 
 
-def start_alone(listener: Listener, stuck: list[str], config: LinkConfig = FAST) -> ControlLink:
+def start_alone(listener: Listener, stuck: list[str], config: LinkConfig) -> ControlLink:
     control = ControlLink(listener.endpoint, config, on_stuck=stuck.append)
     control.start(Join(role=Role.WORKER, pid=7, host="here", incarnation=1, manifest=Manifest()))
     control.begin()
@@ -114,16 +110,23 @@ def start_alone(listener: Listener, stuck: list[str], config: LinkConfig = FAST)
     return control
 
 
+def wait_for_ever(control: ControlLink) -> None:
+    """Wait as for data, of which none comes; only the end of the job ends this."""
+    while True:
+        control.raise_if_aborted()
+        assert control.wakeup.poll(5000), "nobody woke the main thread"
+        control.drain_wakeup()
+
+
 def test_coordinator_that_falls_silent_wakes_a_blocked_wait_with_an_error() -> None:
-    listener = Listener("tcp://127.0.0.1:0", FAST)
+    config = LinkConfig(heartbeat_interval_s=0.05, peer_timeout_s=0.5, join_timeout_s=10, grace_s=5)
+    listener = Listener("tcp://127.0.0.1:0", config)
     coordinator = Task(lambda: play_coordinator(listener, lambda identity: None))
     stuck: list[str] = []
-    control = start_alone(listener, stuck)
-    control.drain_wakeup()
+    control = start_alone(listener, stuck, config)
     coordinator.result()
-    assert control.wakeup.poll(5000)
     with pytest.raises(PeerLostError) as caught:
-        control.raise_if_aborted()
+        wait_for_ever(control)
     control.close()
     assert "the coordinator at tcp://127.0.0.1:" in str(caught.value)
     assert "was lost: silent for 0." in str(caught.value)
@@ -221,42 +224,12 @@ def test_manifest_that_differs_is_refused_before_the_job_begins() -> None:
     assert cluster.record.peers == ()
 
 
-def test_join_without_a_coordinator_ends_after_the_join_timeout() -> None:
-    control = ControlLink("tcp://127.0.0.1:9", LinkConfig(heartbeat_interval_s=0.05, join_timeout_s=0.2))
-    with (
-        pytest.raises(EndpointError, match=r"worker \(pid 7 on here\): no coordinator answered at tcp://127.0.0.1:9"),
-        control,
-    ):
-        control.start(Join(role=Role.WORKER, pid=7, host="here", incarnation=1, manifest=Manifest()))
-
-
 def test_stop_before_all_have_joined_ends_the_job() -> None:
     cluster = Cluster(2, 1, descend, by_hand=[1])
     cluster.loop.request_stop()
     error = cluster.workers[0].error()
     assert isinstance(error, JobAbortedError | EndpointError)
     assert "stopped before it began" in cluster.ending().reason
-
-
-def test_port_in_use_is_an_error_that_names_the_address() -> None:
-    listener = Listener("tcp://127.0.0.1:0", FAST)
-    with pytest.raises(EndpointError, match=f"cannot bind {listener.endpoint}: port in use"):
-        Listener(listener.endpoint, FAST)
-    listener.close()
-
-
-@pytest.mark.parametrize("endpoint", ["nonsense", "tcp://127.0.0.1:notaport"])
-def test_endpoint_that_is_no_address_is_an_error_that_names_it(endpoint: str) -> None:
-    with pytest.raises(EndpointError, match=f"cannot bind {endpoint}"):
-        Listener(endpoint, FAST)
-    with pytest.raises(EndpointError, match=f"cannot connect to {endpoint}"):
-        Link(endpoint, FAST)
-
-
-def test_listener_advertises_the_name_that_others_know() -> None:
-    listener = Listener("tcp://127.0.0.1:0", FAST, advertised_host="server-1")
-    assert listener.endpoint.startswith("tcp://server-1:")
-    listener.close()
 
 
 # ------------------------------------------------------------------------------------------- broken by the others
@@ -360,40 +333,3 @@ def test_wrong_version_and_strangers_are_answered_and_do_not_disturb_the_job() -
 
     cluster = Cluster(2, 1, body)
     cluster.results()
-
-
-# ------------------------------------------------------------------------------------------------- broken by us
-
-
-def test_update_of_a_part_of_the_variables_is_refused_before_anything_is_sent() -> None:
-    def body(comm: ServerCommunicator) -> None:
-        half = np.zeros(LENGTH // 2, np.float32)
-        parts = [Contribution(node, (half,)) for node in comm.hosting.covers[comm.rank]]
-        with pytest.raises(PlacementError, match=r"server 0 owns segment 0\[0:1000\], but the apply call covers"):
-            comm.update(parts, comm.hosting, {}, [(Span(0, 0, 500), half)])
-        twice = np.zeros(2 * LENGTH, np.float32)
-        with pytest.raises(PlacementError, match="covers 2000 elements, of which the servers own 1000"):
-            comm.update([], comm.hosting, {}, [(Span(0, 0, 2 * LENGTH), twice)])
-        assert comm.traffic.bytes_sent == 0
-
-    Cluster(2, 1, body).results()
-
-
-def test_exchange_between_workers_is_refused() -> None:
-    def body(comm: ServerCommunicator) -> None:
-        with pytest.raises(LocalProtocolError, match="cannot exchange"):
-            comm.exchange([], [], "test")
-        with pytest.raises(ValueError, match="root must be a rank below 1"):
-            comm.broadcast_bytes(b"", root=1)
-        with pytest.raises(ValueError, match="hosting is of 2 ranks"):
-            comm.combine([], Hosting.contiguous(8, 2), None, [])  # type: ignore[arg-type]  # refused before it is used
-
-    Cluster(1, 1, body).results()
-
-
-def test_start_twice_is_refused() -> None:
-    def body(comm: ServerCommunicator) -> None:
-        with pytest.raises(LocalProtocolError, match="second time"):
-            comm.control.start(Join(role=Role.WORKER, pid=1, host="h", incarnation=1, manifest=Manifest()))
-
-    Cluster(1, 1, body).results()
