@@ -41,8 +41,8 @@ class Faults(Protocol):
         """Return whether ``rank`` dies as it begins this exchange."""
         ...
 
-    def delay_s(self, source: int, destination: int, exchange: int) -> float | None:
-        """Return how long what ``source`` sends in this exchange is under way; ``None`` if it is lost."""
+    def delay_s(self, source: int, destination: int, exchange: int) -> float:
+        """Return how long what ``source`` sends in this exchange is under way; infinity if it is lost."""
         ...
 
 
@@ -54,7 +54,7 @@ class _Faultless:
     def kills(self, rank: int, exchange: int) -> bool:  # noqa: ARG002
         return False
 
-    def delay_s(self, source: int, destination: int, exchange: int) -> float | None:  # noqa: ARG002
+    def delay_s(self, source: int, destination: int, exchange: int) -> float:  # noqa: ARG002
         return 0.0
 
 
@@ -148,6 +148,11 @@ class InProcessGroup:
             self._abort = error
             self._changed.notify_all()
 
+    def waiting(self) -> tuple[int, ...]:
+        """Return the ranks that wait for others at the moment."""
+        with self._changed:
+            return tuple(rank for rank, member in enumerate(self._members) if member.wait is not None)
+
     def _exchange(
         self, comm: InProcessCommunicator, sends: Sequence[Send], receives: Sequence[Receive], what: str
     ) -> None:
@@ -158,10 +163,8 @@ class InProcessGroup:
             if self._faults.kills(comm.rank, number):
                 raise KilledByPlan(f"was killed by the fault plan in its exchange {number}")
             for peer, array in sends:
-                delay_s = self._faults.delay_s(comm.rank, peer, number)
-                if delay_s is not None:
-                    payload = bytes_of(array).copy()
-                    self._members[peer].inboxes[comm.rank].append(_Message(payload, self._clock.now_s + delay_s))
+                due_s = self._clock.now_s + self._faults.delay_s(comm.rank, peer, number)
+                self._members[peer].inboxes[comm.rank].append(_Message(bytes_of(array).copy(), due_s))
             self._changed.notify_all()
             started_s = self._clock.now_s
             wanted: dict[int, int] = {}

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Final
-
-_TICK_S: Final = 0.5
 
 
 class Watchdog:
@@ -15,8 +12,9 @@ class Watchdog:
     Time is counted in ticks of this process, so that a pause of the whole process does not count.
     """
 
-    def __init__(self, limit_s: float, on_stuck: Callable[[str], None]) -> None:
-        self._max_ticks = max(1, round(limit_s / _TICK_S))
+    def __init__(self, limit_s: float, on_stuck: Callable[[str], None], *, tick_s: float = 0.5) -> None:
+        self._tick_s = tick_s
+        self._max_ticks = max(1, round(limit_s / tick_s))
         self._on_stuck = on_stuck
         self._what: str | None = None
         self._serial = 0
@@ -38,7 +36,7 @@ class Watchdog:
 
     def _run(self) -> None:
         seen, ticks = -1, 0
-        while not self._closed.wait(_TICK_S):
+        while not self._closed.wait(self._tick_s):
             what, serial = self._what, self._serial
             ticks = ticks + 1 if what is not None and serial == seen else 0
             seen = serial

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 class FaultPlan:
     """Faults by rank and number of exchange; one exchange is one round of messages, counted from 0 on each rank.
@@ -23,7 +25,6 @@ class FaultPlan:
 
     def __init__(self) -> None:
         self._kills: set[tuple[int, int]] = set()
-        self._drops: set[tuple[int, int, int]] = set()
         self._delays_s: dict[tuple[int, int, int], float] = {}
 
     def kill(self, *, rank: int, exchange: int) -> FaultPlan:
@@ -32,8 +33,8 @@ class FaultPlan:
         return self
 
     def drop(self, *, source: int, destination: int, exchange: int) -> FaultPlan:
-        """Lose what ``source`` sends to ``destination`` in this exchange."""
-        self._drops.add((source, destination, exchange))
+        """Lose what ``source`` sends to ``destination`` in this exchange, and with it all that follows on this way."""
+        self._delays_s[source, destination, exchange] = math.inf
         return self
 
     def delay(self, *, source: int, destination: int, exchange: int, seconds: float) -> FaultPlan:
@@ -52,7 +53,6 @@ class FaultPlan:
         """Return whether ``rank`` dies as it begins this exchange."""
         return (rank, exchange) in self._kills
 
-    def delay_s(self, source: int, destination: int, exchange: int) -> float | None:
-        """Return how long these messages are under way; ``None`` if they are lost."""
-        route = (source, destination, exchange)
-        return None if route in self._drops else self._delays_s.get(route, 0.0)
+    def delay_s(self, source: int, destination: int, exchange: int) -> float:
+        """Return how long these messages are under way; infinity if they are lost."""
+        return self._delays_s.get((source, destination, exchange), 0.0)

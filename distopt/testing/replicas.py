@@ -68,8 +68,10 @@ class _Run(Generic[Result]):
         except BaseException:
             self._group.abort(JobAbortedError("the run of replicas was interrupted"))
             raise
-        stuck = [rank for rank, thread in enumerate(threads) if thread.is_alive()]
-        if stuck:
+        running = [rank for rank, thread in enumerate(threads) if thread.is_alive()]
+        if running:
+            waiting = self._group.waiting()
+            stuck = [rank for rank in running if rank not in waiting] or running
             error = CollectiveTimeoutError(f"{name_ranks(stuck)} did not finish within {timeout_s:g} s")
             self._group.abort(error)
             raise self._first_error or error
