@@ -46,6 +46,10 @@ class VariableWriter(Protocol):
         """Carry out ``operation`` (``"assign"``, ``"assign_add"``, ``"assign_sub"``) on ``variable``."""
         ...
 
+    def created(self, variable: Any) -> None:
+        """Take note of a new variable; a strategy of several processes gives it one initial value."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
@@ -76,6 +80,9 @@ class _WriteAll:
 
     def assign(self, variable: Any, operation: str, value: Any) -> None:
         variable.write_all(operation, value)
+
+    def created(self, variable: Any) -> None:
+        pass
 
 
 _current: ContextVar[Context] = ContextVar("distopt_context")

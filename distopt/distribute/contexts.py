@@ -100,26 +100,35 @@ defvjp(
 )
 
 
-class CrossReplicaWriter:
-    """Assignments outside of replicas: every copy gets the value."""
+class _StrategyWriter:
+    """What writers of a strategy have in common."""
 
     def __init__(self, strategy: Any) -> None:
         self._strategy = strategy
+
+    def created(self, variable: Any) -> None:
+        """Give a trainable variable the value that it has on rank 0.
+
+        Others start from constants, and may be created on some ranks only (an optimizer's hypers, when one is read).
+        """
+        if variable.trainable:
+            self._strategy.extended.share_initial_value(variable)
+
+
+class CrossReplicaWriter(_StrategyWriter):
+    """Assignments outside of replicas: every copy gets the value."""
 
     def assign(self, variable: Any, operation: str, value: Any) -> None:
         """Write to the stored value and to all copies."""
         variable.write_all(operation, value)
 
 
-class InReplicaWriter:
+class InReplicaWriter(_StrategyWriter):
     """Assignments inside a replica, by the variable's aggregation.
 
     SUM, MEAN: the replicas' values are reduced, then written everywhere. ONLY_FIRST_REPLICA: replica 0's value.
     NONE: only this replica's copy changes, so the variable splits into one copy a replica.
     """
-
-    def __init__(self, strategy: Any) -> None:
-        self._strategy = strategy
 
     def assign(self, variable: Any, operation: str, value: Any) -> None:
         """Write as the variable's ``aggregation`` says.

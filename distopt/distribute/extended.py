@@ -99,6 +99,12 @@ class Extended:
         payload = self.communicator.broadcast_bytes(array.tobytes() if self.rank == root else None, root)
         return np.frombuffer(payload, array.dtype).reshape(array.shape).copy()
 
+    def share_initial_value(self, variable: Any) -> None:
+        """Give a new variable the value that it has on rank 0."""
+        if self.communicator is not None and self.communicator.size > 1:
+            payload = self.communicator.broadcast_bytes(variable.storage.tobytes())
+            variable.storage[...] = np.frombuffer(payload, variable.storage.dtype).reshape(variable.storage.shape)
+
     def split(self, variables: Sequence[Any]) -> None:
         """Give every hosted replica its own copy of ``variables``; nothing happens to those that have them.
 
