@@ -151,7 +151,7 @@ class Membership:
         if self.phase in (Phase.DONE, Phase.FAILED):
             return []
         if ended := [m for m in self._members.values() if m.ended and now_s - m.ended_s >= self.config.settle_s]:
-            sentences = [f"{m.ended} {m.where()}" for m in ended]
+            sentences = [f"{m.ended}, last heard {m.where()}" for m in ended]
             sentences += members_waiting(m for m in self._members.values() if m not in ended)
             return self._fail("; ".join(sentences), ended[0], "PeerLostError")
         if lost := [

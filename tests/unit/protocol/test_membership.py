@@ -7,8 +7,8 @@ import pytest
 
 from distopt.errors import LocalProtocolError
 from distopt.protocol.commands import Command, Deliver, EndJob, Note, Send, Started
-from distopt.protocol.manifest import Manifest, VariableSpec
-from distopt.protocol.membership import Membership, MembershipConfig, Phase
+from distopt.protocol.manifest import Manifest
+from distopt.protocol.membership import Membership, Phase
 from distopt.protocol.messages import (
     Abort,
     Alive,
@@ -16,7 +16,6 @@ from distopt.protocol.messages import (
     Error,
     Finished,
     Heartbeat,
-    Join,
     Message,
     Pull,
     Ready,
@@ -29,63 +28,7 @@ from distopt.protocol.messages import (
     Stop,
     Welcome,
 )
-
-CONFIG = MembershipConfig(
-    num_replicas=8, num_workers=2, num_servers=1, join_timeout_s=60, peer_timeout_s=5, step_timeout_s=100
-)
-MANIFEST = Manifest(job="seed = 1", variables=(VariableSpec("w:0", (2,), "float32"),), numerics={"blas": "a"})
-SERVER, FIRST, SECOND = b"s", b"w0", b"w1"
-EVERYONE = (SERVER, FIRST, SECOND)
-
-
-def join(role: Role, *, pid: int = 7, index: int | None = None, manifest: Manifest = MANIFEST) -> Join:
-    return Join(role=role, pid=pid, host="h", incarnation=pid, manifest=manifest, endpoint="tcp://e", index=index)
-
-
-class Job:
-    """A machine, its clock, and what it commanded last."""
-
-    def __init__(self, config: MembershipConfig = CONFIG, *, resumes: bool = False) -> None:
-        self.now_s = 1000.0
-        self.machine = Membership(config, MANIFEST, self.now_s, resumes=resumes)
-
-    def hear(self, identity: bytes, message: Message) -> list[Command]:
-        return self.machine.receive(identity, message, self.now_s)
-
-    def gathered(self) -> Job:
-        self.hear(SERVER, join(Role.SERVER, pid=1))
-        self.hear(FIRST, join(Role.WORKER, pid=2))
-        self.assignments = sent(self.hear(SECOND, join(Role.WORKER, pid=3)))
-        return self
-
-    def running(self) -> Job:
-        self.gathered()
-        for identity in EVERYONE:
-            self.hear(identity, Ready())
-        assert self.machine.phase is Phase.RUNNING
-        return self
-
-    def after(self, seconds: float, *alive: bytes) -> list[Command]:
-        """Let time pass; those ``alive`` are heard just before the end."""
-        self.now_s += seconds
-        for identity in alive:
-            member = next(s for i, s in zip(EVERYONE, self.machine._members.values(), strict=False) if i == identity)
-            self.hear(identity, Heartbeat(step=member.step, phase=member.phase, waiting_for=member.waiting_for))
-        return self.machine.tick(self.now_s)
-
-
-def sent(commands: list[Command]) -> dict[bytes, Message]:
-    return {command.identity: command.message for command in commands if isinstance(command, Send)}
-
-
-def ending(commands: list[Command]) -> EndJob:
-    """Return how the job ended; everyone who joined must have been told the same."""
-    (end,) = [command for command in commands if isinstance(command, EndJob)]
-    for message in sent(commands).values():
-        assert isinstance(message, Abort)
-        assert (message.reason, message.code) == (end.reason, end.code)
-    return end
-
+from tests.unit.protocol.virtual_job import CONFIG, EVERYONE, FIRST, MANIFEST, SECOND, SERVER, Job, ending, join, sent
 
 # ------------------------------------------------------------------------------------------------ a job that goes well
 
@@ -393,3 +336,20 @@ def test_illegal_move_is_our_own_error() -> None:
 def test_spans_for_another_number_of_servers_are_refused() -> None:
     with pytest.raises(ValueError, match="spans for 2 servers, but the job has 1"):
         Membership(msgspec.structs.replace(CONFIG, spans=((), ())), MANIFEST, 0.0)
+
+
+def test_process_whose_end_its_parent_saw_is_named_once_the_others_have_said_what_they_wait_for() -> None:
+    job = Job().running()
+    assert job.machine.process_ended(3, "worker 1 (pid 3) was killed by SIGKILL", job.now_s) == []
+    job.hear(SERVER, Heartbeat(step=2, phase="update", waiting_for="replicas 4..7 of worker 1"))
+    assert job.after(1.0) == []
+    end = ending(job.after(0.3))
+    assert end.reason == (
+        "worker 1 (pid 3) was killed by SIGKILL, last heard at step 0 in phase 'joining'; "
+        "server 0 (pid 1 on h) at step 2 was waiting for replicas 4..7 of worker 1"
+    )
+
+
+def test_process_that_ends_before_it_joins_ends_the_job_at_once() -> None:
+    end = ending(Job().machine.process_ended(99, "worker 0 (pid 99) exited with status 1", 0.0))
+    assert end.reason == "worker 0 (pid 99) exited with status 1 before it joined"
