@@ -1,0 +1,70 @@
+"""The harness itself: it ends what does not end, and tells of what is left."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.multiprocess.harness import run_job, start_job
+
+pytestmark = [
+    pytest.mark.multiprocess,
+    pytest.mark.skipif(sys.platform != "linux", reason="the harness reads /proc"),
+]
+
+FORGETFUL = """
+import subprocess, sys
+child = subprocess.Popen(["sleep", "60"], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+print("child", child.pid, flush=True)
+"""
+
+
+def test_run_job_returns_status_and_output() -> None:
+    program = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(5)"
+    result = run_job([sys.executable, "-c", program], limit_s=30.0)
+    assert (result.status, result.stdout, result.stderr) == (5, "out\n", "err\n")
+
+
+def test_run_job_that_dies_of_a_signal_has_the_status_of_a_shell() -> None:
+    result = run_job([sys.executable, "-c", "import os; os.kill(os.getpid(), 15)"], limit_s=30.0)
+    assert result.status == 128 + signal.SIGTERM
+
+
+def test_run_job_beyond_its_limit_is_killed_and_fails_with_its_output() -> None:
+    started_s = time.monotonic()
+    with pytest.raises(AssertionError, match=r"(?s)longer than 1 s.*--- stdout\nbefore\n"):
+        run_job([sys.executable, "-c", "print('before', flush=True); import signal; signal.pause()"], limit_s=1.0)
+    assert time.monotonic() - started_s < 10.0
+
+
+def test_job_that_leaves_a_process_in_another_session_fails_and_kills_it() -> None:
+    pids = []
+
+    def forget() -> None:
+        with start_job([sys.executable, "-c", FORGETFUL], limit_s=30.0) as job:
+            pids.append(int(job.wait_for_line("child")[0].split()[1]))
+            assert job.find(argument="sleep").pid == pids[0]
+
+    with pytest.raises(AssertionError, match=r"(?s)processes outlived the job: \[Process.*sleep"):
+        forget()
+    assert not Path(f"/proc/{pids[0]}/cwd").exists()
+
+
+def test_job_line_that_never_comes_fails_when_the_output_ends() -> None:
+    with (
+        pytest.raises(AssertionError, match="0 lines with 'never' in stdout"),
+        start_job([sys.executable, "-c", "print('something else')"], limit_s=30.0) as job,
+    ):
+        job.wait_for_line("never")
+
+
+def test_job_line_in_a_file_is_found_when_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    program = f"open({str(path)!r}, 'w').write('one\\nstep 3\\n')"
+    with start_job([sys.executable, "-c", program], limit_s=30.0) as job:
+        assert job.wait_for_line_in(path, r"step \d") == ["step 3"]
+        job.wait()
