@@ -21,10 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from distopt import sampling
+from distopt import blas, sampling
 from distopt.distribute import MirroredStrategy
 from distopt.runtime.config_file import load_config
-from distopt.runtime.fingerprint import pin_blas_threads
 from distopt.runtime.job import build_job
 from distopt.runtime.train import Hooks, TrainLoop
 from distopt.types import Array
@@ -161,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=150, help="of each loop in the first part (default 150)")
     options = parser.parse_args()
-    with pin_blas_threads(1):
+    with blas.pin_threads(1):
         print("one process, one replica, against a hand-written NumPy loop (median samples/s)")
         print(f"{'batch':>6} {'width':>6} {'distopt':>12} {'by hand':>12} {'ratio':>7}")
         for batch_size, width in ((128, 256), (64, 64)):

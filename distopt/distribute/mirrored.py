@@ -8,6 +8,8 @@ from typing import Any
 from distopt import replica_context
 from distopt.comm.communicator import Hosting
 from distopt.distribute.contexts import CrossReplicaWriter
+from distopt.distribute.extended import Extended
+from distopt.distribute.owners import Phases
 from distopt.distribute.strategy import Strategy
 from distopt.replica_context import Context
 
@@ -27,10 +29,13 @@ class MirroredStrategy(Strategy):
 
 
 class DefaultStrategy(Strategy):
-    """What is current outside of every strategy's scope: one replica, always in its replica context."""
+    """What is current outside of every strategy's scope: one replica, always in its replica context.
+
+    It leaves the threads of the BLAS alone.
+    """
 
     def __init__(self) -> None:
-        super().__init__(Hosting.contiguous(1, 1))
+        self._extended = Extended(self, Hosting.contiguous(1, 1), 0, None, Phases())
         replica = self.extended.contexts[0]
         self.context = Context(self, replica, CrossReplicaWriter(self), is_default=True)
         replica.use_context(self.context)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from distopt import replica_context
+from distopt import blas, replica_context
 from distopt.comm.communicator import Communicator, Hosting
 from distopt.distribute import values
 from distopt.distribute.contexts import require_cross_replica
@@ -26,9 +26,14 @@ from distopt.types import ReduceOp
 
 
 class Strategy:
-    """Replicas that make steps together; made by the subclasses."""
+    """Replicas that make steps together; made by the subclasses.
+
+    Making one holds the BLAS of the process at one thread, unless :func:`distopt.blas.pin_threads` has chosen a number:
+    how many there are decides the last bits, and processes of one host would fight for its cores.
+    """
 
     def __init__(self, hosting: Hosting, rank: int = 0, communicator: Communicator | None = None) -> None:
+        blas.pin_threads_by_default()
         self._extended = Extended(self, hosting, rank, communicator, Phases())
 
     @property

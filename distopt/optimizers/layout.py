@@ -151,23 +151,25 @@ class Layout:
         return tuple(points)
 
     def divide(self, owners: int) -> tuple[tuple[Span, ...], ...]:
-        """Return the spans of each of ``owners`` owners: in order, about equally many elements each, legally cut.
+        """Return the spans of each of ``owners`` owners: in order, about equally many bytes each, legally cut.
 
         Owners beyond the number of pieces get none.
         """
         points = self.cut_points()
-        total = sum(run.size for run in self.runs)
+        total = sum(run.size * run.segment.dtype.itemsize for run in self.runs)
         owned: list[list[Span]] = [[] for _ in range(owners)]
         before = 0
         for run, cuts in zip(self.runs, points, strict=True):
+            itemsize = run.segment.dtype.itemsize
             for start, stop in itertools.pairwise(cuts):
-                middle = before + (start + stop) / 2 - run.start
+                # The middle of a piece decides: in the i-th of equal parts of all bytes, it belongs to owner i.
+                middle = before + ((start + stop) / 2 - run.start) * itemsize
                 spans = owned[min(int(middle * owners / total), owners - 1)]
                 if spans and spans[-1].segment_index == run.segment.index and spans[-1].stop == start:
                     spans[-1] = spans[-1]._replace(stop=stop)
                 else:
                     spans.append(Span(run.segment.index, start, stop))
-            before += run.size
+            before += run.size * itemsize
         return tuple(tuple(spans) for spans in owned)
 
     def check_spans(self, spans: Sequence[Span]) -> None:

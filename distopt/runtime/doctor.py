@@ -11,10 +11,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from distopt import __version__
+from distopt import __version__, blas
 from distopt.optimizers.kernels import cache_directory
 from distopt.runtime.cluster import INSTALL_MPI, environment
-from distopt.runtime.fingerprint import numerics_fingerprint, pin_blas_threads
+from distopt.runtime.fingerprint import numerics_fingerprint
 from distopt.runtime.paths import keep_kernels_in_cache_home
 
 _PROBE = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(MPI.Get_library_version())"
@@ -32,7 +32,7 @@ def findings() -> Iterator[tuple[str, str]]:
     )
     yield "digits data", "found" if importlib.util.find_spec("sklearn") else "pip install 'distopt[digits]'"
     yield "kernel cache", _cache()
-    with pin_blas_threads(1):
+    with blas.pin_threads(1):
         for what, value in numerics_fingerprint("compiled").items():
             yield f"numerics: {what}", value
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import threadpoolctl
 def numerics_fingerprint(engine: str) -> dict[str, str]:
     """Return NumPy's version, its BLAS, SIMD features, the machine and, for ``"compiled"``, the compiler's versions.
 
-    Take it after :func:`pin_blas_threads`; the number of BLAS threads is part of it. Python's version is not.
+    Take it after :func:`distopt.blas.pin_threads`; the number of BLAS threads is part of it. Python's version is not.
     """
     fingerprint = {"machine": platform.machine(), "numpy": np.__version__, "engine": engine, "simd": _simd_features()}
     for library in _blas_libraries():
@@ -35,15 +34,6 @@ def fingerprint_differences(ours: Mapping[str, str], theirs: Mapping[str, str]) 
     """
     keys = list(dict.fromkeys([*ours, *theirs]))
     return [f"{k}: {ours.get(k, 'none')}, {theirs.get(k, 'none')}" for k in keys if ours.get(k) != theirs.get(k)]
-
-
-def pin_blas_threads(num_threads: int) -> AbstractContextManager[Any]:
-    """Hold the BLAS of this process at ``num_threads`` threads from now on.
-
-    What comes back undoes it at the end of a ``with`` block; without one, it holds for the life of the process.
-    """
-    limits: AbstractContextManager[Any] = threadpoolctl.threadpool_limits(limits=num_threads, user_api="blas")
-    return limits
 
 
 def _blas_libraries() -> list[dict[str, Any]]:

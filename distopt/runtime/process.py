@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from distopt import checkpoint
+from distopt import blas, checkpoint
 from distopt.aggregation import Aggregator
 from distopt.checkpoint import TrainingState
 from distopt.comm.mpi import MpiCommunicator
@@ -36,7 +36,6 @@ from distopt.runtime import report
 from distopt.runtime.collect import restore_state
 from distopt.runtime.config import JobConfig
 from distopt.runtime.config_file import job_digest, resolved_toml
-from distopt.runtime.fingerprint import pin_blas_threads
 from distopt.runtime.job import Job, build_job, check_placement, decode_manifest, encode_manifest, manifest
 from distopt.runtime.lifeline import Lifeline
 from distopt.runtime.remote_record import CoordinatorRecord, RemoteRecorder
@@ -218,7 +217,7 @@ def run_worker(config: JobConfig, coordinator: str, index: int, lifeline: Lifeli
 
 def _prepare(config: JobConfig) -> Job:
     """Fix what decides the bits of this process, and build the job."""
-    pin_blas_threads(config.numerics.blas_threads)
+    blas.pin_threads(config.numerics.blas_threads)
     set_default_engine(config.numerics.engine)
     return build_job(config)
 

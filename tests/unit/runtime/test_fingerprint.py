@@ -7,11 +7,12 @@ import platform
 import numpy as np
 import pytest
 
-from distopt.runtime.fingerprint import fingerprint_differences, numerics_fingerprint, pin_blas_threads
+from distopt import blas
+from distopt.runtime.fingerprint import fingerprint_differences, numerics_fingerprint
 
 
 def test_fingerprint_names_machine_numpy_blas_and_engine() -> None:
-    with pin_blas_threads(1):
+    with blas.pin_threads(1):
         found = numerics_fingerprint("numpy")
     assert (found["machine"], found["numpy"], found["engine"]) == (platform.machine(), np.__version__, "numpy")
     assert found["blas threads"] == "1"
@@ -25,15 +26,15 @@ def test_fingerprint_of_the_compiled_engine_adds_the_compiler() -> None:
 
 
 def test_fingerprint_is_the_same_after_scipy_has_brought_its_own_blas() -> None:
-    with pin_blas_threads(1):
+    with blas.pin_threads(1):
         before = numerics_fingerprint("numpy")
         pytest.importorskip("scipy.linalg")
         assert numerics_fingerprint("numpy") == before
 
 
-def test_pin_blas_threads_undoes_itself() -> None:
+def test_pin_threads_undoes_itself() -> None:
     before = numerics_fingerprint("numpy")["blas threads"]
-    with pin_blas_threads(3):
+    with blas.pin_threads(3):
         assert numerics_fingerprint("numpy")["blas threads"] == "3"
     assert numerics_fingerprint("numpy")["blas threads"] == before
 

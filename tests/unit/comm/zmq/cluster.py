@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,6 @@ from distopt.arena import Span
 from distopt.comm.zmq import ControlLink, Link, LinkConfig, Listener, ServerCommunicator
 from distopt.comm.zmq.link import data_identity
 from distopt.distribute.served import OwnerState
-from distopt.protocol.assignment import Extent, assign_spans
 from distopt.protocol.manifest import Manifest
 from distopt.protocol.members import MemberStatus
 from distopt.protocol.membership import MembershipConfig
@@ -31,7 +31,12 @@ HARD_LIMIT_S = 20.0
 
 FAST = LinkConfig(heartbeat_interval_s=0.05, peer_timeout_s=5.0, join_timeout_s=10.0, round_timeout_s=10.0, grace_s=1.0)
 LENGTH = 1000
-EXTENTS = (Extent(0, 0, LENGTH, 4, cuts=tuple(range(100, LENGTH, 100))),)
+
+
+def spans_of(num_servers: int) -> tuple[tuple[Span, ...], ...]:
+    """Return each server's part of LENGTH elements, cut at whole hundreds."""
+    cuts = [100 * (LENGTH // 100 * server // num_servers) for server in range(num_servers + 1)]
+    return tuple((Span(0, start, stop),) if start < stop else () for start, stop in itertools.pairwise(cuts))
 
 
 class GradientDescent:
@@ -152,7 +157,7 @@ class Cluster:
             num_replicas=num_replicas,
             num_workers=num_workers,
             num_servers=num_servers,
-            spans=assign_spans(EXTENTS, num_servers),
+            spans=spans_of(num_servers),
             session="test",
             join_timeout_s=config.join_timeout_s,
             peer_timeout_s=config.peer_timeout_s,
