@@ -163,8 +163,7 @@ class Loss:
         losses = weighted(self.call(y_true, y_pred), sample_weight)
         if self.reduction is Reduction.NONE:
             return losses
-        total = ops.reduce_sum(losses)
-        return _divided(total, losses.size) if by_number else total
+        return _divided_sum(losses, losses.size) if by_number else ops.reduce_sum(losses)
 
 
 class LossFunctionWrapper(Loss):
@@ -264,7 +263,7 @@ def compute_average_loss(per_example_loss: Any, sample_weight: Any = None, globa
         size = losses.shape[0] * replica.num_replicas_in_sync
     else:
         size = _batch_size(global_batch_size)
-    return _divided(ops.reduce_sum(weighted(losses, sample_weight)), size)
+    return _divided_sum(weighted(losses, sample_weight), size)
 
 
 def scale_regularization_loss(regularization_loss: Any) -> Tensor:
@@ -273,7 +272,7 @@ def scale_regularization_loss(regularization_loss: Any) -> Tensor:
     Raises: ReplicaContextError in a cross-replica context.
     """
     replica = replica_context.current_replica("scale_regularization_loss")
-    return _divided(ops.reduce_sum(_tensor(regularization_loss)), replica.num_replicas_in_sync)
+    return _divided_sum(_tensor(regularization_loss), replica.num_replicas_in_sync)
 
 
 def weighted(losses: Any, sample_weight: Any = None) -> Tensor:
@@ -289,8 +288,8 @@ def weighted(losses: Any, sample_weight: Any = None) -> Tensor:
     return per_example * weights
 
 
-def _divided(total: Tensor, divisor: int) -> Tensor:
-    return total / total.dtype.type(divisor) if divisor else total * 0.0
+def _divided_sum(losses: Tensor, divisor: int) -> Tensor:
+    return ops.divided_sum(losses, divisor) if divisor else ops.reduce_sum(losses) * 0.0
 
 
 def _batch_size(value: Any) -> int:

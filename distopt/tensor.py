@@ -19,6 +19,7 @@ from distopt.autodiff.numpy_functions import is_differentiable, recordable, unsu
 from distopt.types import Array, Shape
 
 _ndarray = np.ndarray
+_float64 = np.float64
 # A tuple, since `isinstance(x, A | B)` builds the union anew each time.
 _ARRAYS = (np.ndarray, np.generic)
 
@@ -280,20 +281,19 @@ def call(primitive: Any, /, *args: Any, **kwargs: Any) -> Tensor:
         kind = type(argument)
         if kind is Tensor:
             argument = argument._value
-            kind = type(argument)
         elif kind is not _ndarray and isinstance(argument, Operand):
-            argument = argument.read_operand()
-            kind = type(argument)
+            argument = argument.read_operand() if tape is None else tape.read(argument)
             reads_variable = True
-        if kind is ArrayBox:
+        if type(argument) is ArrayBox:
             if argument._trace != trace:
                 argument = strip(argument, state.active)
             if type(argument) is ArrayBox:
-                if argument._trace != trace or type(argument._value) is ArrayBox:
+                value = argument._value
+                if argument._trace != trace or type(value) is ArrayBox:
                     return _call_nested(primitive, args, kwargs)
                 parents.append(argument._node)
                 argnums.append(len(values))
-                argument = argument._value
+                argument = value
         values.append(argument)
     if not parents or primitive in NOT_RECORDED:
         result = run(*values, **kwargs)
@@ -372,7 +372,7 @@ def _wrap(result: Any) -> Any:
 
 def _weak(value: Any) -> Any:
     # NumPy takes np.float64 for a strong type, although it is a Python float, and would widen a float32 tensor.
-    return float(value) if type(value) is np.float64 else value
+    return float(value) if type(value) is _float64 else value
 
 
 def _operand_value(value: Any) -> Any:

@@ -49,13 +49,13 @@ def backward_pass(
     for order in range(len(nodes) - 1, oldest - 1, -1):
         gradient = totals[order]
         if gradient is None:
-            if order in rows:
+            if rows and order in rows:
                 found[order] = concatenate(rows[order][::-1])
             continue
         totals[order] = None
         node = nodes[order]
         if order in wanted:
-            if order in rows:
+            if rows and order in rows:
                 gradient = anp.add(gradient, densify(concatenate(rows[order][::-1])))
             found[order] = gradient
             owned[order] = False
@@ -64,8 +64,9 @@ def backward_pass(
             continue
         fused = node.fused
         gradients: Any = NotImplemented
+        fresh = False
         if fused is not None and replay_trace is None and type(gradient) is not ArrayBox:
-            gradients = fused.backward(node, gradient, bool(owned[order]))
+            gradients = fused.backward(node, gradient, owned[order] == 1)
             fresh = fused.fresh
         if gradients is NotImplemented:
             gradients = _differentiate(node, gradient, replay_trace)

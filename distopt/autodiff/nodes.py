@@ -78,7 +78,6 @@ class Recording:
         """Forget all nodes; variables that were read may be written to again."""
         self.live = False
         for node in self.nodes:
-            node.args = node.saved = None
             node.parents = ()
         self.nodes.clear()
 
@@ -133,12 +132,11 @@ WATCHED = "watched tensor"
 
 
 def new_root(value: Any, recording: Recording, kind: str) -> Node:
-    """Return a node without parents; ``kind`` is VARIABLE or WATCHED."""
+    """Return a node without parents, whose other attributes nobody asks for; ``kind`` is VARIABLE or WATCHED."""
     node: Node = _new_node(Node)
     node.value = value
     node.function = kind
-    node.args = node.kwargs = node.fused = node.saved = None
-    node.argnums = node.parents = ()
+    node.parents = ()
     node.recording = recording
     nodes = recording.nodes
     node.order = len(nodes)

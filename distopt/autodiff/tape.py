@@ -17,7 +17,7 @@ from distopt.autodiff.backward import backward_pass
 from distopt.autodiff.nodes import VARIABLE, Node, Recording, next_trace, state
 from distopt.autodiff.rows import Rows
 from distopt.indexed_slices import IndexedSlices
-from distopt.nest import flatten, map_structure
+from distopt.nest import flatten, is_nested, map_structure
 from distopt.tensor import Operand, Tensor, to_array
 
 _log = logging.getLogger(__name__)
@@ -127,9 +127,16 @@ class GradientTape:
         if target is None:
             raise TypeError("the target of a gradient must be a tensor, a variable or a structure of them, not None")
         recording = self._recording
-        is_flat = _is_flat(sources)
+        is_flat = type(sources) is list and not any(map(is_nested, sources))
         leaves: list[Any] = sources if is_flat else flatten(sources)
-        found = [self._node_of(leaf) for leaf in leaves]
+        found: list[Node | None] = []
+        wanted = set()
+        for leaf in leaves:
+            known = self._roots.get(id(leaf))
+            node = self._node_of(leaf) if known is None else known[1]
+            found.append(node)
+            if node is not None:
+                wanted.add(node.order)
         replay_trace = None
         if self._is_recording:
             if self._persistent:
@@ -139,17 +146,17 @@ class GradientTape:
         gradients = backward_pass(
             recording,
             self._seeds(target, output_gradients),
-            {node.order for node in found if node is not None},
+            wanted,
             release=not self._persistent,
             replay_trace=replay_trace,
         )
         results = []
-        for leaf, node in zip(leaves, found, strict=True):
+        for position, node in enumerate(found):
             gradient = None if node is None else gradients.get(node.order)
             if type(gradient) is _ndarray:
                 results.append(Tensor(gradient))
             else:
-                results.append(self._result(leaf, gradient, unconnected_gradients))
+                results.append(self._result(leaves[position], gradient, unconnected_gradients))
         if not self._persistent:
             self._forget()
         if is_flat:
@@ -190,15 +197,18 @@ class GradientTape:
         box = self._boxes.get(key)
         if box is not None:
             return box
+        recording = self._recording
+        assert recording is not None
         value = variable.local_array()
         known = self._roots.get(key)
         if known is None:
             if not (self._watch_accessed and variable.is_followed):
                 return value.copy()
-            node = self._root(variable)
+            node = nodes.new_root(value, recording, VARIABLE)
+            self._roots[key] = (variable, node)
         else:
             node = known[1]
-        variable.add_reader(self._recording)
+        variable.add_reader(recording)
         box = self._boxes[key] = ArrayBox(value, self.trace, node)
         return box
 
@@ -295,15 +305,6 @@ class GradientTape:
             values = Tensor(nodes.strip(gradient.values, active))
             return IndexedSlices(values, gradient.indices, gradient.shape)
         return Tensor(nodes.strip(gradient, active))
-
-
-def _is_flat(sources: Any) -> bool:
-    if type(sources) is not list:
-        return False
-    for leaf in sources:  # noqa: SIM110  (a generator would cost more than the loop)
-        if not isinstance(leaf, Operand):
-            return False
-    return True
 
 
 def _checked_option(unconnected_gradients: Any) -> str:

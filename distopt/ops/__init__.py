@@ -41,7 +41,16 @@ from distopt.ops.elementwise import (
     tanh,
 )
 from distopt.ops.gather import gather
-from distopt.ops.reductions import argmax, log_softmax, reduce_max, reduce_mean, reduce_min, reduce_sum, softmax
+from distopt.ops.reductions import (
+    argmax,
+    divided_sum,
+    log_softmax,
+    reduce_max,
+    reduce_mean,
+    reduce_min,
+    reduce_sum,
+    softmax,
+)
 from distopt.ops.shapes import operand as _operand
 from distopt.tensor import Tensor, call
 
@@ -61,6 +70,7 @@ __all__ = [
     "constant",
     "convert_to_tensor",
     "dense",
+    "divided_sum",
     "equal",
     "exp",
     "gather",

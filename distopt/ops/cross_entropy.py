@@ -53,19 +53,20 @@ def _sparse_forward(needed: Sequence[int], labels: Array, logits: Array) -> tupl
         raise ValueError(f"label {wrong} is not one of the {classes} classes 0..{classes - 1}")
     # In C order whatever the order of logits, so that its flat view is a view.
     z = np.subtract(logits, np.maximum.reduce(logits, axis=-1, keepdims=True), order="C")
-    chosen = labels.reshape(-1) + np.arange(0, z.size, classes)
-    picked = z.reshape(-1)[chosen].reshape(labels.shape)
+    chosen = np.arange(0, z.size, classes)
+    chosen += labels if labels.ndim == 1 else labels.reshape(-1)
+    picked = z.reshape(-1)[chosen]
     np.exp(z, out=z)
     sums = np.add.reduce(z, axis=-1)
     losses = np.log(sums)
-    losses -= picked
+    losses -= picked if labels.ndim == 1 else picked.reshape(labels.shape)
     return losses, (z, sums, chosen)
 
 
 def _sparse_backward(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
     exponentials, sums, chosen = node.saved
     exponentials *= (gradient / sums)[..., None]
-    exponentials.reshape(-1)[chosen] -= gradient.reshape(-1)
+    exponentials.reshape(-1)[chosen] -= gradient if gradient.ndim == 1 else gradient.reshape(-1)
     return (exponentials,)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from autograd.extend import defvjp_argnums, primitive
 
 from distopt.autodiff.nodes import FUSED, Fused, Node
-from distopt.ops.elementwise import sigmoid_of
+from distopt.ops.elementwise import relu_of, sigmoid_of
 from distopt.tensor import Tensor, call
 from distopt.types import Array
 
@@ -39,7 +39,7 @@ def _dense(x: Array, kernel: Array, bias: Array | None, activation: str) -> Arra
     if bias is not None:
         result += bias
     if activation == "relu":
-        np.maximum(result, 0, out=result)
+        relu_of(result, out=result)
     elif activation == "tanh":
         np.tanh(result, out=result)
     elif activation == "sigmoid":

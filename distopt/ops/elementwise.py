@@ -85,6 +85,12 @@ def equal(x: Any, y: Any) -> Tensor:
     return call(anp.equal, operand(x), operand(y))
 
 
+def relu_of(x: Array, out: Array | None = None) -> Array:
+    """Return ``max(x, 0)`` of an array."""
+    # A row of zeros instead of the number 0: NumPy has a fast loop for two arrays, and a slow one for a number.
+    return np.maximum(x, np.zeros(x.shape[-1:], x.dtype), out=out)
+
+
 def sigmoid_of(x: Array, out: Array | None = None) -> Array:
     """Return ``1 / (1 + exp(-x))`` of an array; the exponent is limited to what the dtype can hold."""
     result: Array = np.negative(x, out=out)
@@ -102,7 +108,7 @@ _maximum = primitive(lambda x, y: np.maximum(x, y))
 _minimum = primitive(lambda x, y: np.minimum(x, y))
 _tanh = primitive(lambda x: np.tanh(x))
 _sigmoid = primitive(lambda x: sigmoid_of(x))
-_relu = primitive(lambda x: np.maximum(x, 0))
+_relu = primitive(lambda x: relu_of(x))
 
 defvjp(_sqrt, lambda ans, x: lambda g: g * 0.5 / ans)
 defvjp(_abs, lambda ans, x: lambda g: g * anp.sign(x))
@@ -137,7 +143,9 @@ def _multiply(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
 
 
 def _divide(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
-    y = node.args[1]
+    x, y = node.args
+    if node.argnums == [0]:
+        return (fit(gradient / y, x),)
     return [
         fit(gradient / y if argnum == 0 else -gradient * (node.value / y), node.args[argnum]) for argnum in node.argnums
     ]

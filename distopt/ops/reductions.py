@@ -23,6 +23,14 @@ def reduce_sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     return call(_sum, operand(x), _axis(axis), keepdims)
 
 
+def divided_sum(x: Any, divisor: float) -> Tensor:
+    """Return ``sum(x) / divisor``, both in the dtype of ``x``: the loss of a step from the losses of its examples.
+
+    ``divisor`` is a number other than 0; no gradient flows to it.
+    """
+    return call(_divided_sum, operand(x), divisor)
+
+
 def reduce_mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """Return the mean over ``axis`` (None: all), in the dtype of ``x``; of integers, rounded down."""
     return call(_mean, operand(x), _axis(axis), keepdims)
@@ -59,12 +67,17 @@ def _axis(axis: Axis) -> int | tuple[int, ...] | None:
 
 @primitive  # type: ignore[untyped-decorator]  # autograd is untyped
 def _sum(x: Array, axis: Any, keepdims: Any) -> Any:
-    return np.add.reduce(x, axis=axis, dtype=None if x.dtype.kind == "b" else x.dtype, keepdims=keepdims)
+    return np.add.reduce(x, axis=axis, dtype=x.dtype if x.dtype.kind in "iu" else None, keepdims=keepdims)
+
+
+@primitive  # type: ignore[untyped-decorator]  # autograd is untyped
+def _divided_sum(x: Array, divisor: float) -> Any:
+    return np.add.reduce(x, axis=None) / x.dtype.type(divisor)
 
 
 @primitive  # type: ignore[untyped-decorator]  # autograd is untyped
 def _mean(x: Array, axis: Any, keepdims: Any) -> Any:
-    total = np.add.reduce(x, axis=axis, dtype=None if x.dtype.kind == "b" else x.dtype, keepdims=keepdims)
+    total = _sum.fun(x, axis, keepdims)
     return total // _count(x, axis) if x.dtype.kind in "iu" else total / _count(x, axis)
 
 
@@ -111,6 +124,11 @@ defvjp(
     None,
     None,
 )
+defvjp(
+    _divided_sum,
+    lambda ans, x, divisor: lambda g: repeat_reduced(g / x.dtype.type(divisor), anp.shape(x), None),
+    None,
+)
 defvjp(_max, _extreme, None, None)
 defvjp(_min, _extreme, None, None)
 defvjp(
@@ -130,10 +148,16 @@ def _sum_backward(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
     return (filled(gradient, x.shape, axis),)
 
 
+def _divided_sum_backward(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
+    x, divisor = node.args
+    return (filled(gradient / x.dtype.type(divisor), x.shape, None),)
+
+
 def _mean_backward(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
     x, axis, _ = node.args
     return (filled(gradient / _count(x, axis), x.shape, axis),)
 
 
 FUSED[_sum] = Fused(_sum_backward, fresh=True)
+FUSED[_divided_sum] = Fused(_divided_sum_backward, fresh=True)
 FUSED[_mean] = Fused(_mean_backward, fresh=True)

@@ -50,6 +50,7 @@ CASES: dict[str, tuple[Callable[..., Any], list[Array]]] = {
     "sum": (ops.reduce_sum, [S]),
     "sum_axis": (lambda a: ops.reduce_sum(a, axis=0), [S]),
     "sum_axes": (lambda a: ops.reduce_sum(a, axis=[0, 2], keepdims=True), [X3]),
+    "divided_sum": (lambda a: ops.divided_sum(a, 7), [S]),
     "mean": (ops.reduce_mean, [S]),
     "mean_axis": (lambda a: ops.reduce_mean(a, axis=-1), [S]),
     "max": (ops.reduce_max, [S]),
