@@ -9,8 +9,7 @@ Source: the table of contexts in TensorFlow's ``tf.distribute`` (``get_replica_c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -112,14 +111,19 @@ def current_replica(caller: str) -> ReplicaContext:
     return replica
 
 
-@contextmanager
-def enter(context: Context) -> Iterator[None]:
+class enter:
     """Make ``context`` the current one of this thread for the length of a ``with`` block."""
-    token = _current.set(context)
-    try:
-        yield
-    finally:
-        _current.reset(token)
+
+    __slots__ = ("_context", "_token")
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def __enter__(self) -> None:
+        self._token = _current.set(self._context)
+
+    def __exit__(self, *error: object) -> None:
+        _current.reset(self._token)
 
 
 def has_strategy() -> bool:

@@ -152,7 +152,7 @@ class Extended:
     def _call(
         self, index: int, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Callable[[], Any]:
-        own_args, own_kwargs = values.select(tuple(args), index), values.select(kwargs, index)
+        own_args, own_kwargs = values.select_arguments(args, index), values.select(kwargs, index)
 
         def call() -> Any:
             with replica_context.enter(self.contexts[index].context):

@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from distopt.aggregation import Aggregator
+from distopt.aggregation import Aggregator, Sum
 from distopt.arena import Span
 from distopt.canonical_sum import add_nodes
 from distopt.comm import combining
@@ -37,9 +37,8 @@ class Phases:
 
     def take(self) -> dict[str, float]:
         """Return the seconds by phase and start again from zero."""
-        taken = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name in taken:
-            setattr(self, name, 0.0)
+        taken = self.__dict__.copy()
+        self.gradient = self.combine = self.send = self.wait = self.apply = 0.0
         return taken
 
 
@@ -74,22 +73,32 @@ class EveryProcess:
         self._communicator = communicator
         self._phases = phases
         self._scratch = _Scratch()
+        self._is_alone = hosting.num_replicas == 1 and communicator is None
 
     def apply(self, path: Any, pairs_of: Sequence[Any], hypers: dict[str, float]) -> None:
         """See :class:`Owners`."""
         optimizer = path.optimizer
         started = time.perf_counter()
         variables = same_variables(pairs_of)
-        if all(map(fits_flat_arrays, pairs_of)):
+        if self._is_alone and path.aggregator.sums:
+            # The sum over one replica is its own gradient: nothing to bring together, so nothing to copy.
+            pairs = pairs_of[0]
+            if type(path.aggregator) is not Sum:
+                columns = [[gradient] for gradient, _ in pairs]
+                pairs = zip(self.aggregate(path.aggregator, columns), variables, strict=True)
+            combined = time.perf_counter()
+            optimizer.finish_pairs(optimizer.clip(pairs), hypers)
+            optimizer.advance()
+        elif all(map(fits_flat_arrays, pairs_of)):
             layout = optimizer.layout(variables)
             total = self.combine(path.aggregator, self._scratch.pack(layout, pairs_of))
             combined = time.perf_counter()
             optimizer.finish(layout, total, hypers)
         else:
             columns = [[pairs[i][0] for pairs in pairs_of] for i in range(len(variables))]
-            pairs = list(zip(self.aggregate(path.aggregator, columns), variables, strict=True))
+            aggregated = zip(self.aggregate(path.aggregator, columns), variables, strict=True)
             combined = time.perf_counter()
-            optimizer.finish_pairs(optimizer.clip(pairs), hypers)
+            optimizer.finish_pairs(optimizer.clip(aggregated), hypers)
             optimizer.advance()
         self._phases.combine += combined - started
         self._phases.apply += time.perf_counter() - combined
@@ -256,15 +265,14 @@ def same_variables(pairs_of: Sequence[Any]) -> tuple[Any, ...]:
 
     Raises: ValueError if the replicas' lists differ.
     """
-    first = tuple(variable for _, variable in pairs_of[0])
+    first = pairs_of[0]
     for index, pairs in enumerate(pairs_of[1:], start=1):
-        others = tuple(variable for _, variable in pairs)
-        if len(others) != len(first) or any(a is not b for a, b in zip(first, others, strict=True)):
+        if pairs.key != first.key:
             raise ValueError(
                 "the replicas apply gradients to different variables: the first one to "
-                f"{[v.name for v in first]}, the one at position {index} to {[v.name for v in others]}"
+                f"{[v.name for _, v in first]}, the one at position {index} to {[v.name for _, v in pairs]}"
             )
-    return first
+    return tuple([variable for _, variable in first])
 
 
 def contributions(

@@ -86,7 +86,8 @@ class Strategy:
             raise ValueError(f"args must be a list or tuple of the function's arguments, not {type(args).__name__}")
         require_cross_replica("strategy.run")
         if self._extended.num_hosted == 1:
-            args, kwargs = values.select(tuple(args), 0), values.select(kwargs or {}, 0)
+            args = values.select_arguments(args, 0)
+            kwargs = values.select(kwargs, 0) if kwargs else None
         return self._extended.run(fn, args, kwargs or {})
 
     def reduce(self, reduce_op: ReduceOp | str, value: Any, axis: int | tuple[int, ...] | None) -> Any:

@@ -6,7 +6,7 @@ inverse. Containers are walked leaf by leaf; everything else is a leaf.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distopt.nest import map_structure
@@ -69,10 +69,14 @@ def select(value: Any, index: int) -> Any:
     [2.0, 3]
     """
 
-    def leaf(item: Any) -> Any:
-        return item.values[index] if isinstance(item, DistributedValues) else item
+    if isinstance(value, tuple | list | Mapping):
+        return map_structure(lambda item: select(item, index), value)
+    return value.values[index] if isinstance(value, DistributedValues) else value
 
-    return map_structure(leaf, value)
+
+def select_arguments(arguments: Sequence[Any], index: int) -> tuple[Any, ...]:
+    """Return :func:`select` of each argument, for a call on the ``index``-th hosted replica."""
+    return tuple([select(argument, index) for argument in arguments])
 
 
 def local_components(value: Any, num_hosted: int) -> tuple[Any, ...]:

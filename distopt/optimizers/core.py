@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -20,7 +20,7 @@ from distopt.clipping import clip_by_global_norm, clip_by_norm, clip_by_value
 from distopt.indexed_slices import IndexedSlices
 from distopt.norms import add_sums
 from distopt.optimizers import hypers as hyper_arithmetic
-from distopt.optimizers.engine import get_engine
+from distopt.optimizers.engine import Engine, Kernel, get_engine
 from distopt.optimizers.hypers import HyperTable
 from distopt.optimizers.layout import Layout
 from distopt.optimizers.owner import Clips, SpanOwner, apply_constraint
@@ -48,6 +48,16 @@ class OptimizerState:
     extras: Mapping[str, Array] = field(default_factory=dict)
 
 
+class _Bound(NamedTuple):
+    """The kernel and the arrays of one variable: ``flat`` are views of ``storage`` and ``slots``."""
+
+    kernel: Kernel
+    flat: tuple[Array, ...]
+    storage: Array
+    slots: list[Array]
+    dtype: np.dtype[Any]
+
+
 class OptimizerCore:
     """Layouts, owners, slots and hypers; ``name`` is unique enough to be in the names of variables."""
 
@@ -61,6 +71,8 @@ class OptimizerCore:
         self._layouts: dict[tuple[int, ...], Layout] = {}
         self._owners: dict[int, SpanOwner] = {}
         self._building = threading.RLock()
+        self._bound: dict[int, _Bound] = {}
+        self._bound_engine: Engine | None = None
         self.slots = SlotStore(name)
         self.clips = Clips()
 
@@ -171,24 +183,39 @@ class OptimizerCore:
         Raises: as :func:`~distopt.optimizers.pipeline.check_gradients`, and TapeError, before anything changes.
         """
         checked = check_gradients(pairs)
-        self.build(variable for _, variable in checked)
+        self.build([variable for _, variable in checked])
         for _, variable in checked:
             variable.check_writable()
-        rule, engine = self.rule, get_engine()
+        engine = get_engine()
+        if engine is not self._bound_engine:
+            self._bound, self._bound_engine = {}, engine
         scalars: dict[np.dtype[Any], tuple[Any, ...]] = {}
         for gradient, variable in checked:
-            dtype = variable.storage.dtype
+            bound = self._bound.get(id(variable))
+            if bound is None or variable.is_split:
+                bound = self._bind(engine, variable, replica_id)
+            dtype = bound.dtype
             if dtype not in scalars:
                 scalars[dtype] = self.scalars(hypers, dtype)
-            storage, slots = self._arrays(variable, replica_id)
             if isinstance(gradient, IndexedSlices):
-                update_rows(engine, rule, storage, slots, gradient, scalars[dtype])
+                update_rows(engine, self.rule, bound.storage, bound.slots, gradient, scalars[dtype])
                 continue
-            array = np.require(array_of(gradient), requirements=["C", "A"])
-            engine.update(
-                rule, storage.reshape(-1), [slot.reshape(-1) for slot in slots], array.reshape(-1), scalars[dtype]
-            )
-            apply_constraint(variable, storage)
+            array = array_of(gradient)
+            flags = array.flags
+            if not (flags.c_contiguous and flags.aligned):
+                array = np.require(array, requirements=["C", "A"])
+            bound.kernel(*bound.flat, array.reshape(-1), *scalars[dtype])
+            if variable.constraint is not None:
+                apply_constraint(variable, bound.storage)
+
+    def _bind(self, engine: Engine, variable: Variable, replica_id: int | None) -> _Bound:
+        """Return what updates one variable, or one replica's copy of it; kept where there is one value."""
+        storage, slots = self._arrays(variable, replica_id)
+        flat = tuple(array.reshape(-1) for array in (storage, *slots))
+        bound = _Bound(engine.kernel(self.rule, storage.dtype), flat, storage, slots, storage.dtype)
+        if not variable.is_split:
+            self._bound[id(variable)] = bound
+        return bound
 
     def _arrays(self, variable: Variable, replica_id: int | None) -> tuple[Array, list[Array]]:
         if replica_id is None or not variable.is_split:
@@ -207,7 +234,8 @@ class OptimizerCore:
         """Count one step."""
         iterations = self.iterations
         iterations.check_writable()
-        iterations.storage[...] += 1
+        count = iterations.storage
+        count[()] = count.item() + 1
 
     def clip(self, pairs: Iterable[Pair]) -> list[Pair]:
         """Return the pairs clipped by value, then by norm, then by global norm, as far as each is set.
@@ -216,6 +244,8 @@ class OptimizerCore:
         """
         clipped = list(pairs)
         clips = self.clips
+        if not clips.active:
+            return clipped
         if clips.value is not None:
             clipped = [(clip_by_value(gradient, -clips.value, clips.value), v) for gradient, v in clipped]
         if clips.norm is not None:

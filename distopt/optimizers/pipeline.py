@@ -32,10 +32,12 @@ Pair = tuple[Any, Variable]
 class Pairs:
     """One replica's ``[(gradient, variable)]``, as one leaf: a strategy regroups replicas around it, not inside it."""
 
-    __slots__ = ("_pairs",)
+    __slots__ = ("_pairs", "key")
 
     def __init__(self, pairs: Iterable[Pair]) -> None:
         self._pairs = list(pairs)
+        self.key = tuple([id(variable) for _, variable in self._pairs])
+        """Equal for the same variables in the same order."""
 
     def __iter__(self) -> Iterator[Pair]:
         return iter(self._pairs)
@@ -52,8 +54,15 @@ class Pairs:
 
 def fits_flat_arrays(pairs: Pairs) -> bool:
     """Return whether all gradients are dense and no variable is listed twice."""
-    variables = {id(variable) for gradient, variable in pairs if not isinstance(gradient, IndexedSlices)}
-    return len(variables) == len(pairs)
+    return len(set(pairs.key)) == len(pairs.key) and not has_rows(pairs)
+
+
+def has_rows(pairs: Iterable[Pair]) -> bool:
+    """Return whether a gradient is row-sparse."""
+    for gradient, _ in pairs:  # noqa: SIM110 - a generator would cost as much as the loop
+        if isinstance(gradient, IndexedSlices):
+            return True
+    return False
 
 
 def filter_empty_gradients(grads_and_vars: Iterable[tuple[Any, Any]]) -> list[Pair]:
@@ -80,7 +89,15 @@ def check_gradients(pairs: Iterable[Pair]) -> list[Pair]:
     Raises: ValueError for a gradient of another dtype or shape, or one with a row that does not exist; RuntimeError
     for a row-sparse gradient of a variable with a constraint; NotImplementedError for a pair without a variable.
     """
-    return [(_checked(gradient, variable), variable) for gradient, variable in pairs]
+    checked = []
+    for gradient, variable in pairs:
+        if type(gradient) is Tensor and type(variable) is Variable:
+            array, storage = gradient.numpy(), variable.storage
+            if array.dtype == storage.dtype and array.shape == storage.shape:
+                checked.append((gradient, variable))
+                continue
+        checked.append((_checked(gradient, variable), variable))
+    return checked
 
 
 def _checked(gradient: Any, variable: Any) -> Any:
