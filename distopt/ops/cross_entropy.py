@@ -17,6 +17,7 @@ from distopt.tensor import Operand, Tensor, call
 from distopt.types import Array
 
 _OPERANDS = (Operand, np.ndarray)
+_FEW_CLASSES = 32
 _UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 
 
@@ -51,11 +52,17 @@ def _sparse_forward(needed: Sequence[int], labels: Array, logits: Array) -> tupl
     if labels.size and np.maximum.reduce(labels.view(_UNSIGNED[labels.itemsize]), axis=None) >= classes:
         wrong = labels[(labels < 0) | (labels >= classes)].reshape(-1)[0]
         raise ValueError(f"label {wrong} is not one of the {classes} classes 0..{classes - 1}")
-    # In C order whatever the order of logits, so that its flat view is a view.
-    z = np.subtract(logits, np.maximum.reduce(logits, axis=-1, keepdims=True), order="C")
-    chosen = np.arange(0, z.size, classes)
-    chosen += labels if labels.ndim == 1 else labels.reshape(-1)
-    picked = z.reshape(-1)[chosen]
+    if labels.ndim == 1 and classes <= _FEW_CLASSES:
+        # Stored class by class, a reduction over few classes adds long rows instead of many short ones.
+        z = logits.copy(order="F")
+        chosen = np.multiply(labels, len(labels), dtype=np.int64)
+        chosen += np.arange(len(labels))
+    else:
+        z = logits.copy(order="C")
+        chosen = np.arange(0, z.size, classes)
+        chosen += labels.reshape(-1).astype(np.int64, copy=False)
+    z -= np.maximum.reduce(z, axis=-1, keepdims=True)
+    picked = z.ravel(order="K")[chosen]
     np.exp(z, out=z)
     sums = np.add.reduce(z, axis=-1)
     losses = np.log(sums)
@@ -66,7 +73,7 @@ def _sparse_forward(needed: Sequence[int], labels: Array, logits: Array) -> tupl
 def _sparse_backward(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
     exponentials, sums, chosen = node.saved
     exponentials *= (gradient / sums)[..., None]
-    exponentials.reshape(-1)[chosen] -= gradient if gradient.ndim == 1 else gradient.reshape(-1)
+    exponentials.ravel(order="K")[chosen] -= gradient if gradient.ndim == 1 else gradient.reshape(-1)
     return (exponentials,)
 
 

@@ -22,6 +22,7 @@ K = _RANDOM.normal(size=(4, 2))
 S = _RANDOM.normal(size=(3, 4))
 P = _RANDOM.uniform(0.1, 1.0, (3, 4))
 LABELS = np.array([1, 3, 0])
+MANY = _RANDOM.normal(size=(2, 40))
 X3 = _RANDOM.normal(size=(2, 3, 4))
 
 CASES: dict[str, tuple[Callable[..., Any], list[Array]]] = {
@@ -77,6 +78,7 @@ CASES: dict[str, tuple[Callable[..., Any], list[Array]]] = {
     "dense_three_axes": (lambda x, k, b: ops.dense(x, k, b, "tanh"), [X3, K, K[0]]),
     "cross_entropy_labels": (lambda z: ops.softmax_cross_entropy(LABELS, z), [S]),
     "cross_entropy_labels_three_axes": (lambda z: ops.softmax_cross_entropy(np.array([[1, 3, 0], [2, 2, 1]]), z), [X3]),
+    "cross_entropy_many_classes": (lambda z: ops.softmax_cross_entropy(np.array([39, 0]), z), [MANY]),
     "cross_entropy_probabilities": (lambda p, z: ops.softmax_cross_entropy(p, z), [P, S]),
     "cross_entropy_of_transposed": (lambda z: ops.softmax_cross_entropy(LABELS, ops.transpose(z)), [S.T.copy()]),
 }

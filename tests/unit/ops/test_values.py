@@ -81,6 +81,16 @@ def test_cross_entropy_of_large_logits_is_stable_for_every_form_of_label(kind: s
     np.testing.assert_allclose(tape.gradient(losses, z).numpy(), [[1, -1, 0], probabilities - [0, 0, 1]], atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", "uint32", "int64", "uint64"])
+@pytest.mark.parametrize("classes", [3, 100])
+def test_cross_entropy_takes_labels_of_every_integer_dtype(dtype: str, classes: int) -> None:
+    logits = np.random.default_rng(1).normal(size=(90, classes)).astype(np.float32)
+    labels = np.arange(90) % classes
+    expected = ops.softmax_cross_entropy(np.eye(classes)[labels], logits).numpy()
+    result = ops.softmax_cross_entropy(labels.astype(dtype), logits).numpy()
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("label", [3, -1])
 def test_cross_entropy_with_a_label_out_of_range_is_refused(label: int) -> None:
     with pytest.raises(ValueError, match=f"label {label} is not one of the 3 classes"):
