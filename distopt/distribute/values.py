@@ -6,7 +6,7 @@ inverse. Containers are walked leaf by leaf; everything else is a leaf.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from distopt.nest import map_structure
@@ -62,6 +62,10 @@ def regroup(values: Sequence[Any]) -> Any:
     return map_structure(leaf, *values)
 
 
+# A tuple of classes, none of them abstract: such a check takes a tenth of the time.
+_CONTAINERS = (tuple, list, dict)
+
+
 def select(value: Any, index: int) -> Any:
     """Return the component of ``value`` for the ``index``-th hosted replica; plain leaves are shared.
 
@@ -69,9 +73,9 @@ def select(value: Any, index: int) -> Any:
     [2.0, 3]
     """
 
-    if isinstance(value, tuple | list | Mapping):
-        return map_structure(lambda item: select(item, index), value)
-    return value.values[index] if isinstance(value, DistributedValues) else value
+    if isinstance(value, DistributedValues):
+        return value.values[index]
+    return map_structure(lambda item: select(item, index), value) if isinstance(value, _CONTAINERS) else value
 
 
 def select_arguments(arguments: Sequence[Any], index: int) -> tuple[Any, ...]:

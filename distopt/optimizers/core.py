@@ -24,7 +24,7 @@ from distopt.optimizers.engine import Engine, Kernel, get_engine
 from distopt.optimizers.hypers import HyperTable
 from distopt.optimizers.layout import Layout
 from distopt.optimizers.owner import Clips, SpanOwner, apply_constraint
-from distopt.optimizers.pipeline import Pair, array_of, check_gradients
+from distopt.optimizers.pipeline import Pair, Pairs, array_of, check_gradients
 from distopt.optimizers.rule import Rule
 from distopt.optimizers.slots import SlotStore
 from distopt.optimizers.sparse import update_rows
@@ -183,30 +183,32 @@ class OptimizerCore:
         Raises: as :func:`~distopt.optimizers.pipeline.check_gradients`, and TapeError, before anything changes.
         """
         checked = check_gradients(pairs)
-        self.build([variable for _, variable in checked])
-        for _, variable in checked:
-            variable.check_writable()
         engine = get_engine()
         if engine is not self._bound_engine:
             self._bound, self._bound_engine = {}, engine
-        scalars: dict[np.dtype[Any], tuple[Any, ...]] = {}
-        for gradient, variable in checked:
+        bounds = []
+        for _, variable in checked:
             bound = self._bound.get(id(variable))
             if bound is None or variable.is_split:
+                self.build([variable])
                 bound = self._bind(engine, variable, replica_id)
-            dtype = bound.dtype
-            if dtype not in scalars:
-                scalars[dtype] = self.scalars(hypers, dtype)
-            if isinstance(gradient, IndexedSlices):
-                update_rows(engine, self.rule, bound.storage, bound.slots, gradient, scalars[dtype])
+            bounds.append(bound)
+            variable.check_writable()
+        scalars: dict[np.dtype[Any], tuple[Any, ...]] = {}
+        for (gradient, variable), (kernel, flat, storage, slots, dtype) in zip(checked, bounds, strict=True):
+            own = scalars.get(dtype)
+            if own is None:
+                own = scalars[dtype] = self.scalars(hypers, dtype)
+            if type(gradient) is IndexedSlices:
+                update_rows(engine, self.rule, storage, slots, gradient, own)
                 continue
             array = array_of(gradient)
             flags = array.flags
             if not (flags.c_contiguous and flags.aligned):
                 array = np.require(array, requirements=["C", "A"])
-            bound.kernel(*bound.flat, array.reshape(-1), *scalars[dtype])
+            kernel(*flat, array.reshape(-1), *own)
             if variable.constraint is not None:
-                apply_constraint(variable, bound.storage)
+                apply_constraint(variable, storage)
 
     def _bind(self, engine: Engine, variable: Variable, replica_id: int | None) -> _Bound:
         """Return what updates one variable, or one replica's copy of it; kept where there is one value."""
@@ -237,15 +239,15 @@ class OptimizerCore:
         count = iterations.storage
         count[()] = count.item() + 1
 
-    def clip(self, pairs: Iterable[Pair]) -> list[Pair]:
+    def clip(self, pairs: Iterable[Pair]) -> Iterable[Pair]:
         """Return the pairs clipped by value, then by norm, then by global norm, as far as each is set.
 
         The bits are those that :meth:`finish` computes on flat arrays.
         """
-        clipped = list(pairs)
         clips = self.clips
-        if not clips.active:
-            return clipped
+        if not clips.active and type(pairs) is Pairs:
+            return pairs
+        clipped = list(pairs)
         if clips.value is not None:
             clipped = [(clip_by_value(gradient, -clips.value, clips.value), v) for gradient, v in clipped]
         if clips.norm is not None:

@@ -30,7 +30,10 @@ Pair = tuple[Any, Variable]
 
 
 class Pairs:
-    """One replica's ``[(gradient, variable)]``, as one leaf: a strategy regroups replicas around it, not inside it."""
+    """One replica's ``[(gradient, variable)]``, as one leaf: a strategy regroups replicas around it, not inside it.
+
+    The gradients have been through :func:`check_gradients`.
+    """
 
     __slots__ = ("_pairs", "key")
 
@@ -89,6 +92,8 @@ def check_gradients(pairs: Iterable[Pair]) -> list[Pair]:
     Raises: ValueError for a gradient of another dtype or shape, or one with a row that does not exist; RuntimeError
     for a row-sparse gradient of a variable with a constraint; NotImplementedError for a pair without a variable.
     """
+    if type(pairs) is Pairs:
+        return pairs._pairs
     checked = []
     for gradient, variable in pairs:
         if type(gradient) is Tensor and type(variable) is Variable:
