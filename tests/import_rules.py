@@ -245,8 +245,8 @@ def out_of_home(source: Source, found: list[Reference], layers: Layers) -> list[
         (("eval", "builtins.eval"), False, "no eval"),
         (
             ("exec", "builtins.exec"),
-            source.module == "distopt.optimizers.kernels",
-            "exec lives in distopt/optimizers/kernels.py, for source that is generated there",
+            source.module == "distopt.kernels",
+            "exec lives in distopt/kernels.py, for source that is generated there",
         ),
     ]
     return sorted(

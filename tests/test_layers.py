@@ -217,7 +217,7 @@ def test_home_check_on_a_use_elsewhere_complains(path: str, text: str) -> None:
         ("distopt/comm/x.py", "import time\nnow = time.monotonic() + time.perf_counter()"),
         ("distopt/tasks/x.py", "class A:\n    def eval(self):\n        return self.model.eval()"),
         ("distopt/tasks/x.py", "import distopt.keras"),
-        ("distopt/optimizers/kernels.py", "exec(compile(source, 'kernel', 'exec'), {})"),
+        ("distopt/kernels.py", "exec(compile(source, 'kernel', 'exec'), {})"),
     ],
 )
 def test_home_check_at_home_is_silent(path: str, text: str) -> None:

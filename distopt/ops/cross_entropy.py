@@ -11,13 +11,14 @@ import numpy as np
 from autograd.extend import defvjp, primitive
 
 from distopt.autodiff.nodes import FUSED, Fused, Node
+from distopt.ops import loops
 from distopt.ops.arrays import cast
+from distopt.ops.loops import FEW_CLASSES
 from distopt.ops.shapes import operand
 from distopt.tensor import Operand, Tensor, call
 from distopt.types import Array
 
 _OPERANDS = (Operand, np.ndarray)
-_FEW_CLASSES = 32
 _UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 
 
@@ -46,34 +47,39 @@ def softmax_cross_entropy(labels: Any, logits: Any) -> Tensor:
 
 
 def _sparse_forward(needed: Sequence[int], labels: Array, logits: Array) -> tuple[Any, Any]:
-    """Return the losses, and what :func:`_sparse_backward` needs: exponentials, sums, flat label positions."""
+    """Return the losses, and what :func:`_sparse_backward` needs: exponentials, sums, labels or flat positions of them."""
     classes = logits.shape[-1]
     # Seen as unsigned, a negative label is a very large one.
     if labels.size and np.maximum.reduce(labels.view(_UNSIGNED[labels.itemsize]), axis=None) >= classes:
         wrong = labels[(labels < 0) | (labels >= classes)].reshape(-1)[0]
         raise ValueError(f"label {wrong} is not one of the {classes} classes 0..{classes - 1}")
-    if labels.ndim == 1 and classes <= _FEW_CLASSES:
-        # Stored class by class, a reduction over few classes adds long rows instead of many short ones.
-        z = logits.copy(order="F")
-        chosen = np.multiply(labels, len(labels), dtype=np.int64)
-        chosen += np.arange(len(labels))
-    else:
-        z = logits.copy(order="C")
-        chosen = np.arange(0, z.size, classes)
-        chosen += labels.reshape(-1).astype(np.int64, copy=False)
+    if labels.ndim == 1 and classes <= FEW_CLASSES:
+        positions = np.ascontiguousarray(labels, np.int64)
+        z, picked = loops.shift_rows(logits, positions)
+        np.exp(z, out=z)
+        sums = loops.sum_rows(z)
+        losses = np.log(sums)
+        losses -= picked
+        return losses, (z, sums, positions)
+    z = logits.copy(order="C")
+    chosen = np.arange(0, z.size, classes)
+    chosen += labels.reshape(-1).astype(np.int64, copy=False)
     z -= np.maximum.reduce(z, axis=-1, keepdims=True)
-    picked = z.ravel(order="K")[chosen]
+    picked = z.reshape(-1)[chosen]
     np.exp(z, out=z)
     sums = np.add.reduce(z, axis=-1)
     losses = np.log(sums)
-    losses -= picked if labels.ndim == 1 else picked.reshape(labels.shape)
+    losses -= picked.reshape(labels.shape)
     return losses, (z, sums, chosen)
 
 
 def _sparse_backward(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
     exponentials, sums, chosen = node.saved
+    if gradient.ndim == 1 and exponentials.shape[1] <= FEW_CLASSES:
+        loops.scale_rows_and_subtract(exponentials, gradient / sums, chosen, gradient)
+        return (exponentials,)
     exponentials *= (gradient / sums)[..., None]
-    exponentials.ravel(order="K")[chosen] -= gradient if gradient.ndim == 1 else gradient.reshape(-1)
+    exponentials.reshape(-1)[chosen] -= gradient.reshape(-1)
     return (exponentials,)
 
 

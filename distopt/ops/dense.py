@@ -11,6 +11,7 @@ import numpy as np
 from autograd.extend import defvjp_argnums, primitive
 
 from distopt.autodiff.nodes import FUSED, Fused, Node
+from distopt.ops import loops
 from distopt.ops.elementwise import relu_of, sigmoid_of
 from distopt.tensor import Tensor, call
 from distopt.types import Array
@@ -36,6 +37,9 @@ def dense(x: Any, kernel: Any, bias: Any = None, activation: str | None = None) 
 @primitive  # type: ignore[untyped-decorator]  # autograd is untyped
 def _dense(x: Array, kernel: Array, bias: Array | None, activation: str) -> Array:
     result: Array = np.matmul(x, kernel)
+    if activation == "relu" and bias is not None and result.ndim == 2:
+        loops.add_bias_and_relu(result, bias)
+        return result
     if bias is not None:
         result += bias
     if activation == "relu":
@@ -50,7 +54,10 @@ def _dense(x: Array, kernel: Array, bias: Array | None, activation: str) -> Arra
 def _backward(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
     args = node.args
     activation = args[3]
-    if activation != "linear":
+    bias_gradient = None
+    if activation == "relu" and owned and gradient.ndim == 2:
+        bias_gradient = loops.relu_backward(gradient, node.value)
+    elif activation != "linear":
         result = node.value
         if activation == "relu":
             slope = result > 0
@@ -69,7 +76,7 @@ def _backward(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
             x = args[0]
             part = np.matmul(x.T if x.ndim == 2 else x.reshape(-1, x.shape[-1]).T, rows)
         else:
-            part = np.add.reduce(rows, 0)
+            part = np.add.reduce(rows, 0) if bias_gradient is None else bias_gradient
         gradients.append(part if part.dtype is argument.dtype else part.astype(argument.dtype, copy=False))
     return gradients
 

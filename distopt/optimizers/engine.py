@@ -18,6 +18,7 @@ import numpy as np
 
 from distopt import norms
 from distopt.arena import BLOCK
+from distopt.kernels import use_compiled_loops
 from distopt.optimizers import kernels
 from distopt.optimizers.rule import Rule
 from distopt.types import Array
@@ -81,7 +82,7 @@ def _run_in_blocks(step: Callable[..., Any], num_slots: int, *arguments: Any) ->
 
 
 class CompiledEngine:
-    """The fast one: kernels compiled by Numba, kept as :mod:`distopt.optimizers.kernels` says."""
+    """The fast one: kernels compiled by Numba, kept as :mod:`distopt.kernels` says."""
 
     name = "compiled"
 
@@ -132,9 +133,12 @@ def get_engine(name: str | None = None) -> Engine:
 
 
 def set_default_engine(name: str) -> None:
-    """Run every optimizer of this process on the engine ``name`` from now on; at first it is ``"compiled"``.
+    """Run every optimizer of this process, and the loops of operations, on the engine ``name`` from now on.
+
+    At first it is ``"compiled"``.
 
     Raises: ValueError for a name other than ``"numpy"`` and ``"compiled"``.
     """
     get_engine(name)
     _default[0] = name
+    use_compiled_loops(name == "compiled")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distopt import __version__, blas
-from distopt.optimizers.kernels import cache_directory
+from distopt.kernels import cache_directory
 from distopt.runtime.cluster import INSTALL_MPI, environment
 from distopt.runtime.fingerprint import numerics_fingerprint
 from distopt.runtime.paths import keep_kernels_in_cache_home

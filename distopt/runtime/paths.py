@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from distopt.optimizers.kernels import set_cache_directory
+from distopt.kernels import set_cache_directory
 
 
 def find_tasks_in_working_directory() -> None:

@@ -8,7 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from distopt.optimizers import get_engine, kernels, rules, set_default_engine
+from distopt import kernels
+from distopt.optimizers import get_engine, rules, set_default_engine
+from distopt.optimizers import kernels as rule_kernels
 from distopt.optimizers.engine import NUMPY_BLOCK
 from distopt.optimizers.rule import Rows, Rule, SparseUse
 from distopt.types import Array
@@ -87,7 +89,7 @@ def freshly_compiled() -> Iterator[None]:
 
 def kernel_code(rule: Rule) -> str:
     """The machine-independent code of a kernel, without the wrapper that takes Python's numbers apart."""
-    kernel: Any = kernels.load_rule(rule, np.dtype(np.float32))
+    kernel: Any = rule_kernels.load_rule(rule, np.dtype(np.float32))
     (text,) = kernel.inspect_llvm().values()
     functions = re.findall(r"^define .*?^\}", text, re.MULTILINE | re.DOTALL)
     return "\n".join(f for f in functions if "@_ZN7cpython" not in f and "@cfunc." not in f and "NRT_" not in f[:80])

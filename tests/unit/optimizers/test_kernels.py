@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distopt.optimizers import kernels, rules
+from distopt import kernels
+from distopt.optimizers import kernels as rule_kernels
+from distopt.optimizers import rules
 from distopt.optimizers.rule import Rows, Rule, SparseUse
 
 FLOAT32 = np.dtype(np.float32)
@@ -32,7 +34,7 @@ def run(kernel: Any) -> float:
 
 
 def test_a_kernel_is_compiled_once_and_loaded_afterwards(directory: Path) -> None:
-    first, second = (kernels.load_rule(rules.SGD, FLOAT32) for _ in range(2))
+    first, second = (rule_kernels.load_rule(rules.SGD, FLOAT32) for _ in range(2))
     assert sum(first.stats.cache_misses.values()) == 1  # type: ignore[attr-defined]  # Numba's dispatcher
     assert sum(second.stats.cache_hits.values()) == 1  # type: ignore[attr-defined]  # Numba's dispatcher
     assert run(first) == run(second) == -0.5
@@ -40,7 +42,7 @@ def test_a_kernel_is_compiled_once_and_loaded_afterwards(directory: Path) -> Non
 
 
 def test_the_directory_is_closed_to_others(directory: Path) -> None:
-    kernels.load_rule(rules.SGD, FLOAT32)
+    rule_kernels.load_rule(rules.SGD, FLOAT32)
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
 
 
@@ -48,9 +50,9 @@ def test_a_directory_open_to_others_is_not_used_and_one_warning_is_given(directo
     directory.mkdir()
     directory.chmod(0o755)
     with pytest.warns(RuntimeWarning, match="0700"):
-        kernel = kernels.load_rule(rules.SGD, FLOAT32)
+        kernel = rule_kernels.load_rule(rules.SGD, FLOAT32)
     assert run(kernel) == -0.5
-    assert run(kernels.load_rule(rules.SGD, FLOAT32)) == -0.5  # a second warning would be an error here
+    assert run(rule_kernels.load_rule(rules.SGD, FLOAT32)) == -0.5  # a second warning would be an error here
     assert not list(directory.iterdir())
 
 
@@ -58,7 +60,7 @@ def test_a_path_that_cannot_be_a_directory_means_in_memory(tmp_path: Path, direc
     (tmp_path / "file").write_text("")
     kernels.set_cache_directory(tmp_path / "file" / "kernels")
     with pytest.warns(RuntimeWarning, match="in memory"):
-        assert run(kernels.load_rule(rules.SGD, FLOAT32)) == -0.5
+        assert run(rule_kernels.load_rule(rules.SGD, FLOAT32)) == -0.5
 
 
 def test_an_edited_rule_gets_another_kernel(directory: Path) -> None:
@@ -74,17 +76,17 @@ def test_an_edited_rule_gets_another_kernel(directory: Path) -> None:
 
         linecache.checkcache(str(path))
         rule = Rule("edited", namespace["step"], (), ("rate",), SparseUse(Rows.TOUCHED, Rows.TOUCHED))
-        assert run(kernels.load_rule(rule, FLOAT32)) == (-0.5 if sign == "-" else 0.5)
+        assert run(rule_kernels.load_rule(rule, FLOAT32)) == (-0.5 if sign == "-" else 0.5)
         os.utime(path, ns=(1, 1))
     assert len(list(directory.glob("kernel_*.py"))) == 2
 
 
 def test_a_file_with_other_contents_than_its_name_says_is_not_run(directory: Path) -> None:
-    kernels.load_rule(rules.SGD, FLOAT32)
+    rule_kernels.load_rule(rules.SGD, FLOAT32)
     (path,) = directory.glob("kernel_*.py")
     path.write_text("raise SystemExit('planted')\n")
     with pytest.warns(RuntimeWarning, match="does not hold what its name says"):
-        assert run(kernels.load_rule(rules.SGD, FLOAT32)) == -0.5
+        assert run(rule_kernels.load_rule(rules.SGD, FLOAT32)) == -0.5
 
 
 def shifted(value: Any, rate: Any) -> Any:
@@ -97,7 +99,7 @@ def step_with_helper(variable: Any, gradient: Any, rate: Any) -> Any:
 
 def test_a_step_may_call_other_functions_of_its_module(directory: Path) -> None:
     rule = Rule("helped", step_with_helper, (), ("rate",), SparseUse(Rows.TOUCHED, Rows.TOUCHED))
-    assert run(kernels.load_rule(rule, FLOAT32)) == -0.5
+    assert run(rule_kernels.load_rule(rule, FLOAT32)) == -0.5
     (path,) = directory.glob("kernel_*.py")
     assert "def shifted" in path.read_text()
 
@@ -107,9 +109,10 @@ def test_processes_that_start_at_once_compile_a_kernel_once(directory: Path) -> 
     program = (
         "import sys, numpy as np\n"
         "from pathlib import Path\n"
-        "from distopt.optimizers import kernels, rules\n"
+        "from distopt import kernels\n"
+        "from distopt.optimizers import kernels as rule_kernels, rules\n"
         "kernels.set_cache_directory(Path(sys.argv[1]))\n"
-        "kernel = kernels.load_rule(rules.ADAM, np.dtype('float32'))\n"
+        "kernel = rule_kernels.load_rule(rules.ADAM, np.dtype('float32'))\n"
         "print(sum(kernel.stats.cache_misses.values()), sum(kernel.stats.cache_hits.values()))\n"
     )
     started = [

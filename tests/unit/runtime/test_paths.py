@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distopt.optimizers.kernels import cache_directory, set_cache_directory
+from distopt.kernels import cache_directory, set_cache_directory
 from distopt.runtime.paths import keep_kernels_in_cache_home
 
 

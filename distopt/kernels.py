@@ -1,0 +1,246 @@
+"""Compiled kernels: generated source, kept in a private directory of the user.
+
+Theory of operation. A kernel is a module generated from the source of a pure function: that function, compiled, and
+one in-place loop that calls it. The module is written to the cache directory under a name that holds the SHA-256 of
+all that decides its machine code (its text, the Numba, llvmlite and Python versions, the CPU and its features), and
+Numba keeps the machine code beside it. A name is never written with other contents, so a stale kernel cannot be
+served. A file lock makes processes that start at once compile one after the other: the first compiles, the others
+load.
+
+The files are executed when they are loaded. They are trusted because the directory belongs to the user and is closed
+to others; a directory that is not so, or cannot be written, is not used: kernels are then compiled in memory, with
+one warning.
+
+Numba is imported here, on first use, because the import takes longer than many programs run.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import importlib.util
+import inspect
+import os
+import platform
+import stat
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+import types
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # a platform without it: Numba's own writes are atomic, so processes only compile more than once
+    fcntl = None  # type: ignore[assignment]
+
+LOCK_ATTEMPTS = 1200
+LOCK_INTERVAL_S = 0.05
+
+
+class UnprintableFunctionError(ValueError):
+    """A step function whose source cannot stand alone: a closure, a lambda, or one typed at a prompt."""
+
+
+_directory: list[Path | None] = []
+_use_compiled = [True]
+_loading = threading.Lock()
+_warned: list[str] = []
+
+
+def set_cache_directory(directory: Path | None) -> None:
+    """Keep compiled kernels in ``directory`` from now on; ``None``: only in memory."""
+    _directory[:] = [directory]
+    _warned.clear()
+
+
+def cache_directory() -> Path | None:
+    """Return where compiled kernels are kept; unless set, ``~/.cache/distopt/kernels``."""
+    if not _directory:
+        try:
+            _directory[:] = [Path.home() / ".cache" / "distopt" / "kernels"]
+        except RuntimeError:  # a user without a home
+            _directory[:] = [None]
+    return _directory[0]
+
+
+def use_compiled_loops(use: bool) -> None:
+    """Run the loops of operations (:mod:`distopt.ops.loops`) compiled, or as the NumPy calls that give the same bits."""
+    _use_compiled[:] = [use]
+
+
+def compiled_loops() -> bool:
+    """Return whether operations run their loops compiled; at first they do."""
+    return _use_compiled[0]
+
+
+def functions_source(step: Callable[..., Any]) -> str:
+    """Return source that defines ``step``, compiled, and every function that it calls.
+
+    Raises: UnprintableFunctionError if it is no plain module-level function, or refers to a global that is neither such
+    a function nor NumPy as ``np``.
+    """
+    texts: dict[str, str] = {}
+    _collect_sources(step, texts)
+    return "\n\n".join(texts.values())
+
+
+def _collect_sources(function: Any, texts: dict[str, str]) -> None:
+    if (
+        not isinstance(function, types.FunctionType)
+        or function.__closure__
+        or function.__qualname__ != function.__name__
+    ):
+        raise UnprintableFunctionError(f"{function!r} is not a plain function of a module")
+    if function.__name__ in texts or function.__name__ == "<lambda>":
+        if function.__name__ == "<lambda>":
+            raise UnprintableFunctionError("a lambda has no source of its own")
+        return
+    for name in function.__code__.co_names:
+        used = function.__globals__.get(name)
+        if used is None or used is np:
+            continue
+        if name not in function.__globals__ or used.__class__ is not types.FunctionType or used.__name__ != name:
+            raise UnprintableFunctionError(f"{function.__name__} refers to {name!r}, which is not a plain function")
+        _collect_sources(used, texts)
+    try:
+        source = textwrap.dedent(inspect.getsource(function))
+    except (OSError, TypeError) as error:
+        raise UnprintableFunctionError(f"{function.__name__} has no source") from error
+    if not source.startswith("def "):
+        raise UnprintableFunctionError(f"{function.__name__} is decorated")
+    # Annotations may name anything, so they are not evaluated.
+    texts[function.__name__] = f'@njit(error_model="numpy", nogil=True)\n{_without_annotations(source)}'
+
+
+def _without_annotations(source: str) -> str:
+    tree = ast.parse(source)
+    definition = tree.body[0]
+    assert isinstance(definition, ast.FunctionDef)
+    definition.returns = None
+    for argument in [*definition.args.posonlyargs, *definition.args.args]:
+        argument.annotation = None
+    if ast.get_docstring(definition) is not None:
+        definition.body = definition.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def load(source: Callable[[bool], str]) -> Callable[..., None]:
+    """Return the function ``kernel`` of the module whose text is ``source(cache)``, from the directory if it is there.
+
+    ``cache`` says whether Numba is to keep the machine code beside the module.
+    """
+    with _loading:
+        directory = cache_directory()
+        if directory is not None:
+            try:
+                _make_private(directory)
+                return _load_from(directory, source(True))
+            except OSError as error:
+                _warn_once(f"compiled kernels are kept in memory only, because {directory} cannot be used: {error}")
+        return execute(source(False))
+
+
+def _load_from(directory: Path, source: str) -> Callable[..., None]:
+    name = f"kernel_{_key(source)}"
+    path = directory / f"{name}.py"
+    with _locked(directory / "lock"):
+        if not path.exists():
+            _write_atomically(path, source)
+        elif path.read_text(encoding="utf-8") != source:
+            raise OSError(f"{path.name} does not hold what its name says; remove it")
+        spec = importlib.util.spec_from_file_location(f"distopt_{name}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module.__name__] = module
+        _without_bytecode(spec.loader, module)
+    kernel: Callable[..., None] = module.kernel
+    return kernel
+
+
+def _without_bytecode(loader: Any, module: types.ModuleType) -> None:
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        loader.exec_module(module)
+    finally:
+        sys.dont_write_bytecode = before
+
+
+def execute(source: str, names: Mapping[str, Any] | None = None) -> Callable[..., None]:
+    """Return ``kernel`` of a generated module that is kept in memory; ``names`` are what it may refer to."""
+    namespace: dict[str, Any] = {"__name__": f"distopt_kernel_{hashlib.sha256(source.encode()).hexdigest()[:16]}"}
+    namespace |= names or {}
+    exec(compile(source, "<distopt kernel>", "exec"), namespace)
+    kernel: Callable[..., None] = namespace["kernel"]
+    return kernel
+
+
+def _key(source: str) -> str:
+    """Return the digest of everything that decides the machine code of ``source``."""
+    import llvmlite
+    import llvmlite.binding
+    import numba
+
+    decisive = (
+        source,
+        numba.__version__,
+        llvmlite.__version__,
+        np.__version__,
+        platform.python_version(),
+        platform.machine(),
+        llvmlite.binding.get_host_cpu_name(),
+        llvmlite.binding.get_host_cpu_features().flatten(),
+    )
+    return hashlib.sha256("\0".join(decisive).encode()).hexdigest()
+
+
+def _make_private(directory: Path) -> None:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not hasattr(os, "getuid"):
+        return
+    status = directory.stat()
+    if status.st_uid != os.getuid():
+        raise PermissionError("it belongs to another user")
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        raise PermissionError("others may enter it; its mode must be 0700")
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise PermissionError("it is not writable")
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    if fcntl is None:
+        yield
+        return
+    with path.open("a") as file:
+        for attempt in range(LOCK_ATTEMPTS):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt == LOCK_ATTEMPTS - 1:
+                    raise
+                time.sleep(LOCK_INTERVAL_S)
+        yield  # closing the file gives the lock back, also when the process dies
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(temporary, path)
+
+
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.append(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=2)

@@ -1,0 +1,165 @@
+"""Passes over memory that NumPy makes in several and a compiled loop makes in one, with the same bits.
+
+Each public function takes flat rows in place or returns arrays, and runs compiled where :func:`distopt.kernels.compiled_loops`
+says so and the arrays are contiguous float32 or float64; otherwise it makes the NumPy calls that define it. What is
+compiled adds, multiplies, compares and copies; exponentials and logarithms are NumPy's, whose bits a compiler's are not.
+Every order of additions is left to right, which NumPy keeps along an axis that is not the fastest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from distopt import kernels
+from distopt.types import Array
+
+FEW_CLASSES = 32
+"""Up to so many classes, sums over them are formed left to right."""
+
+_NATIVE = {np.dtype(np.float32), np.dtype(np.float64)}
+
+
+def add_bias_and_relu(z: Array, bias: Array) -> None:
+    """Replace ``z``, shape ``[b, n]``, by ``max(z + bias, 0)``; a NaN stays one. ``bias`` has shape ``[n]``."""
+    if _is_native(z) and bias.dtype == z.dtype and bias.flags.c_contiguous:
+        _compiled(_ADD_BIAS_AND_RELU, z.dtype)(z, bias, z.dtype.type(0))
+        return
+    z += bias
+    # A row of zeros instead of the number 0: NumPy has a fast loop for two arrays, and a slow one for a number.
+    np.maximum(z, np.zeros(z.shape[-1:], z.dtype), out=z)
+
+
+def relu_backward(gradient: Array, result: Array) -> Array:
+    """Zero ``gradient`` where ``result`` is not positive, in place, and return its sum over rows.
+
+    Shapes: ``[b, n]``, both; the sum ``[n]``, rows added first to last.
+    """
+    if _is_native(gradient) and _is_native(result) and len(gradient):
+        total = np.empty(gradient.shape[1], gradient.dtype)
+        one = gradient.dtype.type
+        _compiled(_RELU_BACKWARD, gradient.dtype)(gradient, result, total, one(0), one(1))
+        return total
+    np.multiply(gradient, result > 0, out=gradient)
+    summed: Array = np.add.reduce(gradient, axis=0)
+    return summed
+
+
+def shift_rows(logits: Array, labels: Array) -> tuple[Array, Array]:
+    """Return ``(z, chosen)``: each row less its largest element, and of each row the element at its label.
+
+    Shapes: ``logits`` ``[b, c]`` with few classes, ``labels`` ``[b]``, int64 in 0..c-1; results ``[b, c]`` in C order, and
+    ``[b]``.
+    """
+    if _is_native(logits) and logits.shape[1]:
+        z, chosen = np.empty_like(logits), np.empty(len(logits), logits.dtype)
+        _compiled(_SHIFT_ROWS, logits.dtype)(logits, labels, z, chosen)
+        return z, chosen
+    z = np.subtract(logits, np.maximum.reduce(logits, axis=1, keepdims=True), order="C")
+    return z, z[np.arange(len(z)), labels]
+
+
+def sum_rows(values: Array) -> Array:
+    """Return the sum of each row of ``values``, shape ``[b, c]``, from left to right."""
+    if _is_native(values) and values.shape[1]:
+        sums = np.empty(len(values), values.dtype)
+        _compiled(_SUM_ROWS, values.dtype)(values, sums)
+        return sums
+    total: Array = np.add.reduce(np.ascontiguousarray(values.T), axis=0)
+    return total
+
+
+def scale_rows_and_subtract(values: Array, scales: Array, labels: Array, chosen: Array) -> None:
+    """Multiply row i of ``values`` by ``scales[i]``, then subtract ``chosen[i]`` from its element at ``labels[i]``."""
+    if _is_native(values) and scales.dtype == chosen.dtype == values.dtype:
+        _compiled(_SCALE_ROWS, values.dtype)(values, scales, labels, chosen)
+        return
+    values *= scales[:, None]
+    values[np.arange(len(values)), labels] -= chosen
+
+
+def _add_bias_and_relu_loop(z, bias, zero):  # type: ignore[no-untyped-def]
+    for i in range(z.shape[0]):
+        for j in range(z.shape[1]):
+            value = z[i, j] + bias[j]
+            z[i, j] = zero if value <= zero else value
+
+
+def _relu_backward_loop(gradient, result, total, zero, one):  # type: ignore[no-untyped-def]
+    for i in range(gradient.shape[0]):
+        for j in range(gradient.shape[1]):
+            value = gradient[i, j] * (one if result[i, j] > zero else zero)
+            gradient[i, j] = value
+            total[j] = value if i == 0 else total[j] + value
+
+
+def _shift_rows_loop(logits, labels, z, chosen):  # type: ignore[no-untyped-def]
+    for i in range(logits.shape[0]):
+        largest = logits[i, 0]
+        for j in range(1, logits.shape[1]):
+            value = logits[i, j]
+            # As np.maximum: a NaN wins, and stays.
+            if value > largest or value != value:
+                largest = value
+        for j in range(logits.shape[1]):
+            z[i, j] = logits[i, j] - largest
+        chosen[i] = z[i, labels[i]]
+
+
+def _sum_rows_loop(values, sums):  # type: ignore[no-untyped-def]
+    for i in range(values.shape[0]):
+        total = values[i, 0]
+        for j in range(1, values.shape[1]):
+            total += values[i, j]
+        sums[i] = total
+
+
+def _scale_rows_loop(values, scales, labels, chosen):  # type: ignore[no-untyped-def]
+    for i in range(values.shape[0]):
+        for j in range(values.shape[1]):
+            values[i, j] *= scales[i]
+        values[i, labels[i]] -= chosen[i]
+
+
+_ADD_BIAS_AND_RELU = (_add_bias_and_relu_loop, "_matrix, _vector, _scalar")
+_RELU_BACKWARD = (_relu_backward_loop, "_matrix, _input, _output, _scalar, _scalar")
+_SHIFT_ROWS = (_shift_rows_loop, "_input, _labels, _matrix, _output")
+_SUM_ROWS = (_sum_rows_loop, "_input, _output")
+_SCALE_ROWS = (_scale_rows_loop, "_matrix, _vector, _labels, _vector")
+
+_TEMPLATE = '''"""Generated by distopt for a loop of operations; do not edit."""
+
+from numba import njit, types
+
+{functions}
+
+_scalar = types.{dtype}
+_vector = types.Array(_scalar, 1, "C", readonly=True)
+_output = _scalar[::1]
+_matrix = _scalar[:, ::1]
+_input = types.Array(_scalar, 2, "C", readonly=True)
+_labels = types.Array(types.int64, 1, "C", readonly=True)
+
+kernel = njit([types.void({signature})], error_model="numpy", nogil=True, cache={cache})({name}.py_func)
+'''
+
+_loaded: dict[tuple[Any, np.dtype[Any]], Callable[..., None]] = {}
+
+
+def _is_native(array: Array) -> bool:
+    return kernels.compiled_loops() and array.dtype in _NATIVE and array.flags.c_contiguous
+
+
+def _compiled(loop: tuple[Callable[..., None], str], dtype: np.dtype[Any]) -> Callable[..., None]:
+    found = _loaded.get((loop, dtype))
+    if found is None:
+        function, signature = loop
+        functions = kernels.functions_source(function)
+        found = _loaded[loop, dtype] = kernels.load(
+            lambda cache: _TEMPLATE.format(
+                functions=functions, dtype=dtype.name, signature=signature, cache=cache, name=function.__name__
+            )
+        )
+    return found
