@@ -281,10 +281,20 @@ def call(primitive: Any, /, *args: Any, **kwargs: Any) -> Tensor:
         kind = type(argument)
         if kind is Tensor:
             argument = argument._value
+            kind = type(argument)
         elif kind is not _ndarray and isinstance(argument, Operand):
-            argument = argument.read_operand() if tape is None else tape.read(argument)
             reads_variable = True
-        if type(argument) is ArrayBox:
+            if tape is None:
+                argument = argument.read_operand()
+                kind = type(argument)
+            else:
+                argument, node = tape.read(argument)
+                if node is not None:
+                    parents.append(node)
+                    argnums.append(len(values))
+                values.append(argument)
+                continue
+        if kind is ArrayBox:
             if argument._trace != trace:
                 argument = strip(argument, state.active)
             if type(argument) is ArrayBox:

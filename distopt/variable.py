@@ -139,7 +139,7 @@ class Variable(Operand):
     def read_operand(self) -> Any:
         tape = state.sole
         if tape is not None:
-            return tape.read(self)
+            return tape.read_box(self)
         if not state.active:
             return self._storage if self._copies is None else self.local_array()
         value: Any = self.local_array().copy()
@@ -165,7 +165,7 @@ class Variable(Operand):
         tape = state.sole
         if tape is None:
             return Tensor(self.read_operand() if state.active else self.local_array().copy())
-        return _copied(tape.read(self))
+        return _copied(tape.read_box(self))
 
     def read_value(self) -> Tensor:
         """Return :meth:`value`."""
@@ -310,15 +310,16 @@ class Variable(Operand):
         return array
 
     def _drop_gone_readers(self) -> None:
-        count = len(self._readers)
-        for reader in self._readers[:count]:
+        readers = self._readers
+        count = len(readers)
+        for reader in readers[:count]:
             if reader.live:
                 raise TapeError(
                     f"{self.name} cannot be written to: GradientTape number {reader.number} has read it and may still "
                     "be asked for gradients; take the gradients first, drop the tape, or make it persistent"
                 )
         # A deletion in place, so that what another thread appends meanwhile is kept.
-        del self._readers[:count]
+        del readers[:count]
 
 
 def _copied(value: Any) -> Tensor:

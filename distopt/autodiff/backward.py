@@ -35,9 +35,8 @@ def backward_pass(
     ``seeds`` are target nodes with the gradient each starts from. With ``release``, nodes forget their arguments once
     they were visited. With ``replay_trace``, the computation is itself recorded by the tape of that trace.
     """
-    found: dict[int, Any] = {}
     if not wanted:
-        return found
+        return {}
     nodes = recording.nodes
     totals: list[Any] = [None] * len(nodes)
     owned = bytearray(len(nodes))  # whether a total is an array that nobody else holds
@@ -45,28 +44,25 @@ def backward_pass(
     for node, gradient in seeds:
         order = node.order
         totals[order] = gradient if totals[order] is None else _plus(totals[order], gradient)
-    oldest = min(wanted)
-    for order in range(len(nodes) - 1, oldest - 1, -1):
+    for order in range(len(nodes) - 1, min(wanted) - 1, -1):
+        node = nodes[order]
+        parents = node.parents
+        if rows and order in rows:
+            gradient = concatenate(rows.pop(order)[::-1])
+            if parents or totals[order] is not None:
+                gradient = densify(gradient)
+                gradient = gradient if totals[order] is None else anp.add(totals[order], gradient)
+            totals[order] = gradient
+        if not parents:
+            continue
         gradient = totals[order]
         if gradient is None:
-            if rows and order in rows:
-                found[order] = concatenate(rows[order][::-1])
-            continue
-        totals[order] = None
-        node = nodes[order]
-        if order in wanted:
-            if rows and order in rows:
-                gradient = anp.add(gradient, densify(concatenate(rows[order][::-1])))
-            found[order] = gradient
-            owned[order] = False
-        parents = node.parents
-        if not parents:
             continue
         fused = node.fused
         gradients: Any = NotImplemented
         fresh = False
         if fused is not None and replay_trace is None and type(gradient) is not ArrayBox:
-            gradients = fused.backward(node, gradient, owned[order] == 1)
+            gradients = fused.backward(node, gradient, owned[order] == 1 and order not in wanted)
             fresh = fused.fresh
         if gradients is NotImplemented:
             gradients = _differentiate(node, gradient, replay_trace)
@@ -76,8 +72,6 @@ def backward_pass(
             contribution = gradients[position]
             position += 1
             target = parent.order
-            if target < oldest:
-                continue
             earlier = totals[target]
             if type(contribution) is Rows:
                 rows.setdefault(target, []).append(contribution)
@@ -91,7 +85,7 @@ def backward_pass(
                 owned[target] = type(totals[target]) is _ndarray
         if release:
             node.args = node.saved = None
-    return found
+    return {order: totals[order] for order in wanted}
 
 
 def _differentiate(node: Node, gradient: Any, replay_trace: int | None) -> Sequence[Any]:

@@ -77,9 +77,10 @@ class Recording:
     def end(self) -> None:
         """Forget all nodes; variables that were read may be written to again."""
         self.live = False
-        for node in self.nodes:
+        nodes = self.nodes
+        for node in nodes:
             node.parents = ()
-        self.nodes.clear()
+        nodes.clear()
 
 
 class Node(tracer.Node):  # type: ignore[misc]  # autograd is untyped
@@ -156,8 +157,12 @@ class ActiveTape(Protocol):
 
     trace: int
 
-    def read(self, variable: Any) -> Any:
-        """Return the value of ``variable`` as this tape sees it."""
+    def read(self, variable: Any) -> tuple[Any, Node | None]:
+        """Return the value of ``variable`` as this tape sees it, and its node if the tape follows it."""
+        ...
+
+    def read_box(self, variable: Any) -> Any:
+        """Return the value of ``variable``, in a box if the tape follows it."""
         ...
 
     def box_copy(self, variable: Any, value: Any) -> Any:

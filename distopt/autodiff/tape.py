@@ -41,9 +41,9 @@ class GradientTape:
 
     __slots__ = (
         "__weakref__",
-        "_boxes",
         "_is_recording",
         "_persistent",
+        "_reads",
         "_recording",
         "_roots",
         "_used",
@@ -58,7 +58,7 @@ class GradientTape:
         self._recording: Recording | None = None
         self._used = False
         self._is_recording = False
-        self._boxes: dict[int, ArrayBox] = {}  # by identity of the variable: what an ordinary tape reads
+        self._reads: dict[int, tuple[Any, Node]] = {}  # by identity of the variable: what an ordinary tape reads
         self._roots: dict[int, tuple[Any, Node]] = {}  # by identity of the variable, in order of access
 
     def __repr__(self) -> str:
@@ -129,14 +129,12 @@ class GradientTape:
         recording = self._recording
         is_flat = type(sources) is list and not any(map(is_nested, sources))
         leaves: list[Any] = sources if is_flat else flatten(sources)
-        found: list[Node | None] = []
-        wanted = set()
+        roots = self._roots
+        orders: list[int | None] = []
         for leaf in leaves:
-            known = self._roots.get(id(leaf))
+            known = roots.get(id(leaf))
             node = self._node_of(leaf) if known is None else known[1]
-            found.append(node)
-            if node is not None:
-                wanted.add(node.order)
+            orders.append(None if node is None else node.order)
         replay_trace = None
         if self._is_recording:
             if self._persistent:
@@ -146,13 +144,13 @@ class GradientTape:
         gradients = backward_pass(
             recording,
             self._seeds(target, output_gradients),
-            wanted,
+            {order for order in orders if order is not None},
             release=not self._persistent,
             replay_trace=replay_trace,
         )
         results = []
-        for position, node in enumerate(found):
-            gradient = None if node is None else gradients.get(node.order)
+        for position, order in enumerate(orders):
+            gradient = None if order is None else gradients.get(order)
             if type(gradient) is _ndarray:
                 results.append(Tensor(gradient))
             else:
@@ -191,26 +189,31 @@ class GradientTape:
 
     # What dispatch asks for.
 
-    def read(self, variable: Any) -> Any:
-        """Return what is stored in ``variable``, as a view in a box; as a copy if the tape does not follow it."""
+    def read(self, variable: Any) -> tuple[Any, Node | None]:
+        """Return what is stored in ``variable`` as a view, and its node; if the tape does not follow it, a copy."""
         key = id(variable)
-        box = self._boxes.get(key)
-        if box is not None:
-            return box
+        known = self._reads.get(key)
+        if known is not None:
+            return known
         recording = self._recording
         assert recording is not None
         value = variable.local_array()
-        known = self._roots.get(key)
-        if known is None:
+        root = self._roots.get(key)
+        if root is None:
             if not (self._watch_accessed and variable.is_followed):
-                return value.copy()
+                return value.copy(), None
             node = nodes.new_root(value, recording, VARIABLE)
             self._roots[key] = (variable, node)
         else:
-            node = known[1]
+            node = root[1]
         variable.add_reader(recording)
-        box = self._boxes[key] = ArrayBox(value, self.trace, node)
-        return box
+        known = self._reads[key] = (value, node)
+        return known
+
+    def read_box(self, variable: Any) -> Any:
+        """Return what :meth:`read` returns, in a box if the tape follows the variable."""
+        value, node = self.read(variable)
+        return value if node is None else ArrayBox(value, self.trace, node)
 
     def box_copy(self, variable: Any, value: Any) -> Any:
         """Return ``value``, a copy of what is stored in ``variable``, in a box if the tape follows the variable."""
@@ -230,7 +233,7 @@ class GradientTape:
             self._recording.end()
         self._recording = None
         self._used = True
-        self._boxes.clear()
+        self._reads.clear()
         self._roots.clear()
 
     def _push(self) -> None:
