@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from distopt import blas, sampling
+from distopt import blas
 from distopt.distribute import MirroredStrategy
 from distopt.runtime.config_file import load_config
 from distopt.runtime.job import build_job
@@ -120,9 +120,8 @@ def against_hand_written(batch_size: int, width: int, epochs: int) -> tuple[floa
     class Alternate(EpochRates):
         def epoch(self, metrics: Any) -> None:
             ours.epoch(metrics)
-            order = sampling.epoch_permutation(0, metrics.epoch, len(x))
             started = time.perf_counter()
-            hand.epoch(order, batch_size)
+            hand.epoch(np.random.default_rng(metrics.epoch).permutation(len(x)), batch_size)
             hand_rates.append(len(x) / (time.perf_counter() - started))
 
     TrainLoop(job, MirroredStrategy(1), Hooks(recorder=Alternate())).run()
@@ -155,17 +154,18 @@ def phases_of(on: str, workers: int, replicas: int, epochs: int) -> dict[str, fl
     return result
 
 
-def main() -> None:
-    """Print both comparisons."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=150, help="of each loop in the first part (default 150)")
-    options = parser.parse_args()
+def one_process(epochs: int) -> None:
+    """Print the first comparison."""
+    print("one process, one replica, against a hand-written NumPy loop (median samples/s)")
+    print(f"{'batch':>6} {'width':>6} {'distopt':>12} {'by hand':>12} {'ratio':>7}")
     with blas.pin_threads(1):
-        print("one process, one replica, against a hand-written NumPy loop (median samples/s)")
-        print(f"{'batch':>6} {'width':>6} {'distopt':>12} {'by hand':>12} {'ratio':>7}")
         for batch_size, width in ((128, 256), (64, 64)):
-            ours, hand = against_hand_written(batch_size, width, options.epochs)
+            ours, hand = against_hand_written(batch_size, width, epochs)
             print(f"{batch_size:>6} {width:>6} {ours:>12,.0f} {hand:>12,.0f} {ours / hand:>7.2f}")
+
+
+def two_workers() -> None:
+    """Print the second comparison."""
     print(
         "\ntwo workers against one: milliseconds a step by phase (median over steps and workers; batch 128, 64-256-10)"
     )
@@ -179,6 +179,18 @@ def main() -> None:
     ):
         row = phases_of(on, workers, replicas, epochs=20)
         print(f"{title:<34}" + "".join(f"{row[name]:>10.3f}" for name in (*PHASES, "total")))
+
+
+def main() -> None:
+    """Print both comparisons."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=("1", "2"), help="only this comparison")
+    parser.add_argument("--epochs", type=int, default=150, help="of each loop in the first comparison (default 150)")
+    options = parser.parse_args()
+    if options.part != "2":
+        one_process(options.epochs)
+    if options.part != "1":
+        two_workers()
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def cache_directory() -> Path | None:
 
 
 def use_compiled_loops(use: bool) -> None:
-    """Run the loops of operations (:mod:`distopt.ops.loops`) compiled, or as the NumPy calls that give the same bits."""
+    """Run the loops of operations (:mod:`distopt.ops.loops`) compiled, or as NumPy calls that give the same bits."""
     _use_compiled[:] = [use]
 
 

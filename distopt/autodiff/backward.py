@@ -67,10 +67,7 @@ def backward_pass(
         if gradients is NotImplemented:
             gradients = _differentiate(node, gradient, replay_trace)
             fresh = False
-        position = 0
-        for parent in parents:
-            contribution = gradients[position]
-            position += 1
+        for parent, contribution in zip(parents, gradients, strict=True):
             target = parent.order
             earlier = totals[target]
             if type(contribution) is Rows:

@@ -64,7 +64,7 @@ class StrategyReplicaContext:
         Arguments that differ between the hosted replicas arrive as ``PerReplica``; a ``PerReplica`` in the result is
         split again. Every replica must make the same merge calls in the same order.
         """
-        merged = self._strategy.extended.merge(self._index, merge_fn, tuple(args), kwargs or {})
+        merged = self._strategy.extended.merge(merge_fn, tuple(args), kwargs or {})
         return values.select(merged, self._index)
 
     def all_reduce(self, reduce_op: ReduceOp | str, value: Any, options: Any = None) -> Any:  # noqa: ARG002

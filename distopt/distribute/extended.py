@@ -14,7 +14,7 @@ from distopt.comm.communicator import Communicator, Hosting
 from distopt.distribute import values
 from distopt.distribute.contexts import CrossReplicaWriter, StrategyReplicaContext
 from distopt.distribute.owners import EveryProcess, Owners, Phases
-from distopt.distribute.replica_threads import ReplicaThreads
+from distopt.distribute.replica_greenlets import ReplicaGreenlets
 from distopt.replica_context import Context
 from distopt.types import Array, ReduceOp
 
@@ -44,7 +44,7 @@ class Extended:
         self.given_hypers: dict[str, float] | None = None
         """Hypers that were evaluated elsewhere, for a server that re-enacts replicas."""
         self._strategy = strategy
-        self._threads: ReplicaThreads | None = None
+        self._greenlets = ReplicaGreenlets()
         self._merging_s = 0.0
 
     @property
@@ -65,19 +65,16 @@ class Extended:
             if self.num_hosted == 1:
                 with replica_context.enter(self.contexts[0].context):
                     return function(*args, **kwargs)
-            if self._threads is None:
-                self._threads = ReplicaThreads(self.num_hosted)
             calls = [self._call(i, function, args, kwargs) for i in range(self.num_hosted)]
-            return values.regroup(self._threads.run(calls, self._merge_laps))
+            return values.regroup(self._greenlets.run(calls, self._merge_laps))
         finally:
             self.phases.gradient += time.perf_counter() - started - self._merging_s
 
-    def merge(self, index: int, merge_fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def merge(self, merge_fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Meet the other hosted replicas, run ``merge_fn`` once, return its result for all of them."""
         if self.num_hosted == 1:
             return self._merge_now(merge_fn, args, kwargs)
-        assert self._threads is not None, "several replicas run on their threads"
-        return self._threads.merge(index, merge_fn, args, kwargs)
+        return self._greenlets.merge(merge_fn, args, kwargs)
 
     def combine(self, aggregator: Aggregator, gradients: Any) -> list[Any]:
         """Return the aggregate over all replicas of a list of gradients; called through ``merge_call``."""
@@ -138,12 +135,6 @@ class Extended:
                 optimizer.finish_pairs(own, hypers, replica_id=context.replica_id_in_sync_group)
         optimizer.advance()
         self.phases.apply += time.perf_counter() - started
-
-    def close(self) -> None:
-        """End the replica threads."""
-        if self._threads is not None:
-            self._threads.close()
-            self._threads = None
 
     def _hypers_of(self, optimizer: Any) -> dict[str, float]:
         """Return the hypers of this step, which callables and schedules are asked for once."""

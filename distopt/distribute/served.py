@@ -94,10 +94,6 @@ class ServedReplicas:
         """Return all variables and slots."""
         return owner_state(self._optimizer, self._segments, self._layout.spans)
 
-    def close(self) -> None:
-        """End the replica threads."""
-        self._strategy.close()
-
 
 class _OneValueForAll(EveryProcess):
     """Owners of a server that re-enacts replicas: there is one value for all of them."""

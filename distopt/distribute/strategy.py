@@ -143,10 +143,6 @@ class Strategy:
         """
         return DistributedDataset(dataset, self)
 
-    def close(self) -> None:
-        """End the threads of this strategy; the communicator belongs to its maker and stays open."""
-        self._extended.close()
-
     def __copy__(self) -> Strategy:
         raise ReplicaContextError("a strategy cannot be copied; pass the object itself")
 

@@ -47,7 +47,7 @@ def softmax_cross_entropy(labels: Any, logits: Any) -> Tensor:
 
 
 def _sparse_forward(needed: Sequence[int], labels: Array, logits: Array) -> tuple[Any, Any]:
-    """Return the losses, and what :func:`_sparse_backward` needs: exponentials, sums, labels or flat positions of them."""
+    """Return the losses, and what :func:`_sparse_backward` needs: exponentials, sums, labels or their positions."""
     classes = logits.shape[-1]
     # Seen as unsigned, a negative label is a very large one.
     if labels.size and np.maximum.reduce(labels.view(_UNSIGNED[labels.itemsize]), axis=None) >= classes:

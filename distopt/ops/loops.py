@@ -1,8 +1,8 @@
 """Passes over memory that NumPy makes in several and a compiled loop makes in one, with the same bits.
 
-Each public function takes flat rows in place or returns arrays, and runs compiled where :func:`distopt.kernels.compiled_loops`
-says so and the arrays are contiguous float32 or float64; otherwise it makes the NumPy calls that define it. What is
-compiled adds, multiplies, compares and copies; exponentials and logarithms are NumPy's, whose bits a compiler's are not.
+Each public function runs compiled where :func:`distopt.kernels.compiled_loops` says so and the arrays are contiguous
+float32 or float64; otherwise it makes the NumPy calls that define it. What is compiled adds, multiplies, compares and
+copies; exponentials and logarithms are NumPy's, whose bits a compiler's are not.
 Every order of additions is left to right, which NumPy keeps along an axis that is not the fastest.
 """
 
@@ -50,8 +50,8 @@ def relu_backward(gradient: Array, result: Array) -> Array:
 def shift_rows(logits: Array, labels: Array) -> tuple[Array, Array]:
     """Return ``(z, chosen)``: each row less its largest element, and of each row the element at its label.
 
-    Shapes: ``logits`` ``[b, c]`` with few classes, ``labels`` ``[b]``, int64 in 0..c-1; results ``[b, c]`` in C order, and
-    ``[b]``.
+    Shapes: ``logits`` ``[b, c]`` with few classes, ``labels`` ``[b]``, int64 in 0..c-1; results ``[b, c]`` in C order,
+    and ``[b]``.
     """
     if _is_native(logits) and logits.shape[1]:
         z, chosen = np.empty_like(logits), np.empty(len(logits), logits.dtype)

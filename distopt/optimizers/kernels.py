@@ -1,4 +1,4 @@
-"""The modules that are generated for update rules and for block sums; :mod:`distopt.kernels` compiles and keeps them."""
+"""The modules generated for update rules and for block sums; :mod:`distopt.kernels` compiles and keeps them."""
 
 from __future__ import annotations
 

@@ -57,7 +57,6 @@ def run_process(config: JobConfig, folder: RunFolder | None, resume: Path | None
             summary = TrainLoop(job, strategy, hooks).run(_load(config, resume))
     finally:
         recorder.close()
-        strategy.close()
     return _status(summary)
 
 
@@ -84,7 +83,6 @@ def run_mpi(config: JobConfig, resume: Path | None) -> int:
             if rank == 0:
                 recorder = LocalRecorder(folder, make_display(sys.stderr), sys.stdout)
             TrainLoop(job, strategy, Hooks(recorder=recorder, deployment="mpi", progress=_log_step)).run(state)
-            strategy.close()
             communicator.finish()
         return 0
     except Exception as error:  # noqa: BLE001  whatever it is must end the other ranks too
@@ -175,11 +173,7 @@ def run_server(config: JobConfig, coordinator: str, index: int, lifeline: Lifeli
             aggregators = [aggregator] if isinstance(aggregator, Aggregator) else []
             loop = ServerLoop(control, listener, assignment, owner, aggregators)
             control.begin()
-            try:
-                loop.run()
-            finally:
-                if isinstance(owner, ServedReplicas):
-                    owner.close()
+            loop.run()
         finally:
             listener.close()
     return 0
@@ -210,7 +204,6 @@ def run_worker(config: JobConfig, coordinator: str, index: int, lifeline: Lifeli
             TrainLoop(job, strategy, hooks).run(state)
             control.finish()
         finally:
-            strategy.close()
             communicator.close()
     return 0
 

@@ -34,10 +34,6 @@ def run_strategy(
     """
 
     def worker(communicator: Communicator) -> Result:
-        strategy = MultiWorkerMirroredStrategy(replicas=num_replicas, communicator=communicator)
-        try:
-            return function(strategy)
-        finally:
-            strategy.close()
+        return function(MultiWorkerMirroredStrategy(replicas=num_replicas, communicator=communicator))
 
     return run_replicas(worker, num_workers, timeout_s=timeout_s)

@@ -79,20 +79,12 @@ def trace(strategy: Strategy, make: Callable[[], Any], sparse: bool = False, agg
 
 
 def expected(replicas: int, make: Callable[[], Any], **options: bool) -> list[bytes]:
-    strategy = MirroredStrategy(replicas)
-    try:
-        return trace(strategy, make, **options)
-    finally:
-        strategy.close()
+    return trace(MirroredStrategy(replicas), make, **options)
 
 
 def on_workers(run: Run, replicas: int, body: Callable[[Strategy], Any]) -> list[Any]:
     def worker(comm: Communicator) -> Any:
-        strategy = MultiWorkerMirroredStrategy(replicas=replicas, communicator=comm)
-        try:
-            return body(strategy)
-        finally:
-            strategy.close()
+        return body(MultiWorkerMirroredStrategy(replicas=replicas, communicator=comm))
 
     return run(worker)
 
@@ -154,9 +146,7 @@ def test_reduce_of_uneven_batches_is_the_same_everywhere(run: Run, replicas: int
         counts = strategy.run(lambda x: tf.Tensor(np.asarray(len(x), np.int64)), args=(batch,))
         return total.numpy().tobytes(), mean.numpy().tobytes(), int(strategy.reduce("SUM", counts, axis=None))
 
-    one = MirroredStrategy(replicas)
-    want = body(one)
-    one.close()
+    want = body(MirroredStrategy(replicas))
     np.testing.assert_allclose(np.frombuffer(want[0], np.float32), data.sum(axis=0), rtol=1e-5)
     np.testing.assert_allclose(np.frombuffer(want[1], np.float32), data.mean(axis=0), rtol=1e-5)
     assert want[2] == 11
@@ -170,7 +160,6 @@ def test_trainable_variables_start_with_the_value_of_rank_0(run: Run) -> None:
         with strategy.scope():
             mine = tf.Variable(np.float32([comm.rank + 1.5]))
             outside_of_training = tf.Variable(np.float32([comm.rank]), trainable=False)
-        strategy.close()
         return [float(mine.numpy()[0]), float(outside_of_training.numpy()[0]) - comm.rank]
 
     assert run(worker) == [[1.5, 0.0]] * len(run(worker))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,8 @@ from distopt.errors import ReplicaContextError
 
 
 @pytest.fixture
-def strategy() -> Iterator[MirroredStrategy]:
-    two = MirroredStrategy(["/cpu:0", "/cpu:1"])
-    yield two
-    two.close()
+def strategy() -> MirroredStrategy:
+    return MirroredStrategy(["/cpu:0", "/cpu:1"])
 
 
 def float32(values: Any) -> tf.Tensor:

@@ -1,0 +1,84 @@
+"""Running the replicas of one process: a greenlet each, one after another, meeting in ``merge_call``.
+
+Theory of operation. Greenlets are functions that can be left in the middle and gone on with later, in one thread. The
+caller of :meth:`ReplicaGreenlets.run` goes on with each replica in turn until its function returns or it calls
+:meth:`ReplicaGreenlets.merge`. So exactly one replica runs at a time, always in replica order, which keeps variable
+creation, reads and writes in one order. If every replica waits in a merge, the caller runs the merge function once and
+starts the next lap; if all have returned, it returns; a mixture is an error.
+
+What belongs to the flow of control goes with the replica: context variables, and which tapes record.
+
+Source: the behaviour of ``tf.distribute.MirroredStrategy`` (replicas that run up to a ``merge_call``). It uses threads;
+a switch between threads costs some fifty times as much.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from greenlet import GreenletExit, getcurrent, greenlet
+
+from distopt.autodiff.nodes import state
+from distopt.errors import ReplicaContextError
+
+
+class _Merge(NamedTuple):
+    """What a replica that waits has called."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class ReplicaGreenlets:
+    """Runs the replicas of one process; holds nothing between runs."""
+
+    def __init__(self) -> None:
+        self._caller: greenlet | None = None
+        self._callers_tapes: tuple[Any, Any] = ((), None)
+
+    def run(self, functions: Sequence[Callable[[], Any]], merge: Callable[..., Sequence[Any]]) -> list[Any]:
+        """Run one function for each replica and return what they returned, in order.
+
+        ``merge(merge_fn, args_of_each_replica, kwargs_of_each_replica)`` is called for every lap in which all replicas
+        wait, and returns one result a replica.
+
+        Raises: the first replica's exception; ReplicaContextError if replicas disagree on how often they merge, or for
+        a run inside a run.
+        """
+        if self._caller is not None:
+            raise ReplicaContextError("strategy.run was called while replicas of the same strategy are running")
+        self._caller = getcurrent()
+        self._callers_tapes = state.active, state.sole
+        replicas = [greenlet(function) for function in functions]
+        for replica in replicas:
+            replica.gr_context = contextvars.copy_context()
+        try:
+            results: Sequence[Any] = [replica.switch() for replica in replicas]
+            while waiting := [result for replica, result in zip(replicas, results, strict=True) if not replica.dead]:
+                if len(waiting) < len(replicas):
+                    raise ReplicaContextError(
+                        f"{len(waiting)} of {len(replicas)} replicas wait for the others in a merge_call or all_reduce "
+                        "that the others have not made; every replica must make the same calls"
+                    )
+                merged = merge(waiting[0].function, [call.args for call in waiting], [call.kwargs for call in waiting])
+                results = [replica.switch(result) for replica, result in zip(replicas, merged, strict=True)]
+            return list(results)
+        finally:
+            # After an error some wait in a merge: they are unwound, so that their `finally` blocks run now.
+            for replica in replicas:
+                if replica and not replica.dead:
+                    replica.throw(GreenletExit)
+            self._caller, self._callers_tapes = None, ((), None)
+
+    def merge(self, merge_fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Called by a replica: wait for all of them, and return this one's result."""
+        assert self._caller is not None, "only replicas merge"
+        tapes = state.active, state.sole
+        state.active, state.sole = self._callers_tapes
+        try:
+            return self._caller.switch(_Merge(merge_fn, args, kwargs))
+        finally:
+            state.active, state.sole = tapes
