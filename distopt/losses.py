@@ -263,7 +263,7 @@ def compute_average_loss(per_example_loss: Any, sample_weight: Any = None, globa
         size = losses.shape[0] * replica.num_replicas_in_sync
     else:
         size = _batch_size(global_batch_size)
-    return _divided_sum(weighted(losses, sample_weight), size)
+    return _divided_sum(losses if sample_weight is None else weighted(losses, sample_weight), size)
 
 
 def scale_regularization_loss(regularization_loss: Any) -> Tensor:

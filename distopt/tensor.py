@@ -244,7 +244,8 @@ class Tensor(Operand):
 
     def numpy(self) -> Array:
         """Return the value as an array; of a scalar, an array without axes. The array is not to be written to."""
-        return np.asarray(strip_all(self._value))
+        value = self._value
+        return value if type(value) is _ndarray else np.asarray(strip_all(value))
 
     def __iter__(self) -> Iterator[Tensor]:
         for position in range(len(self)):

@@ -40,17 +40,14 @@ class Extended:
         self.hosted = hosting.hosted[rank]
         ids = self.hosted or (hosting.num_replicas - 1,)
         self.contexts = tuple(StrategyReplicaContext(strategy, replica, i) for i, replica in enumerate(ids))
+        self.num_hosted = len(self.contexts)
+        """How many replica contexts run in this process, a stand-in included."""
         self.cross_context = Context(strategy, None, CrossReplicaWriter(strategy))
         self.given_hypers: dict[str, float] | None = None
         """Hypers that were evaluated elsewhere, for a server that re-enacts replicas."""
         self._strategy = strategy
         self._greenlets = ReplicaGreenlets()
         self._merging_s = 0.0
-
-    @property
-    def num_hosted(self) -> int:
-        """How many replica contexts run in this process, a stand-in included."""
-        return len(self.contexts)
 
     @property
     def owners_re_enact_replicas(self) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from distopt.aggregation import Aggregator
+from distopt.aggregation import Aggregator, Sum
 from distopt.indexed_slices import IndexedSlices
 from distopt.tensor import Tensor
 from distopt.types import Array
@@ -176,7 +176,8 @@ class GradientPath:
         optimizer = self.optimizer
         optimizer_class: Any = type(optimizer)
         hooks = list(overridden_stages(optimizer_class))
-        if not isinstance(optimizer.gradient_aggregator, Aggregator):
+        aggregator = optimizer.gradient_aggregator
+        if type(aggregator) is not Sum and not isinstance(aggregator, Aggregator):
             hooks.append(name_of(optimizer.gradient_aggregator))
         hooks += [name_of(transform) for transform in optimizer.gradient_transformers]
         if optimizer.clips.chained:

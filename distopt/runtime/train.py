@@ -6,8 +6,10 @@ the loss divides by the true size of the global batch. So the loop can start at 
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +20,8 @@ from distopt import nn, sampling
 from distopt.autodiff.tape import GradientTape
 from distopt.checkpoint import DataPosition, TrainingState, state_hash
 from distopt.distribute import Strategy
-from distopt.distribute.values import PerReplica
-from distopt.errors import ReplicaError
+from distopt.distribute.values import PerReplica, local_components
+from distopt.errors import DistoptError, ReplicaError
 from distopt.observe import EpochMetrics, JobInfo, Recorder, StepRecord, Summary, log_progress
 from distopt.runtime.collect import collect_state, restore_state
 from distopt.runtime.job import Job
@@ -59,6 +61,7 @@ class TrainLoop:
         self._records: list[StepRecord] = []
         self._traffic = (0, 0)
         self._totals = _Totals()
+        self._parts_of: dict[int, list[slice]] = {}
         self._accuracy: float | None = None
 
     def run(self, resume: TrainingState | None = None) -> Summary:
@@ -76,33 +79,35 @@ class TrainLoop:
         steps_per_epoch = sampling.num_steps(num_samples, batch_size)
         step = position.epoch * steps_per_epoch + position.step
         self._started(step, steps_per_epoch)
+        every = config.run.checkpoint_every_steps
+        hooks = self._hooks
         started, trained, stopped = time.perf_counter(), 0, False
-        for epoch in range(position.epoch, epochs):
-            epoch_started, before = time.perf_counter(), trained
-            order = sampling.epoch_permutation(config.seed, epoch, num_samples)
-            for step_in_epoch in range(position.step, steps_per_epoch):
-                self._hooks.progress(step, "gradient")
-                rows = order[step_in_epoch * batch_size : (step_in_epoch + 1) * batch_size]
-                self._train_step(rows, step)
-                step += 1
-                trained += len(rows)
-                if self._hooks.recorder is not None:
-                    self._hooks.recorder.progress(step)
-                position = DataPosition(epoch=epoch, step=step_in_epoch + 1)
-                if self._hooks.stop_requested():
-                    stopped = True
-                    break
-                every = config.run.checkpoint_every_steps
-                if every and step % every == 0 and position.step < steps_per_epoch:
+        with _rare_collection():
+            for epoch in range(position.epoch, epochs):
+                epoch_started, before = time.perf_counter(), trained
+                order = sampling.epoch_permutation(config.seed, epoch, num_samples)
+                for step_in_epoch in range(position.step, steps_per_epoch):
+                    hooks.progress(step, "gradient")
+                    rows = order[step_in_epoch * batch_size : (step_in_epoch + 1) * batch_size]
+                    self._train_step(rows, step)
+                    step += 1
+                    trained += len(rows)
+                    if hooks.recorder is not None:
+                        hooks.recorder.progress(step)
+                    if hooks.stop_requested():
+                        stopped = True
+                        break
+                    if every and step % every == 0 and step_in_epoch + 1 < steps_per_epoch:
+                        self._checkpoint(DataPosition(epoch=epoch, step=step_in_epoch + 1))
+                if stopped:
+                    position = DataPosition(epoch=epoch, step=step_in_epoch + 1)
+                else:
+                    position = DataPosition(epoch=epoch + 1, step=0)
+                    self._finish_epoch(epoch, step, (trained - before) / (time.perf_counter() - epoch_started))
+                if stopped or self._checkpoint_is_due(epoch):
                     self._checkpoint(position)
-            if not stopped:
-                position = DataPosition(epoch=epoch + 1, step=0)
-                rate = (trained - before) / (time.perf_counter() - epoch_started)
-                self._finish_epoch(epoch, step, rate)
-            if stopped or self._checkpoint_is_due(epoch):
-                self._checkpoint(position)
-            if stopped:
-                break
+                if stopped:
+                    break
         seconds = time.perf_counter() - started
         self._send_records()
         state = collect_state(job, self._strategy, position)
@@ -142,13 +147,15 @@ class TrainLoop:
         extended = self._strategy.extended
         if extended.communicator is not None:
             extended.communicator.step = step
-        chunks = [rows[part] for part in self._parts(len(rows))]
+        count = len(rows)
+        parts = self._parts(count)
+        if len(parts) == 1:
+            own = rows[parts[0]]
+            arguments: tuple[Any, ...] = (self._x[own], self._y[own], count)
+        else:
+            x, y = (PerReplica([data[rows[part]] for part in parts]) for data in (self._x, self._y))
+            arguments = (x, y, count)
         try:
-            if len(chunks) == 1:
-                arguments: tuple[Any, ...] = (self._x[chunks[0]], self._y[chunks[0]], len(rows))
-            else:
-                x, y = (PerReplica([data[chunk] for chunk in chunks]) for data in (self._x, self._y))
-                arguments = (x, y, len(rows))
             losses = self._strategy.run(self._replica_step, arguments)
         except _ReplicaFailure as failure:
             raise ReplicaError(
@@ -156,9 +163,9 @@ class TrainLoop:
                 f"{type(failure.cause).__name__}: {failure.cause}"
             ) from failure.cause
         totals = self._totals
-        for replica, loss in zip(extended.hosted, self._strategy.experimental_local_results(losses), strict=False):
-            totals.loss[replica] = totals.loss.get(replica, 0.0) + loss * len(rows)
-        totals.samples += len(rows)
+        for replica, loss in zip(extended.hosted, local_components(losses, extended.num_hosted), strict=False):
+            totals.loss[replica] = totals.loss.get(replica, 0.0) + loss * count
+        totals.samples += count
         self._record(step)
 
     def _replica_step(self, x: Array, y: Array, global_batch_size: int) -> float:
@@ -170,17 +177,22 @@ class TrainLoop:
                     job.task.per_example_loss(job.model, x, y), global_batch_size=global_batch_size
                 )
             gradients = tape.gradient(loss, variables)
+            job.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        except DistoptError:
+            raise
         except Exception as error:
             raise _ReplicaFailure(error) from error
-        job.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         return float(loss)
 
     def _parts(self, length: int) -> list[slice]:
-        extended = self._strategy.extended
-        replicas = extended.hosting.num_replicas
-        if not extended.hosted:
-            return [slice(length, length)]
-        return [sampling.replica_chunk(length, replicas, replica) for replica in extended.hosted]
+        """Return the rows of a batch of ``length`` that each hosted replica gets."""
+        found = self._parts_of.get(length)
+        if found is None:
+            extended = self._strategy.extended
+            replicas = extended.hosting.num_replicas
+            found = [sampling.replica_chunk(length, replicas, replica) for replica in extended.hosted]
+            found = self._parts_of[length] = found or [slice(length, length)]
+        return found
 
     def _record(self, step: int) -> None:
         extended = self._strategy.extended
@@ -189,9 +201,7 @@ class TrainLoop:
             traffic = extended.communicator.traffic
             sent, received = traffic.bytes_sent - self._traffic[0], traffic.bytes_received - self._traffic[1]
             self._traffic = (traffic.bytes_sent, traffic.bytes_received)
-        self._records.append(
-            StepRecord(step, extended.rank, tuple(extended.hosted), sent, received, extended.phases.take())
-        )
+        self._records.append(StepRecord(step, extended.rank, extended.hosted, sent, received, extended.phases.take()))
 
     def _finish_epoch(self, epoch: int, step: int, rate: float) -> None:
         self._hooks.progress(step, "evaluate")
@@ -245,6 +255,20 @@ class TrainLoop:
         state = collect_state(self._job, self._strategy, position)
         if state is not None and self._hooks.recorder is not None:
             self._hooks.recorder.checkpoint(state)
+
+
+@contextmanager
+def _rare_collection() -> Iterator[None]:
+    """Have the garbage collector look a hundred times less often: what exists stays, and steps leave no cycles."""
+    thresholds = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100 * thresholds[0], *thresholds[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
 
 
 class _ReplicaFailure(Exception):
