@@ -6,7 +6,7 @@ takes its arguments out of tensors and variables, runs it, and wraps what comes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import autograd.numpy as anp
@@ -258,6 +258,16 @@ class Tensor(Operand):
         return f"Tensor({self.numpy()}, shape={self.shape}, dtype={self.dtype})"
 
 
+_new_tensor: Callable[[type[Tensor]], Tensor] = object.__new__
+
+
+def tensor_of(value: Any) -> Tensor:
+    """Return ``Tensor(value)`` of an array or a box; it is not looked at."""
+    tensor = _new_tensor(Tensor)
+    tensor._value = value
+    return tensor
+
+
 def call(primitive: Any, /, *args: Any, **kwargs: Any) -> Tensor:
     """Run an autograd primitive (or a function made of them) on tensors, variables, arrays and numbers.
 
@@ -324,10 +334,10 @@ def call(primitive: Any, /, *args: Any, **kwargs: Any) -> Tensor:
             if reads_variable and type(result) is _ndarray and result.base is not None:
                 result = _own(result, values)
             node = Node(result, primitive, values, kwargs, argnums, parents, fused, saved)
-            return Tensor(ArrayBox(result, trace, node))
+            return tensor_of(ArrayBox(result, trace, node))
     if reads_variable and result.base is not None:
         result = _own(result, values)
-    return Tensor(result)
+    return tensor_of(result)
 
 
 def _call_nested(primitive: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

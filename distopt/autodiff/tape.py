@@ -18,7 +18,7 @@ from distopt.autodiff.nodes import VARIABLE, Node, Recording, next_trace, state
 from distopt.autodiff.rows import Rows
 from distopt.indexed_slices import IndexedSlices
 from distopt.nest import flatten, is_nested, map_structure
-from distopt.tensor import Operand, Tensor, to_array
+from distopt.tensor import Operand, Tensor, tensor_of, to_array
 
 _log = logging.getLogger(__name__)
 _next_number: Callable[[], int] = itertools.count(1).__next__
@@ -127,14 +127,21 @@ class GradientTape:
         if target is None:
             raise TypeError("the target of a gradient must be a tensor, a variable or a structure of them, not None")
         recording = self._recording
-        is_flat = type(sources) is list and not any(map(is_nested, sources))
-        leaves: list[Any] = sources if is_flat else flatten(sources)
         roots = self._roots
-        orders: list[int | None] = []
-        for leaf in leaves:
-            known = roots.get(id(leaf))
-            node = self._node_of(leaf) if known is None else known[1]
-            orders.append(None if node is None else node.order)
+        leaves: list[Any]
+        orders: list[int | None]
+        try:
+            # A list of variables that were read: the usual case, and nothing to look for.
+            orders = [roots[id(leaf)][1].order for leaf in sources] if type(sources) is list else []
+            leaves, is_flat = sources, True
+        except KeyError:
+            orders = []
+        if not orders:
+            is_flat = type(sources) is list and not any(map(is_nested, sources))
+            leaves = sources if is_flat else flatten(sources)
+            for leaf in leaves:
+                node = self._node_of(leaf)
+                orders.append(None if node is None else node.order)
         replay_trace = None
         if self._is_recording:
             if self._persistent:
@@ -152,7 +159,7 @@ class GradientTape:
         for position, order in enumerate(orders):
             gradient = None if order is None else gradients.get(order)
             if type(gradient) is _ndarray:
-                results.append(Tensor(gradient))
+                results.append(tensor_of(gradient))
             else:
                 results.append(self._result(leaves[position], gradient, unconnected_gradients))
         if not self._persistent:
