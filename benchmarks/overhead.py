@@ -24,7 +24,7 @@ import numpy as np
 from distopt import blas
 from distopt.distribute import MirroredStrategy
 from distopt.runtime.config_file import load_config
-from distopt.runtime.job import build_job
+from distopt.runtime.process import prepare
 from distopt.runtime.train import Hooks, TrainLoop
 from distopt.types import Array
 
@@ -113,7 +113,7 @@ def against_hand_written(batch_size: int, width: int, epochs: int) -> tuple[floa
         f"task.hidden=[{width}]", f"data.global_batch_size={batch_size}", "strategy.replicas=1",
         f"data.epochs={epochs}", "run.checkpoint_every_epochs=0",
     ]  # fmt: skip
-    job = build_job(load_config(CONFIG, settings))
+    job = prepare(load_config(CONFIG, settings))
     x, y = job.task.train_data()
     hand = HandWritten(x, y, width)
     hand_rates: list[float] = []

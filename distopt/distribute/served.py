@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from distopt.aggregation import Aggregator
+from distopt.aggregation import Aggregator, Sum
 from distopt.arena import Span
 from distopt.distribute.mirrored import MirroredStrategy
 from distopt.distribute.owners import EveryProcess, refuse_split
@@ -29,7 +29,9 @@ class ServedSpans:
     """Stages 6 to 10 of the gradient's path on ``spans``, whose segments are numbered within ``layout``."""
 
     def __init__(self, optimizer: Any, layout: Any, spans: Sequence[Span]) -> None:
-        self.aggregator: Aggregator = optimizer.gradient_aggregator
+        chosen = optimizer.gradient_aggregator
+        # A hook over whole gradients never gets here with spans: it runs on the replicas, or is re-enacted.
+        self.aggregator: Aggregator = chosen if isinstance(chosen, Aggregator) else Sum()
         self._optimizer = optimizer
         self._spans = absolute_spans(layout, spans)
         self._segments = {segment.index: segment for segment in layout.segments}

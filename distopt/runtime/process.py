@@ -6,6 +6,7 @@ connects them.
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import signal
@@ -47,7 +48,7 @@ from distopt.runtime.train import Hooks, TrainLoop
 
 def run_process(config: JobConfig, folder: RunFolder | None, resume: Path | None) -> int:
     """Train the job in this process alone, every replica hosted here; return the exit status."""
-    job = _prepare(config)
+    job = prepare(config)
     strategy = MirroredStrategy(config.strategy.replicas)
     recorder = LocalRecorder(folder, make_display(sys.stderr), sys.stdout)
     try:
@@ -74,7 +75,7 @@ def run_mpi(config: JobConfig, resume: Path | None) -> int:
         with handling(terminated):
             folder = _shared_folder(config, resume, communicator)
             report.attach(folder, "rank", rank, level=config.run.log_level)
-            job = _prepare(config)
+            job = prepare(config)
             _compare_manifests(job, communicator)
             state = _load(config, resume) if rank == 0 else None
             blob = communicator.broadcast_bytes(checkpoint.to_bytes(state) if state is not None else b"")
@@ -108,7 +109,7 @@ def run_coordinator(
 
     Raises: the error that ended the job.
     """
-    job = _prepare(config)
+    job = prepare(config)
     deployment = config.deployment
     placement = _placement(config)
     check_placement(job, placement, deployment.servers)
@@ -159,7 +160,7 @@ def run_server(config: JobConfig, coordinator: str, index: int, lifeline: Lifeli
 
     Raises: the error that ended the job.
     """
-    job = _prepare(config)
+    job = prepare(config)
     links = _links(config)
     host = _own_host(coordinator)
     with ControlLink(coordinator, links) as control:
@@ -184,7 +185,7 @@ def run_worker(config: JobConfig, coordinator: str, index: int, lifeline: Lifeli
 
     Raises: the error that ended the job.
     """
-    job = _prepare(config)
+    job = prepare(config)
     with ControlLink(coordinator, _links(config)) as control:
         assignment = control.start(_join(Role.WORKER, job, index))
         state = checkpoint.from_bytes(control.resume, "the coordinator's checkpoint") if control.resume else None
@@ -208,11 +209,18 @@ def run_worker(config: JobConfig, coordinator: str, index: int, lifeline: Lifeli
     return 0
 
 
-def _prepare(config: JobConfig) -> Job:
-    """Fix what decides the bits of this process, and build the job."""
+def prepare(config: JobConfig) -> Job:
+    """Fix what decides the bits of this process, build the job, and settle what lives as long as the process.
+
+    Steps leave no cycles behind, so the garbage collector need not look after every few of them.
+    """
     blas.pin_threads(config.numerics.blas_threads)
     set_default_engine(config.numerics.engine)
-    return build_job(config)
+    job = build_job(config)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)
+    return job
 
 
 def _placement(config: JobConfig) -> str:

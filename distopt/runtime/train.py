@@ -6,10 +6,8 @@ the loss divides by the true size of the global batch. So the loop can start at 
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,32 +80,31 @@ class TrainLoop:
         every = config.run.checkpoint_every_steps
         hooks = self._hooks
         started, trained, stopped = time.perf_counter(), 0, False
-        with _rare_collection():
-            for epoch in range(position.epoch, epochs):
-                epoch_started, before = time.perf_counter(), trained
-                order = sampling.epoch_permutation(config.seed, epoch, num_samples)
-                for step_in_epoch in range(position.step, steps_per_epoch):
-                    hooks.progress(step, "gradient")
-                    rows = order[step_in_epoch * batch_size : (step_in_epoch + 1) * batch_size]
-                    self._train_step(rows, step)
-                    step += 1
-                    trained += len(rows)
-                    if hooks.recorder is not None:
-                        hooks.recorder.progress(step)
-                    if hooks.stop_requested():
-                        stopped = True
-                        break
-                    if every and step % every == 0 and step_in_epoch + 1 < steps_per_epoch:
-                        self._checkpoint(DataPosition(epoch=epoch, step=step_in_epoch + 1))
-                if stopped:
-                    position = DataPosition(epoch=epoch, step=step_in_epoch + 1)
-                else:
-                    position = DataPosition(epoch=epoch + 1, step=0)
-                    self._finish_epoch(epoch, step, (trained - before) / (time.perf_counter() - epoch_started))
-                if stopped or self._checkpoint_is_due(epoch):
-                    self._checkpoint(position)
-                if stopped:
+        for epoch in range(position.epoch, epochs):
+            epoch_started, before = time.perf_counter(), trained
+            order = sampling.epoch_permutation(config.seed, epoch, num_samples)
+            for step_in_epoch in range(position.step, steps_per_epoch):
+                hooks.progress(step, "gradient")
+                rows = order[step_in_epoch * batch_size : (step_in_epoch + 1) * batch_size]
+                self._train_step(rows, step)
+                step += 1
+                trained += len(rows)
+                if hooks.recorder is not None:
+                    hooks.recorder.progress(step)
+                if hooks.stop_requested():
+                    stopped = True
                     break
+                if every and step % every == 0 and step_in_epoch + 1 < steps_per_epoch:
+                    self._checkpoint(DataPosition(epoch=epoch, step=step_in_epoch + 1))
+            if stopped:
+                position = DataPosition(epoch=epoch, step=step_in_epoch + 1)
+            else:
+                position = DataPosition(epoch=epoch + 1, step=0)
+                self._finish_epoch(epoch, step, (trained - before) / (time.perf_counter() - epoch_started))
+            if stopped or self._checkpoint_is_due(epoch):
+                self._checkpoint(position)
+            if stopped:
+                break
         seconds = time.perf_counter() - started
         self._send_records()
         state = collect_state(job, self._strategy, position)
@@ -255,20 +252,6 @@ class TrainLoop:
         state = collect_state(self._job, self._strategy, position)
         if state is not None and self._hooks.recorder is not None:
             self._hooks.recorder.checkpoint(state)
-
-
-@contextmanager
-def _rare_collection() -> Iterator[None]:
-    """Have the garbage collector look a hundred times less often: what exists stays, and steps leave no cycles."""
-    thresholds = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100 * thresholds[0], *thresholds[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()
 
 
 class _ReplicaFailure(Exception):

@@ -1,0 +1,53 @@
+"""A job that is interrupted and resumed elsewhere ends with the hash of one that was not."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.multiprocess.harness import ROOT, mpirun, run_job, start_job
+
+pytestmark = pytest.mark.multiprocess
+
+TRAIN = ("-m", "distopt", "train")
+CONFIG = (str(ROOT / "configs" / "digits.toml"), "--set", "data.epochs=300", "--set", "strategy.replicas=3")
+
+
+def folder_of(directory: Path) -> Path:
+    (folder,) = directory.iterdir()
+    return folder
+
+
+def final_hash(folder: Path) -> str:
+    return str(json.loads((folder / "summary.json").read_text())["state_hash"])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> str:
+    directory = tmp_path_factory.mktemp("whole")
+    job = run_job([sys.executable, *TRAIN, *CONFIG, "--on", "process", "--run-directory", str(directory)], limit_s=90)
+    assert job.status == 0, job
+    return final_hash(folder_of(directory))
+
+
+@pytest.mark.parametrize(("interrupted_on", "resumed_on"), [("process", "cluster"), ("cluster", "mpi")])
+def test_interrupted_job_resumes_to_the_same_hash(
+    tmp_path: Path, uninterrupted: str, interrupted_on: str, resumed_on: str
+) -> None:
+    argv = [sys.executable, *TRAIN, *CONFIG, "--on", interrupted_on, "--run-directory", str(tmp_path)]
+    with start_job(argv, limit_s=90) as job:
+        job.wait_for_line(r"epoch 3/", stream="stderr")
+        job.signal(job.process.pid, signal.SIGINT)
+        result = job.wait()
+    assert result.status == 130, result
+    assert "interrupted at step" in result.stdout
+    assert f"--resume {folder_of(tmp_path)}" in result.stdout
+    resume = [*TRAIN, "--resume", str(folder_of(tmp_path)), "--on", resumed_on]
+    command = mpirun(2, resume) if resumed_on == "mpi" else [sys.executable, *resume]
+    resumed = run_job(command, limit_s=90)
+    assert resumed.status == 0, resumed
+    assert final_hash(folder_of(tmp_path)) == uninterrupted

@@ -1,0 +1,33 @@
+"""A part of the same-bits matrix; all of it is ``python -m tests.matrix``."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.matrix import ONE_PROCESS, Cell, Deployment, run_cell
+
+pytestmark = pytest.mark.multiprocess
+
+SERVER = Deployment("cluster", workers=2, servers=1, placement="server")
+SERVERS = Deployment("cluster", workers=3, servers=2, placement="server")
+SERVERS_REDUCE = Deployment("cluster", workers=2, servers=2, placement="replica")
+MPI_3 = Deployment("mpi", workers=3)
+
+PART = {
+    ("sgd-momentum", "plain"): [("numpy", ONE_PROCESS), ("compiled", MPI_3), ("compiled", SERVER)],
+    ("adam", "plain"): [("compiled", Deployment("mpi", workers=5)), ("numpy", SERVERS)],
+    ("adam", "global_clipnorm"): [("compiled", SERVERS), ("numpy", MPI_3)],
+    ("sgd-momentum", "element_wise_hook"): [("compiled", SERVERS), ("compiled", SERVERS_REDUCE)],
+    ("sgd-momentum", "whole_gradient_hook"): [("compiled", SERVER), ("compiled", SERVERS_REDUCE)],
+}
+
+
+@pytest.mark.parametrize(("optimizer", "variant"), PART)
+def test_deployments_end_with_one_hash(optimizer: str, variant: str) -> None:
+    want = run_cell(Cell(optimizer, variant, "compiled", ONE_PROCESS))
+    for engine, deployment in PART[optimizer, variant]:
+        assert run_cell(Cell(optimizer, variant, engine, deployment)) == want, f"{engine}: {deployment}"
+
+
+def test_whole_gradient_hook_on_two_servers_is_refused_by_name() -> None:
+    assert run_cell(Cell("adam", "whole_gradient_hook", "compiled", SERVERS)) == "refused"

@@ -1,0 +1,133 @@
+"""The train loop on the real task: accuracy, evaluation, positions, and the task's failure on one replica."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distopt.checkpoint import DataPosition, TrainingState, state_hash
+from distopt.distribute import MirroredStrategy
+from distopt.errors import ReplicaError
+from distopt.observe import EpochMetrics, JobInfo, StepRecord, Summary
+from distopt.runtime.collect import collect_state
+from distopt.runtime.config_file import load_config
+from distopt.runtime.job import build_job
+from distopt.runtime.train import Hooks, TrainLoop
+from distopt.testing import run_strategy
+
+CONFIG = Path(__file__).resolve().parents[3] / "configs" / "digits.toml"
+
+
+class Memory:
+    """A recorder that remembers."""
+
+    def __init__(self) -> None:
+        self.info: JobInfo | None = None
+        self.records: list[StepRecord] = []
+        self.epochs: list[EpochMetrics] = []
+        self.states: list[TrainingState] = []
+        self.summary: Summary | None = None
+
+    def started(self, info: JobInfo) -> None:
+        self.info = info
+
+    def progress(self, step: int, loss: float | None = None) -> None:
+        """Nothing."""
+
+    def steps(self, records: Any) -> None:
+        self.records += records
+
+    def epoch(self, metrics: EpochMetrics) -> None:
+        self.epochs.append(metrics)
+
+    def checkpoint(self, state: TrainingState) -> None:
+        self.states.append(state)
+
+    def finished(self, summary: Summary) -> None:
+        self.summary = summary
+
+
+def train(*settings: str, strategy: Any = None, resume: TrainingState | None = None) -> Memory:
+    memory = Memory()
+    job = build_job(load_config(CONFIG, settings))
+    strategy = strategy or MirroredStrategy(job.config.strategy.replicas)
+    TrainLoop(job, strategy, Hooks(recorder=memory)).run(resume)
+    return memory
+
+
+def test_mean_test_accuracy_over_five_seeds_is_at_least_096() -> None:
+    accuracies = []
+    for seed in range(5):
+        summary = train(f"seed={seed}", "strategy.replicas=1").summary
+        assert summary is not None
+        assert summary.test_accuracy is not None
+        accuracies.append(summary.test_accuracy)
+    assert sum(accuracies) / len(accuracies) >= 0.96, accuracies
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3, 5, 8])
+def test_evaluation_counts_every_test_sample_once_on_any_number_of_workers(replicas: int) -> None:
+    settings = ("data.epochs=1", f"strategy.replicas={replicas}")
+    want = train(*settings).epochs
+    assert want[0].test_samples == 359
+    for workers in (1, 2, 3):
+
+        def worker(strategy: Any) -> list[EpochMetrics]:
+            return train(*settings, strategy=strategy).epochs
+
+        for epochs in run_strategy(worker, replicas, workers):
+            assert [(e.loss, e.test_loss, e.test_accuracy) for e in epochs] == [
+                (e.loss, e.test_loss, e.test_accuracy) for e in want
+            ]
+
+
+def test_records_have_each_step_and_replica_once() -> None:
+    records = train("data.epochs=2", "strategy.replicas=5").records
+    assert [record.step for record in records] == list(range(24))
+    assert all(record.replicas == (0, 1, 2, 3, 4) for record in records)
+
+
+@pytest.mark.parametrize("step", [7, 12, 19])
+def test_resume_from_any_step_ends_with_the_same_state(step: int) -> None:
+    whole = train("data.epochs=3", "strategy.replicas=3", f"run.checkpoint_every_steps={step}")
+    first = next(state for state in whole.states if state.iterations == step)
+    assert first.position == DataPosition(epoch=step // 12, step=step % 12)
+    rest = train("data.epochs=3", "strategy.replicas=3", resume=first)
+    assert whole.summary is not None
+    assert rest.summary is not None
+    assert rest.summary.state_hash == whole.summary.state_hash
+    assert state_hash(rest.states[-1]) == rest.summary.state_hash
+
+
+def test_task_that_fails_names_replica_and_step() -> None:
+    with pytest.raises(ReplicaError, match=r"replica 5 on rank 0 failed at step 3: ArithmeticError: the data"):
+        train("task.name=tests.faults.tasks:FailsOnOneReplica", "strategy.replicas=8")
+
+
+def test_copies_that_differ_between_workers_are_collected_in_replica_order() -> None:
+    """A variable that replicas wrote unaggregated has one hash, wherever the replicas are hosted."""
+
+    def diverged(strategy: Any) -> str | None:
+        job = build_job(load_config(CONFIG, ("strategy.replicas=5",)))
+
+        def step() -> None:
+            import distopt as tf
+
+            context = tf.distribute.get_replica_context()
+            assert context is not None
+            variable = job.variables[1]
+            gradient = tf.Tensor(variable.numpy() + context.replica_id_in_sync_group)
+            job.optimizer.apply_gradients([(gradient, variable)], experimental_aggregate_gradients=False)
+
+        strategy.run(step)
+        state = collect_state(job, strategy, DataPosition(epoch=0, step=1))
+        return None if state is None else f"{len(state.variables[1].value)} {state_hash(state)}"
+
+    (want,) = run_strategy(diverged, 5, 1)
+    assert want is not None
+    assert want.startswith("5 ")
+    for workers in (2, 3, 5):
+        results = run_strategy(diverged, 5, workers)
+        assert results == [want] + [None] * (workers - 1)
