@@ -45,6 +45,9 @@ def train(
     all_overrides = list(overrides or [])
     if on is not None:
         all_overrides.append(f"deployment.on={inline(on)}")
+        if on in ("process", "mpi") and not any(o.startswith("deployment.placement=") for o in all_overrides):
+            # A job file for servers can be run without them: where the update runs changes no bit.
+            all_overrides.append('deployment.placement="auto"')
     if run_directory is not None:
         all_overrides.append(f"run.directory={inline(str(run_directory))}")
     raise typer.Exit(commands.train(config, all_overrides, resume))
