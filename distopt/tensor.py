@@ -316,13 +316,13 @@ def call(primitive: Any, /, *args: Any, **kwargs: Any) -> Tensor:
                 argnums.append(len(values))
                 argument = value
         values.append(argument)
-    if not parents or primitive in NOT_RECORDED:
+    fused = FUSED.get(primitive)
+    if not parents or (fused is None and primitive in NOT_RECORDED):
         result = run(*values, **kwargs)
         if type(result) is not _ndarray:
             wrapped: Tensor = _wrap(result)
             return wrapped
     else:
-        fused = FUSED.get(primitive)
         saved = None
         if fused is None or fused.forward is None:
             result = run(*values, **kwargs)

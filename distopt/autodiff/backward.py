@@ -70,7 +70,10 @@ def backward_pass(
         for parent, contribution in zip(parents, gradients, strict=True):
             target = parent.order
             earlier = totals[target]
-            if type(contribution) is Rows:
+            if earlier is None and type(contribution) is _ndarray:
+                totals[target] = contribution
+                owned[target] = fresh
+            elif type(contribution) is Rows:
                 rows.setdefault(target, []).append(contribution)
             elif earlier is None:
                 totals[target] = contribution
