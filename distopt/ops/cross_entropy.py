@@ -19,7 +19,6 @@ from distopt.tensor import Operand, Tensor, call
 from distopt.types import Array
 
 _OPERANDS = (Operand, np.ndarray)
-_UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 
 
 def softmax_cross_entropy(labels: Any, logits: Any) -> Tensor:
@@ -49,10 +48,6 @@ def softmax_cross_entropy(labels: Any, logits: Any) -> Tensor:
 def _sparse_forward(needed: Sequence[int], labels: Array, logits: Array) -> tuple[Any, Any]:
     """Return the losses, and what :func:`_sparse_backward` needs: exponentials, sums, labels or their positions."""
     classes = logits.shape[-1]
-    # Seen as unsigned, a negative label is a very large one.
-    if labels.size and np.maximum.reduce(labels.view(_UNSIGNED[labels.itemsize]), axis=None) >= classes:
-        wrong = labels[(labels < 0) | (labels >= classes)].reshape(-1)[0]
-        raise ValueError(f"label {wrong} is not one of the {classes} classes 0..{classes - 1}")
     if labels.ndim == 1 and classes <= FEW_CLASSES:
         positions = np.ascontiguousarray(labels, np.int64)
         z, picked = loops.shift_rows(logits, positions)
@@ -61,6 +56,7 @@ def _sparse_forward(needed: Sequence[int], labels: Array, logits: Array) -> tupl
         losses = np.log(sums)
         losses -= picked
         return losses, (z, sums, positions)
+    loops.refuse_labels(labels, classes)
     z = logits.copy(order="C")
     chosen = np.arange(0, z.size, classes)
     chosen += labels.reshape(-1).astype(np.int64, copy=False)

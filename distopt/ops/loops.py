@@ -16,6 +16,8 @@ import numpy as np
 from distopt import kernels
 from distopt.types import Array
 
+_UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
+
 FEW_CLASSES = 32
 """Up to so many classes, sums over them are formed left to right."""
 
@@ -48,18 +50,32 @@ def relu_backward(gradient: Array, result: Array) -> Array:
 
 
 def shift_rows(logits: Array, labels: Array) -> tuple[Array, Array]:
-    """Return ``(z, chosen)``: each row less its largest element, and of each row the element at its label.
+    """Return ``(z, chosen)``: each row less its largest element, and of each row of that the element at its label.
 
-    Shapes: ``logits`` ``[b, c]`` with few classes, ``labels`` ``[b]``, int64 in 0..c-1; results ``[b, c]`` in C order,
-    and ``[b]``.
+    Shapes: ``logits`` ``[b, c]`` with few classes, ``labels`` ``[b]``, int64; results ``[b, c]``, C order, and ``[b]``.
+
+    Raises: ValueError for a label outside of 0..c-1.
     """
     loop = _compiled(_SHIFT_ROWS, logits)
     if loop is not None and logits.shape[1]:
         z, chosen = np.empty_like(logits), np.empty(len(logits), logits.dtype)
-        loop(logits, labels, z, chosen)
+        if loop(logits, labels, z, chosen) >= 0:
+            refuse_labels(labels, logits.shape[1])
         return z, chosen
+    refuse_labels(labels, logits.shape[1])
     z = np.subtract(logits, np.maximum.reduce(logits, axis=1, keepdims=True), order="C")
     return z, z[np.arange(len(z)), labels]
+
+
+def refuse_labels(labels: Array, classes: int) -> None:
+    """Do nothing if all of ``labels``, of any shape, are classes.
+
+    Raises: ValueError that names one that is not.
+    """
+    # Seen as unsigned, a negative label is a very large one.
+    if labels.size and np.maximum.reduce(labels.view(_UNSIGNED[labels.itemsize]), axis=None) >= classes:
+        wrong = labels[(labels < 0) | (labels >= classes)].reshape(-1)[0]
+        raise ValueError(f"label {wrong} is not one of the {classes} classes 0..{classes - 1}")
 
 
 def sum_rows(values: Array) -> Array:
@@ -100,6 +116,8 @@ def _relu_backward_loop(gradient, result, total, zero, one):  # type: ignore[no-
 
 def _shift_rows_loop(logits, labels, z, chosen):  # type: ignore[no-untyped-def]
     for i in range(logits.shape[0]):
+        if labels[i] < 0 or labels[i] >= logits.shape[1]:
+            return i
         largest = logits[i, 0]
         for j in range(1, logits.shape[1]):
             value = logits[i, j]
@@ -109,6 +127,7 @@ def _shift_rows_loop(logits, labels, z, chosen):  # type: ignore[no-untyped-def]
         for j in range(logits.shape[1]):
             z[i, j] = logits[i, j] - largest
         chosen[i] = z[i, labels[i]]
+    return -1
 
 
 def _sum_rows_loop(values, sums):  # type: ignore[no-untyped-def]
@@ -139,7 +158,7 @@ _matrix = _scalar[:, ::1]
 _input = types.Array(_scalar, 2, "C", readonly=True)
 _labels = types.Array(types.int64, 1, "C", readonly=True)
 
-kernel = njit([types.void({signature})], error_model="numpy", nogil=True, cache={cache})({name}.py_func)
+kernel = njit([types.{returns}({signature})], error_model="numpy", nogil=True, cache={cache})({name}.py_func)
 '''
 
 _NATIVE = (np.dtype(np.float32), np.dtype(np.float64))
@@ -148,14 +167,15 @@ _NATIVE = (np.dtype(np.float32), np.dtype(np.float64))
 class _Loop:
     """A loop, and its compiled form for each dtype that has been asked for."""
 
-    def __init__(self, function: Callable[..., None], signature: str) -> None:
-        self.loaded: dict[np.dtype[Any], Callable[..., None] | None] = {}
+    def __init__(self, function: Callable[..., Any], signature: str, returns: str = "void") -> None:
+        self.loaded: dict[np.dtype[Any], Callable[..., Any] | None] = {}
+        self._returns = returns
         self._function = function
         self._signature = signature
 
-    def load(self, dtype: np.dtype[Any]) -> Callable[..., None] | None:
+    def load(self, dtype: np.dtype[Any]) -> Callable[..., Any] | None:
         """Return the loop compiled for ``dtype``; None for one that the machine has no arithmetic of."""
-        found: Callable[..., None] | None = None
+        found: Callable[..., Any] | None = None
         if dtype in _NATIVE:
             functions = kernels.functions_source(self._function)
             found = kernels.load(
@@ -163,6 +183,7 @@ class _Loop:
                     functions=functions,
                     dtype=dtype.name,
                     signature=self._signature,
+                    returns=self._returns,
                     cache=cache,
                     name=self._function.__name__,
                 )
@@ -173,12 +194,12 @@ class _Loop:
 
 _ADD_BIAS_AND_RELU = _Loop(_add_bias_and_relu_loop, "_matrix, _vector, _scalar")
 _RELU_BACKWARD = _Loop(_relu_backward_loop, "_matrix, _input, _output, _scalar, _scalar")
-_SHIFT_ROWS = _Loop(_shift_rows_loop, "_input, _labels, _matrix, _output")
+_SHIFT_ROWS = _Loop(_shift_rows_loop, "_input, _labels, _matrix, _output", returns="int64")
 _SUM_ROWS = _Loop(_sum_rows_loop, "_input, _output")
 _SCALE_ROWS = _Loop(_scale_rows_loop, "_matrix, _vector, _labels, _vector")
 
 
-def _compiled(loop: _Loop, array: Array) -> Callable[..., None] | None:
+def _compiled(loop: _Loop, array: Array) -> Callable[..., Any] | None:
     """Return ``loop`` for arrays like ``array``; None where NumPy is to make the passes."""
     if not kernels.compiled_loops() or not array.flags.c_contiguous:
         return None

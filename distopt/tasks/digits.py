@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 import numpy as np
 
-from distopt import losses, random
+from distopt import ops, random
 from distopt.errors import MissingDependencyError
 from distopt.keras.layers import Dense
 from distopt.keras.models import Sequential
@@ -74,13 +74,13 @@ class Digits:
 
     def per_example_loss(self, model: Any, x: Array, y: Array) -> Any:
         """Return the cross-entropy of each row."""
-        return losses.sparse_categorical_crossentropy(y, model(x), from_logits=True)
+        return ops.softmax_cross_entropy(y, model(x))
 
     def count_correct(self, model: Any, x: Array, y: Array) -> tuple[int, Array]:
         """Return how many rows have their largest logit at the label, and the cross-entropy of each."""
         logits = model(x)
         correct = int(np.count_nonzero(logits.numpy().argmax(axis=1) == y))
-        return correct, losses.sparse_categorical_crossentropy(y, logits, from_logits=True).numpy()
+        return correct, ops.softmax_cross_entropy(y, logits).numpy()
 
 
 @functools.cache
