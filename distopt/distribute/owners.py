@@ -240,7 +240,7 @@ class _Scratch:
         if flat_of is None:
             flat_of = self._of_layout[layout] = [layout.empty() for _ in pairs_of]
         for pairs, flat in zip(pairs_of, flat_of, strict=True):
-            layout.pack([gradient for gradient, _ in pairs], flat)
+            layout.pack(pairs.arrays, flat)
         return flat_of
 
 

@@ -13,7 +13,7 @@ from distopt.arena import Span
 from distopt.distribute.mirrored import MirroredStrategy
 from distopt.distribute.owners import EveryProcess, refuse_split
 from distopt.distribute.values import PerReplica
-from distopt.optimizers.pipeline import GradientPath, Pairs
+from distopt.optimizers.pipeline import GradientPath, check_gradients
 from distopt.types import Array
 
 
@@ -79,7 +79,10 @@ class ServedReplicas:
         """
         layout = self._layout
         pairs = PerReplica(
-            [Pairs(zip(layout.unpack(gradients[r]), layout.variables, strict=True)) for r in sorted(gradients)]
+            [
+                check_gradients(zip(layout.unpack(gradients[r]), layout.variables, strict=True))
+                for r in sorted(gradients)
+            ]
         )
         extended = self._strategy.extended
         extended.given_hypers = dict(hypers)

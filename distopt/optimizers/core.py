@@ -17,14 +17,13 @@ import numpy as np
 
 from distopt.arena import Span, place
 from distopt.clipping import clip_by_global_norm, clip_by_norm, clip_by_value
-from distopt.indexed_slices import IndexedSlices
 from distopt.norms import add_sums
 from distopt.optimizers import hypers as hyper_arithmetic
 from distopt.optimizers.engine import Engine, Kernel, get_engine
 from distopt.optimizers.hypers import HyperTable
 from distopt.optimizers.layout import Layout
 from distopt.optimizers.owner import Clips, SpanOwner, apply_constraint
-from distopt.optimizers.pipeline import Pair, Pairs, array_of, check_gradients
+from distopt.optimizers.pipeline import Pair, Pairs, check_gradients
 from distopt.optimizers.rule import Rule
 from distopt.optimizers.slots import SlotStore
 from distopt.optimizers.sparse import update_rows
@@ -195,18 +194,18 @@ class OptimizerCore:
             bounds.append(bound)
             variable.check_writable()
         scalars: dict[np.dtype[Any], tuple[Any, ...]] = {}
-        for (gradient, variable), (kernel, flat, storage, slots, dtype) in zip(checked, bounds, strict=True):
+        for (gradient, variable), array, (kernel, flat, storage, slots, dtype) in zip(
+            checked, checked.arrays, bounds, strict=True
+        ):
             own = scalars.get(dtype)
             if own is None:
                 own = scalars[dtype] = self.scalars(hypers, dtype)
-            if type(gradient) is IndexedSlices:
+            if array is None:
                 update_rows(engine, self.rule, storage, slots, gradient, own)
                 continue
-            array = array_of(gradient)
-            flags = array.flags
-            if not (flags.c_contiguous and flags.aligned):
-                array = np.require(array, requirements=["C", "A"])
-            kernel(*flat, array.reshape(-1), *own)
+            if array.base is not None and not array.flags.aligned:
+                array = np.require(array, requirements=["A"])
+            kernel(*flat, array.reshape(-1), *own)  # a copy in C order, if it is not in that order
             if variable.constraint is not None:
                 apply_constraint(variable, storage)
 

@@ -18,7 +18,7 @@ from distopt.nest import flatten
 from distopt.optimizers.core import VALID_DTYPES, OptimizerCore
 from distopt.optimizers.hypers import as_number
 from distopt.optimizers.names import unique_name
-from distopt.optimizers.pipeline import GradientPath, Pair, Pairs, check_gradients, filter_empty_gradients
+from distopt.optimizers.pipeline import GradientPath, Pair, check_gradients, filter_empty_gradients
 from distopt.optimizers.weights import get_weights, set_weights
 from distopt.tensor import Operand, Tensor
 from distopt.types import Array
@@ -218,15 +218,16 @@ class Optimizer(OptimizerCore):
             cross-replica context; TapeError if a live tape has read one of the variables. Nothing has changed then.
         """
         pairs = check_gradients(filter_empty_gradients(grads_and_vars))
-        self.build([variable for _, variable in pairs])
+        if not self._known.issuperset(pairs.key) or self._iterations is None:
+            self.build([variable for _, variable in pairs])
         if not pairs:
             return None
         context = replica_context.current_replica("apply_gradients")
         path = GradientPath(self, experimental_aggregate_gradients)
         if path.runs_at_owners or context.strategy.extended.owners_re_enact_replicas:
-            context.merge_call(_apply_at_owners, (path, Pairs(pairs)))
+            context.merge_call(_apply_at_owners, (path, pairs))
         else:
-            context.merge_call(_update_copies, (path, path.on_replica(Pairs(pairs))))
+            context.merge_call(_update_copies, (path, path.on_replica(pairs)))
         return self.iterations
 
     def _transform_loss(self, loss: Any) -> Any:

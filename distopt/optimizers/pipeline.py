@@ -32,14 +32,16 @@ Pair = tuple[Any, Variable]
 class Pairs:
     """One replica's ``[(gradient, variable)]``, as one leaf: a strategy regroups replicas around it, not inside it.
 
-    The gradients have been through :func:`check_gradients`.
+    The gradients have been through :func:`check_gradients`, which makes these.
     """
 
-    __slots__ = ("_pairs", "key")
+    __slots__ = ("_pairs", "arrays", "key")
 
-    def __init__(self, pairs: Iterable[Pair]) -> None:
-        self._pairs = list(pairs)
-        self.key = tuple([id(variable) for _, variable in self._pairs])
+    def __init__(self, pairs: list[Pair], arrays: list[Array | None]) -> None:
+        self._pairs = pairs
+        self.arrays = arrays
+        """The gradients as arrays; None for one that is row-sparse."""
+        self.key = tuple([id(variable) for _, variable in pairs])
         """Equal for the same variables in the same order."""
 
     def __iter__(self) -> Iterator[Pair]:
@@ -57,15 +59,7 @@ class Pairs:
 
 def fits_flat_arrays(pairs: Pairs) -> bool:
     """Return whether all gradients are dense and no variable is listed twice."""
-    return len(set(pairs.key)) == len(pairs.key) and not has_rows(pairs)
-
-
-def has_rows(pairs: Iterable[Pair]) -> bool:
-    """Return whether a gradient is row-sparse."""
-    for gradient, _ in pairs:  # noqa: SIM110 - a generator would cost as much as the loop
-        if isinstance(gradient, IndexedSlices):
-            return True
-    return False
+    return len(set(pairs.key)) == len(pairs.key) and all(array is not None for array in pairs.arrays)
 
 
 def filter_empty_gradients(grads_and_vars: Iterable[tuple[Any, Any]]) -> list[Pair]:
@@ -84,7 +78,7 @@ def filter_empty_gradients(grads_and_vars: Iterable[tuple[Any, Any]]) -> list[Pa
     return kept
 
 
-def check_gradients(pairs: Iterable[Pair]) -> list[Pair]:
+def check_gradients(pairs: Iterable[Pair]) -> Pairs:
     """Return the pairs with every gradient as a Tensor or IndexedSlices that fits its variable.
 
     Python numbers and lists of them get the variable's dtype.
@@ -93,16 +87,20 @@ def check_gradients(pairs: Iterable[Pair]) -> list[Pair]:
     for a row-sparse gradient of a variable with a constraint; NotImplementedError for a pair without a variable.
     """
     if type(pairs) is Pairs:
-        return pairs._pairs
-    checked = []
+        return pairs
+    checked: list[Pair] = []
+    arrays: list[Array | None] = []
     for gradient, variable in pairs:
         if type(gradient) is Tensor and type(variable) is Variable:
             array, storage = gradient.numpy(), variable.storage
             if array.dtype == storage.dtype and array.shape == storage.shape:
                 checked.append((gradient, variable))
+                arrays.append(array)
                 continue
-        checked.append((_checked(gradient, variable), variable))
-    return checked
+        gradient = _checked(gradient, variable)
+        checked.append((gradient, variable))
+        arrays.append(None if isinstance(gradient, IndexedSlices) else gradient.numpy())
+    return Pairs(checked, arrays)
 
 
 def _checked(gradient: Any, variable: Any) -> Any:
@@ -149,11 +147,6 @@ def _check_slices(gradient: IndexedSlices, variable: Variable) -> None:
         )
 
 
-def array_of(gradient: Any) -> Array:
-    """Return a dense gradient as an array."""
-    return gradient.numpy() if isinstance(gradient, Tensor) else np.asarray(gradient)
-
-
 class GradientPath:
     """What becomes of the pairs of one apply call of ``optimizer``; ``aggregate``: stages 4 and 5 are run."""
 
@@ -192,7 +185,7 @@ class GradientPath:
             remaining = optimizer._transform_unaggregated_gradients(remaining)
             remaining = optimizer._aggregate_gradients(remaining)
         remaining = optimizer._transform_gradients(remaining)
-        return Pairs(check_gradients(remaining))
+        return check_gradients(remaining)
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distopt.optimizers import SGD
-from distopt.optimizers.pipeline import GradientPath, Pairs, filter_empty_gradients
+from distopt.optimizers.pipeline import GradientPath, check_gradients, filter_empty_gradients
 from distopt.variable import Variable
 
 
@@ -50,7 +50,7 @@ def test_norm_and_global_norm_together_need_whole_gradients() -> None:
 
 def test_pairs_are_one_leaf() -> None:
     variable = Variable(1.0, name="w")
-    pairs = Pairs([(np.float32(1), variable)])
+    pairs = check_gradients([(np.float32(1), variable)])
     assert not isinstance(pairs, list | tuple)
     assert len(pairs) == 1
     assert pairs[0][1] is variable
