@@ -18,7 +18,7 @@ from distopt.nest import map_structure
 from distopt.replica_context import Context
 from distopt.tensor import call
 from distopt.types import ReduceOp
-from distopt.variable import VariableAggregation
+from distopt.variable import VariableAggregation, VariableSynchronization
 
 
 class StrategyReplicaContext:
@@ -111,6 +111,11 @@ class _StrategyWriter:
 
         Others start from constants, and may be created on some ranks only (an optimizer's hypers, when one is read).
         """
+        if variable.synchronization is VariableSynchronization.ON_READ and self._strategy.num_replicas_in_sync > 1:
+            raise NotImplementedError(
+                f"{variable.name} is synchronized ON_READ, which strategies do not offer yet; keep one value a replica "
+                "yourself and reduce it with `strategy.reduce`"
+            )
         if variable.trainable:
             self._strategy.extended.share_initial_value(variable)
 
@@ -137,7 +142,8 @@ class InReplicaWriter(_StrategyWriter):
         replicas; PlacementError where the placement cannot hold copies.
         """
         context = replica_context.current_replica("an assignment")
-        if context.num_replicas_in_sync == 1:
+        communicator = self._strategy.extended.communicator
+        if context.num_replicas_in_sync == 1 and (communicator is None or communicator.size == 1):
             variable.write_all(operation, value)
             return
         aggregation = variable.aggregation

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from distopt import replica_context
@@ -81,6 +82,8 @@ class Extended:
     def all_reduce_arrays(self, operation: ReduceOp | str, value: Any) -> Array:
         """Return ``value`` (an array, or one a hosted replica) reduced over all replicas."""
         column = values.local_components(value, self.num_hosted)
+        if ReduceOp.parse(operation) is ReduceOp.MEAN and np.asarray(column[0]).dtype.kind in "biu":
+            return np.asarray(self.all_reduce_arrays(ReduceOp.SUM, value) / self.hosting.num_replicas)
         (total,) = self.every_process.aggregate(_AGGREGATOR_OF[ReduceOp.parse(operation)], [column])
         return np.asarray(total)
 
@@ -105,9 +108,17 @@ class Extended:
         Raises: PlacementError where the placement cannot hold copies.
         """
         for variable in variables:
-            if not variable.is_split and self.num_hosted > 1:
+            if self.hosting.num_replicas > 1:
                 self.owners.may_split(f"an unaggregated write to {variable.name}")
+            if not variable.is_split and self.num_hosted > 1:
                 variable.split([context.replica_id_in_sync_group for context in self.contexts])
+
+    def check(self, path: Any) -> None:
+        """Refuse an apply call that the owners cannot carry out, before anything is done for it.
+
+        Raises: PlacementError.
+        """
+        self.owners.check(path)
 
     def apply_at_owners(self, path: Any, pairs: Any) -> None:
         """Run the rest of the gradient's path at the owners of the variables."""
@@ -123,7 +134,8 @@ class Extended:
         hypers = self._hypers_of(optimizer)
         first = pairs_of[0]
         variables = tuple(variable for _, variable in first)
-        if all(same_bits(first, other) for other in pairs_of[1:]) and not any(v.is_split for v in variables):
+        alike = all(same_bits(first, other) for other in pairs_of[1:])
+        if self.num_hosted == 1 or (alike and not any(v.is_split for v in variables)):
             optimizer.finish_pairs(first, hypers)
         else:
             self.split(variables)
@@ -134,8 +146,18 @@ class Extended:
         self.phases.apply += time.perf_counter() - started
 
     def _hypers_of(self, optimizer: Any) -> dict[str, float]:
-        """Return the hypers of this step, which callables and schedules are asked for once."""
-        return optimizer.step_hypers() if self.given_hypers is None else self.given_hypers
+        """Return the hypers of this step, which callables and schedules are asked for once.
+
+        What a callable returns may differ between processes: the host of replica 0 says what holds for all.
+        """
+        if self.given_hypers is not None:
+            return self.given_hypers
+        hypers: dict[str, float] = optimizer.step_hypers()
+        if self.communicator is None or self.communicator.size == 1 or not optimizer.has_callable_hypers:
+            return hypers
+        root = next(rank for rank, hosted in enumerate(self.hosting.hosted) if 0 in hosted)
+        payload = msgspec.json.encode(hypers) if self.rank == root else None
+        return msgspec.json.decode(self.communicator.broadcast_bytes(payload, root), type=dict[str, float])
 
     def _call(
         self, index: int, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]

@@ -12,6 +12,7 @@ from distopt.distribute.extended import Extended
 from distopt.distribute.owners import Phases
 from distopt.distribute.strategy import Strategy
 from distopt.replica_context import Context
+from distopt.types import ReduceOp
 
 
 class MirroredStrategy(Strategy):
@@ -39,6 +40,10 @@ class DefaultStrategy(Strategy):
         replica = self.extended.contexts[0]
         self.context = Context(self, replica, CrossReplicaWriter(self), is_default=True)
         replica.use_context(self.context)
+
+    def reduce(self, reduce_op: ReduceOp | str, value: Any, axis: int | tuple[int, ...] | None) -> Any:
+        """Return ``value`` itself for ``axis=None``, else reduced over that axis."""
+        return value if axis is None else super().reduce(reduce_op, value, axis)
 
 
 def _num_replicas(devices: int | Sequence[str] | None) -> int:

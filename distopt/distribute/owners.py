@@ -56,6 +56,10 @@ class Owners(Protocol):
         """
         ...
 
+    def check(self, path: Any) -> None:
+        """Raise PlacementError for an apply call that cannot be carried out here."""
+        ...
+
     def may_split(self, what: str) -> None:
         """Raise PlacementError where variables cannot hold one copy a replica."""
         ...
@@ -137,6 +141,9 @@ class EveryProcess:
         self._phases.combine -= waited + sent
         return total
 
+    def check(self, path: Any) -> None:
+        """See :class:`Owners`; every process can make every update."""
+
     def may_split(self, what: str) -> None:
         """See :class:`Owners`; every process has its own variables, so nothing is refused."""
 
@@ -174,11 +181,8 @@ class Servers:
     def apply(self, path: Any, pairs_of: Sequence[Any], hypers: dict[str, float]) -> None:
         """See :class:`Owners`.
 
-        Raises: PlacementError for a hook over whole gradients where several servers own parts of them, and for
-        row-sparse gradients.
+        Raises: PlacementError for row-sparse gradients.
         """
-        if not path.runs_at_owners and not self.re_enact_replicas:
-            raise PlacementError(whole_gradient_refusal(path.whole_gradient_hooks(), self._communicator.num_servers))
         optimizer = path.optimizer
         started = time.perf_counter()
         variables = same_variables(pairs_of)
@@ -203,6 +207,16 @@ class Servers:
         self._phases.wait += traffic.wait_s - waited
         self._phases.send += traffic.send_s - sent
         optimizer.advance()
+
+    def check(self, path: Any) -> None:
+        """Refuse what servers cannot do: unaggregated gradients, and hooks over gradients that several share."""
+        if not path.aggregate:
+            raise PlacementError(
+                "experimental_aggregate_gradients=False would update each replica's own copy, but with placement "
+                "'server' the servers hold one value for all; use placement 'replica'"
+            )
+        if not path.runs_at_owners and not self.re_enact_replicas:
+            raise PlacementError(whole_gradient_refusal(path.whole_gradient_hooks(), self._communicator.num_servers))
 
     def may_split(self, what: str) -> None:
         """Refuse: the servers hold one value for all replicas."""

@@ -15,6 +15,7 @@ a switch between threads costs some fifty times as much.
 from __future__ import annotations
 
 import contextvars
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -68,10 +69,10 @@ class ReplicaGreenlets:
             return list(results)
         finally:
             # After an error some wait in a merge: they are unwound, so that their `finally` blocks run now.
-            for replica in replicas:
-                if replica and not replica.dead:
-                    replica.throw(GreenletExit)
-            self._caller, self._callers_tapes = None, ((), None)
+            try:
+                _unwind(replicas)
+            finally:
+                self._caller, self._callers_tapes = None, ((), None)
 
     def merge(self, merge_fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Called by a replica: wait for all of them, and return this one's result."""
@@ -82,3 +83,15 @@ class ReplicaGreenlets:
             return self._caller.switch(_Merge(merge_fn, args, kwargs))
         finally:
             state.active, state.sole = tapes
+
+
+def _unwind(replicas: Sequence[Any]) -> None:
+    """End the replicas that wait in a merge; what fails meanwhile becomes a note to the error that is under way."""
+    error = sys.exc_info()[1]
+    for replica in replicas:
+        if replica and not replica.dead:
+            try:
+                replica.throw(GreenletExit)
+            except Exception as another:  # noqa: BLE001 - it must not take the place of the first one
+                if error is not None:
+                    error.add_note(f"while another replica was unwound: {type(another).__name__}: {another}")

@@ -104,10 +104,10 @@ class Strategy:
         operation = ReduceOp.parse(reduce_op)
         if not isinstance(value, values.DistributedValues) and isinstance(value, dict | list | tuple):
             return map_structure(lambda leaf: self.reduce(operation, leaf, axis), value)
-        if not isinstance(value, values.DistributedValues) and self.num_replicas_in_sync > 1:
-            single_host = self._extended.num_hosted == 1 and self._extended.communicator is not None
-            if not single_host:
-                return self._reduce_plain(operation, value, axis)
+        is_plain = not isinstance(value, values.DistributedValues)
+        # With several processes every one of them takes part: the others cannot know that the value is plain here.
+        if is_plain and self.num_replicas_in_sync > 1 and self._extended.communicator is None:
+            return self._reduce_plain(operation, value, axis)
         components = [np.asarray(c) for c in values.local_components(value, self._extended.num_hosted)]
         if axis is None:
             total = self._extended.all_reduce_arrays(operation, values.PerReplica(components))
@@ -120,7 +120,7 @@ class Strategy:
                 total = total / total.dtype.type(
                     self._extended.all_reduce_arrays(ReduceOp.SUM, values.PerReplica(counts))
                 )
-        return Tensor(total)
+        return Tensor(np.array(total))
 
     def _reduce_plain(self, operation: ReduceOp, value: Any, axis: Any) -> Any:
         if operation is ReduceOp.SUM and np.any(np.asarray(value) != 0):

@@ -43,9 +43,15 @@ def relu_backward(gradient: Array, result: Array) -> Array:
         total = np.empty(gradient.shape[1], gradient.dtype)
         number = gradient.dtype.type
         loop(gradient, result, total, number(0), number(1))
+        total += 0  # a sum of nothing but -0.0 is 0.0 here and there
         return total
     np.multiply(gradient, result > 0, out=gradient)
-    summed: Array = np.add.reduce(gradient, axis=0)
+    if gradient.shape[1] == 1 and len(gradient):
+        # NumPy would take one column for one row, whose sum has another order.
+        summed: Array = np.add.accumulate(gradient[:, 0])[-1:].copy()
+    else:
+        summed = np.add.reduce(gradient, axis=0)
+    summed += 0
     return summed
 
 
@@ -59,11 +65,12 @@ def shift_rows(logits: Array, labels: Array) -> tuple[Array, Array]:
     loop = _compiled(_SHIFT_ROWS, logits)
     if loop is not None and logits.shape[1]:
         z, chosen = np.empty_like(logits), np.empty(len(logits), logits.dtype)
-        if loop(logits, labels, z, chosen) >= 0:
+        if loop(logits, labels, z, chosen, logits.dtype.type(0)) >= 0:
             refuse_labels(labels, logits.shape[1])
         return z, chosen
     refuse_labels(labels, logits.shape[1])
     z = np.subtract(logits, np.maximum.reduce(logits, axis=1, keepdims=True), order="C")
+    z += 0  # the sign of a largest element that is zero is not defined
     return z, z[np.arange(len(z)), labels]
 
 
@@ -85,7 +92,9 @@ def sum_rows(values: Array) -> Array:
         sums = np.empty(len(values), values.dtype)
         loop(values, sums)
         return sums
-    total: Array = np.add.reduce(np.ascontiguousarray(values.T), axis=0)
+    total: Array = values[:, 0].copy() if values.shape[1] else np.zeros(len(values), values.dtype)
+    for column in range(1, values.shape[1]):
+        total += values[:, column]
     return total
 
 
@@ -114,7 +123,7 @@ def _relu_backward_loop(gradient, result, total, zero, one):  # type: ignore[no-
             total[j] = value if i == 0 else total[j] + value
 
 
-def _shift_rows_loop(logits, labels, z, chosen):  # type: ignore[no-untyped-def]
+def _shift_rows_loop(logits, labels, z, chosen, zero):  # type: ignore[no-untyped-def]
     for i in range(logits.shape[0]):
         if labels[i] < 0 or labels[i] >= logits.shape[1]:
             return i
@@ -125,7 +134,7 @@ def _shift_rows_loop(logits, labels, z, chosen):  # type: ignore[no-untyped-def]
             if value > largest or value != value:
                 largest = value
         for j in range(logits.shape[1]):
-            z[i, j] = logits[i, j] - largest
+            z[i, j] = (logits[i, j] - largest) + zero
         chosen[i] = z[i, labels[i]]
     return -1
 
@@ -194,7 +203,7 @@ class _Loop:
 
 _ADD_BIAS_AND_RELU = _Loop(_add_bias_and_relu_loop, "_matrix, _vector, _scalar")
 _RELU_BACKWARD = _Loop(_relu_backward_loop, "_matrix, _input, _output, _scalar, _scalar")
-_SHIFT_ROWS = _Loop(_shift_rows_loop, "_input, _labels, _matrix, _output", returns="int64")
+_SHIFT_ROWS = _Loop(_shift_rows_loop, "_input, _labels, _matrix, _output, _scalar", returns="int64")
 _SUM_ROWS = _Loop(_sum_rows_loop, "_input, _output")
 _SCALE_ROWS = _Loop(_scale_rows_loop, "_matrix, _vector, _labels, _vector")
 

@@ -129,6 +129,11 @@ class OptimizerCore:
             values["learning_rate"] = hyper_arithmetic.decayed(values["learning_rate"], self._initial_decay, iterations)
         return values
 
+    @property
+    def has_callable_hypers(self) -> bool:
+        """Whether a hyper is a function, whose value another process may see differently."""
+        return self._hypers.has_callables()
+
     def layout(self, variables: Sequence[Variable]) -> Layout:
         """Return the layout of the gradients of ``variables``; the same object for the same variables.
 
@@ -163,14 +168,7 @@ class OptimizerCore:
         self.advance()
 
     def _finish_by_variable(self, layout: Layout, flat: Sequence[Array], hypers: Mapping[str, float]) -> None:
-        pairs = self.clip(zip(layout.unpack(flat), layout.variables, strict=True))
-        whole = [pair for pair in pairs if not pair[1].is_split]
-        self.finish_pairs(whole, hypers)
-        for gradient, variable in pairs:
-            if variable.is_split:
-                self.split_slots([variable])
-                for replica_id in variable.replica_ids:
-                    self.finish_pairs([(gradient, variable)], hypers, replica_id)
+        self.finish_pairs(self.clip(zip(layout.unpack(flat), layout.variables, strict=True)), hypers)
         self.advance()
 
     def finish_pairs(self, pairs: Iterable[Pair], hypers: Mapping[str, float], replica_id: int | None = None) -> None:
@@ -182,6 +180,9 @@ class OptimizerCore:
         Raises: as :func:`~distopt.optimizers.pipeline.check_gradients`, and TapeError, before anything changes.
         """
         checked = check_gradients(pairs)
+        if replica_id is None and any(variable.is_split for _, variable in checked):
+            self._finish_copies(checked, hypers)
+            return
         engine = get_engine()
         if engine is not self._bound_engine:
             self._bound, self._bound_engine = {}, engine
@@ -208,6 +209,18 @@ class OptimizerCore:
             kernel(*flat, array.reshape(-1), *own)  # a copy in C order, if it is not in that order
             if variable.constraint is not None:
                 apply_constraint(variable, storage)
+
+    def _finish_copies(self, pairs: Iterable[Pair], hypers: Mapping[str, float]) -> None:
+        """Make the same update on every copy of the variables that are split."""
+        for pair in pairs:
+            variable = pair[1]
+            if not variable.is_split:
+                self.finish_pairs([pair], hypers)
+                continue
+            self.build([variable])
+            self.split_slots([variable])
+            for replica_id in variable.replica_ids:
+                self.finish_pairs([pair], hypers, replica_id)
 
     def _bind(self, engine: Engine, variable: Variable, replica_id: int | None) -> _Bound:
         """Return what updates one variable, or one replica's copy of it; kept where there is one value."""

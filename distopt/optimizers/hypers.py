@@ -98,6 +98,13 @@ class HyperTable:
             else float(value)
         )
 
+    def has_callables(self) -> bool:
+        """Return whether a hyper is a function that is asked at every step; a schedule, which knows the step, is not."""
+        return any(
+            callable(value) and not isinstance(value, LearningRateSchedule | Variable | Tensor)
+            for value in self._values.values()
+        )
+
     def numbers(self) -> dict[str, float]:
         """Return the hypers that are numbers or variables, by name: what a checkpoint keeps."""
         kept = {}

@@ -224,6 +224,7 @@ class Optimizer(OptimizerCore):
             return None
         context = replica_context.current_replica("apply_gradients")
         path = GradientPath(self, experimental_aggregate_gradients)
+        context.strategy.extended.check(path)
         if path.runs_at_owners or context.strategy.extended.owners_re_enact_replicas:
             context.merge_call(_apply_at_owners, (path, pairs))
         else:

@@ -86,10 +86,11 @@ def restore_state(state: TrainingState, job: Job, strategy: Strategy | None = No
     hosted: Sequence[int] = (0,) if strategy is None else strategy.extended.hosted or (0,)
     for variable, entry in zip(mine, saved, strict=True):
         copies = _of_hosted(entry.value, hosted)
-        if len(copies) > 1:
+        if len(hosted) > 1 and any(len(each) > 1 for each in (entry.value, *entry.slots.values())):
             assert strategy is not None, "only a strategy hosts several replicas"
             strategy.extended.split((variable,))
-            for replica, copy in zip(hosted, copies, strict=True):
+            each_replica = copies if len(copies) > 1 else copies * len(hosted)
+            for replica, copy in zip(hosted, each_replica, strict=True):
                 variable.write_copy(replica, "assign", copy)
         else:
             variable.write_all("assign", copies[0])

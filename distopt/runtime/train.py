@@ -96,7 +96,7 @@ class TrainLoop:
                     break
                 if every and step % every == 0 and step_in_epoch + 1 < steps_per_epoch:
                     self._checkpoint(DataPosition(epoch=epoch, step=step_in_epoch + 1))
-            if stopped:
+            if stopped and step_in_epoch + 1 < steps_per_epoch:
                 position = DataPosition(epoch=epoch, step=step_in_epoch + 1)
             else:
                 position = DataPosition(epoch=epoch + 1, step=0)

@@ -163,3 +163,36 @@ def test_trainable_variables_start_with_the_value_of_rank_0(run: Run) -> None:
         return [float(mine.numpy()[0]), float(outside_of_training.numpy()[0]) - comm.rank]
 
     assert run(worker) == [[1.5, 0.0]] * len(run(worker))
+
+
+def test_callable_hypers_are_those_of_the_host_of_replica_0(run: Run) -> None:
+    def body(strategy: Strategy) -> float:
+        variable = tf.Variable(np.float32(0))
+        optimizer = tf.keras.optimizers.SGD(lambda: 1.0 + strategy.extended.rank)
+        strategy.run(lambda: optimizer.apply_gradients([(tf.Tensor(np.float32(1)), variable)]))
+        return float(variable.numpy())
+
+    assert set(on_workers(run, 5, body)) == {-5.0}
+
+
+def test_aggregated_assignment_reaches_workers_without_replicas(run: Run) -> None:
+    def body(strategy: Strategy) -> float:
+        variable = tf.Variable(np.float32(0), aggregation=tf.VariableAggregation.SUM)
+
+        def step() -> None:
+            context = tf.distribute.get_replica_context()
+            assert context is not None
+            variable.assign_add(tf.Tensor(np.float32(context.replica_id_in_sync_group + 1)))
+
+        strategy.run(step)
+        return float(variable.numpy())
+
+    assert set(on_workers(run, 2, body)) == {3.0}
+    assert set(on_workers(run, 1, body)) == {1.0}
+
+
+def test_reduce_of_what_is_equal_everywhere_takes_part_on_every_worker(run: Run) -> None:
+    def body(strategy: Strategy) -> float:
+        return float(strategy.reduce("MEAN", strategy.run(lambda: 7), axis=None))
+
+    assert set(on_workers(run, 3, body)) == {7.0}

@@ -131,3 +131,21 @@ def test_tape_of_the_caller_records_what_replicas_do(replicas: Any) -> None:
     with tf.GradientTape() as tape:
         values = replicas.run([lambda i=i: replica(i) for i in range(replicas.size)], add_up)
     assert float(tape.gradient(values, x)) == replicas.size * (replicas.size + 1) / 2
+
+
+def test_error_while_unwinding_is_a_note_and_the_pool_goes_on() -> None:
+    pool = ReplicaGreenlets()
+
+    def waits() -> None:
+        try:
+            pool.merge(lambda _: None, (0,), {})
+        finally:
+            raise RuntimeError("cleanup")
+
+    def fails() -> None:
+        raise ZeroDivisionError("the real one")
+
+    with pytest.raises(ZeroDivisionError, match="the real one") as caught:
+        pool.run([waits, fails], add_up)
+    assert any("cleanup" in note for note in caught.value.__notes__)
+    assert pool.run([lambda: 1, lambda: 2], add_up) == [1, 2]

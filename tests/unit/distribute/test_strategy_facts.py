@@ -250,3 +250,33 @@ def test_devices_are_checked() -> None:
         MirroredStrategy(0)
     with pytest.raises(ValueError, match="list of device names"):
         MirroredStrategy("/cpu:0")
+
+
+def test_split_variables_get_updates_of_every_kind_on_all_copies(strategy: MirroredStrategy) -> None:
+    def fresh() -> tuple[tf.Variable, Any]:
+        variable = tf.Variable(np.zeros((3, 1), np.float32))
+        strategy.run(lambda: variable.assign(float32(np.full((3, 1), replica_id()))))
+        return variable, tf.keras.optimizers.SGD(1.0)
+
+    variable, optimizer = fresh()
+    rows = tf.IndexedSlices(np.ones((1, 1), np.float32), [0], (3, 1))
+    strategy.run(lambda: optimizer.apply_gradients([(rows, variable)]))
+    assert copies(variable) == [[[-2.0], [0.0], [0.0]], [[-1.0], [1.0], [1.0]]]
+    variable, optimizer = fresh()
+    ones = float32(np.ones((3, 1)))
+    strategy.run(lambda: optimizer.apply_gradients([(ones, variable), (ones, variable)]))
+    assert copies(variable) == [[[-4.0]] * 3, [[-3.0]] * 3]
+    variable, optimizer = fresh()
+    optimizer.apply_gradients([(ones, variable)])
+    assert copies(variable) == [[[-1.0]] * 3, [[0.0]] * 3]
+
+
+def test_mean_of_integers_is_a_float_and_the_default_strategy_returns_the_value(strategy: MirroredStrategy) -> None:
+    value = strategy.run(lambda: np.asarray(replica_id() + 1))
+    assert float(strategy.reduce("MEAN", value, axis=None)) == 1.5
+    assert tf.distribute.get_strategy().reduce("MEAN", 3, axis=None) == 3
+
+
+def test_variable_synchronized_on_read_is_refused_under_a_strategy(strategy: MirroredStrategy) -> None:
+    with strategy.scope(), pytest.raises(NotImplementedError, match="ON_READ"):
+        tf.Variable(0.0, synchronization=tf.VariableSynchronization.ON_READ)

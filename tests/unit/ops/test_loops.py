@@ -12,7 +12,7 @@ from distopt import kernels
 from distopt.ops import loops
 from distopt.types import Array
 
-SHAPES = [(1, 1), (3, 10), (128, 256), (7, 33)]
+SHAPES = [(1, 1), (1, 10), (1000, 1), (3, 10), (128, 256), (7, 33)]
 
 
 @pytest.fixture(autouse=True)

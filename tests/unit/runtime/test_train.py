@@ -11,6 +11,7 @@ from distopt.checkpoint import DataPosition, TrainingState, state_hash
 from distopt.distribute import MirroredStrategy
 from distopt.errors import ReplicaError
 from distopt.observe import EpochMetrics, JobInfo, StepRecord, Summary
+from distopt.optimizers.engine import set_default_engine
 from distopt.runtime.collect import collect_state
 from distopt.runtime.config_file import load_config
 from distopt.runtime.job import build_job
@@ -131,3 +132,35 @@ def test_copies_that_differ_between_workers_are_collected_in_replica_order() -> 
     for workers in (2, 3, 5):
         results = run_strategy(diverged, 5, workers)
         assert results == [want] + [None] * (workers - 1)
+
+
+def test_stop_after_the_last_step_of_an_epoch_can_be_resumed() -> None:
+    steps = 0
+
+    def stop() -> bool:
+        nonlocal steps
+        steps += 1
+        return steps == 12
+
+    settings = ("data.epochs=2", "strategy.replicas=2")
+    memory = Memory()
+    TrainLoop(build_job(load_config(CONFIG, settings)), MirroredStrategy(2), Hooks(memory, stop_requested=stop)).run()
+    assert memory.summary is not None
+    assert not memory.summary.completed
+    assert memory.states[-1].position == DataPosition(epoch=1, step=0)
+    resumed, whole = train(*settings, resume=memory.states[-1]).summary, train(*settings).summary
+    assert resumed is not None
+    assert whole is not None
+    assert resumed.state_hash == whole.state_hash
+
+
+@pytest.mark.parametrize("batch", [8, 29])
+def test_both_engines_have_the_same_bits_where_replicas_get_one_row(batch: int) -> None:
+    hashes = set()
+    for engine in ("numpy", "compiled"):
+        set_default_engine(engine)
+        summary = train("data.epochs=1", "strategy.replicas=8", f"data.global_batch_size={batch}").summary
+        assert summary is not None
+        hashes.add(summary.state_hash)
+    set_default_engine("compiled")
+    assert len(hashes) == 1
