@@ -99,7 +99,7 @@ class HyperTable:
         )
 
     def has_callables(self) -> bool:
-        """Return whether a hyper is a function that is asked at every step; a schedule, which knows the step, is not."""
+        """Return whether a hyper is a function, asked at every step; a schedule, which knows the step, is not."""
         return any(
             callable(value) and not isinstance(value, LearningRateSchedule | Variable | Tensor)
             for value in self._values.values()
