@@ -130,7 +130,8 @@ class _Cluster:
         for role, index, pid in map(json.loads, text.splitlines()):
             name = role if index == "None" else f"{role} {index}"
             self.pids[name] = pid
-            self._ends[name] = os.pidfd_open(pid)
+            with contextlib.suppress(ProcessLookupError):  # where the job is over at once, it has ended already
+                self._ends[name] = os.pidfd_open(pid)
 
     def send(self, name: str, number: int) -> None:
         signal.pidfd_send_signal(self._ends[name], number)
