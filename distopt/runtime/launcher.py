@@ -38,6 +38,9 @@ from distopt.runtime.children import Child, last_line
 from distopt.runtime.lifeline import Order
 from distopt.runtime.signals import INTERRUPTED, describe_status, handling
 
+_LOOK_S = 0.2
+"""How soon the loop sees a signal that did not wake it."""
+
 
 class Program(Protocol):
     """The command line of one process of the job; ``coordinator`` is None for the coordinator itself."""
@@ -160,11 +163,14 @@ class Launcher:
 
     def _next(self, until_s: float | None) -> _Ended | _Line | _Signal | None:
         """Return the next event, or None when the monotonic clock has passed ``until_s``."""
-        timeout_s = None if until_s is None else max(0.0, until_s - time.monotonic())
-        try:
-            return self._events.get(timeout=timeout_s)
-        except Empty:
-            return None
+        while True:
+            left_s = _LOOK_S if until_s is None else until_s - time.monotonic()
+            try:
+                return self._events.get(timeout=max(0.0, min(_LOOK_S, left_s)))
+            except Empty:
+                # A signal that comes while another is pending may go to another thread, and does not wake this one.
+                if until_s is not None and time.monotonic() >= until_s:
+                    return None
 
     def _await_endpoint(self, coordinator: Child) -> str | None:
         """Return where the coordinator listens, or None if a signal came first."""
