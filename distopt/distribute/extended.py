@@ -46,6 +46,7 @@ class Extended:
         self.cross_context = Context(strategy, None, CrossReplicaWriter(strategy))
         self.given_hypers: dict[str, float] | None = None
         """Hypers that were evaluated elsewhere, for a server that re-enacts replicas."""
+        self._host_of_first_replica = next(rank for rank, replicas in enumerate(hosting.hosted) if 0 in replicas)
         self._strategy = strategy
         self._greenlets = ReplicaGreenlets()
         self._merging_s = 0.0
@@ -92,7 +93,7 @@ class Extended:
         array = np.asarray(values.local_components(value, self.num_hosted)[0])
         if self.communicator is None:
             return array
-        root = next(rank for rank, hosted in enumerate(self.hosting.hosted) if 0 in hosted)
+        root = self._host_of_first_replica
         payload = self.communicator.broadcast_bytes(array.tobytes() if self.rank == root else None, root)
         return np.frombuffer(payload, array.dtype).reshape(array.shape).copy()
 
@@ -155,7 +156,7 @@ class Extended:
         hypers: dict[str, float] = optimizer.step_hypers()
         if self.communicator is None or self.communicator.size == 1 or not optimizer.has_callable_hypers:
             return hypers
-        root = next(rank for rank, hosted in enumerate(self.hosting.hosted) if 0 in hosted)
+        root = self._host_of_first_replica
         payload = msgspec.json.encode(hypers) if self.rank == root else None
         return msgspec.json.decode(self.communicator.broadcast_bytes(payload, root), type=dict[str, float])
 

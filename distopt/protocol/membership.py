@@ -17,7 +17,7 @@ wrong becomes one reason, which goes to all as Abort, and status 1. A second fai
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -361,8 +361,3 @@ class Membership:
                 here = f" (joined: {named(present)})" if present else ""
                 absent.append(f"{wanted - len(present)} of {wanted} {role}s{here}")
         return " and ".join(absent) or "nobody"
-
-
-def everyone(commands: Iterable[Command]) -> dict[bytes, Message]:
-    """Return the last message that ``commands`` send to each identity; for tests and logs."""
-    return {command.identity: command.message for command in commands if isinstance(command, Send)}

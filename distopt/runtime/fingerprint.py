@@ -26,16 +26,6 @@ def numerics_fingerprint(engine: str) -> dict[str, str]:
     return fingerprint
 
 
-def fingerprint_differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
-    """Return one line ``what: ours, theirs`` for each entry in which two fingerprints differ.
-
-    >>> fingerprint_differences({"numpy": "2.1.0", "engine": "numpy"}, {"numpy": "2.2.0", "engine": "numpy"})
-    ['numpy: 2.1.0, 2.2.0']
-    """
-    keys = list(dict.fromkeys([*ours, *theirs]))
-    return [f"{k}: {ours.get(k, 'none')}, {theirs.get(k, 'none')}" for k in keys if ours.get(k) != theirs.get(k)]
-
-
 def _blas_libraries() -> list[dict[str, Any]]:
     """Return the BLAS that NumPy uses. Others may be loaded as well: SciPy brings one of its own, when imported."""
     libraries = [library for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distopt import blas
-from distopt.runtime.fingerprint import fingerprint_differences, numerics_fingerprint
+from distopt.runtime.fingerprint import numerics_fingerprint
 
 
 def test_fingerprint_names_machine_numpy_blas_and_engine() -> None:
@@ -37,9 +37,3 @@ def test_pin_threads_undoes_itself() -> None:
     with blas.pin_threads(3):
         assert numerics_fingerprint("numpy")["blas threads"] == "3"
     assert numerics_fingerprint("numpy")["blas threads"] == before
-
-
-def test_fingerprint_differences_names_both_values() -> None:
-    ours, theirs = {"a": "1", "b": "2"}, {"a": "1", "b": "3", "c": "4"}
-    assert fingerprint_differences(ours, theirs) == ["b: 2, 3", "c: none, 4"]
-    assert fingerprint_differences(ours, ours) == []
