@@ -46,8 +46,6 @@ _OPERATIONS: dict[str, Callable[[Array, Array], Any]] = {
     "assign_add": lambda stored, value: np.add(stored, value, out=stored),
     "assign_sub": lambda stored, value: np.subtract(stored, value, out=stored),
 }
-# Readers that are gone are dropped when a write finds them, or when this many have gathered.
-_MANY_READERS = 32
 
 
 class Variable(Operand):
@@ -66,14 +64,15 @@ class Variable(Operand):
     __slots__ = (
         "__weakref__",
         "_copies",
-        "_readers",
-        "_storage",
         "_trainable",
         "aggregation",
         "constraint",
         "is_followed",
+        "is_split",
         "name",
         "placement",
+        "readers",
+        "storage",
         "synchronization",
     )
 
@@ -106,12 +105,16 @@ class Variable(Operand):
             raise ValueError(f"a variable of dtype {value.dtype} cannot be aggregated by MEAN")
         if shape is not None and not _fits(value.shape, shape):
             raise ValueError(f"the initial value has shape {value.shape}, not {tuple(shape)}")
-        self._storage: Array = np.array(value, order="C", copy=True)
+        self.storage: Array = np.array(value, order="C", copy=True)
+        """The live array, C-contiguous; the first copy's, if the variable is split. Only :meth:`rebind` replaces it."""
         self._trainable = not on_read if trainable is None else bool(trainable)
         self.is_followed = self._trainable and value.dtype.kind not in "biu"
         """Whether tapes watch the variable when they read it."""
         self._copies: dict[int, Array] | None = None
-        self._readers: list[Recording] = []
+        self.is_split = False
+        """Whether the replicas hosted here have copies of their own."""
+        self.readers: list[Recording] = []
+        """The recordings of ordinary tapes that hold a view of the value; each takes itself out when it ends."""
         self.name = f"{name or 'Variable'}:0"
         self.constraint = constraint
         self.synchronization = synchronization
@@ -127,12 +130,12 @@ class Variable(Operand):
 
     @property
     def shape(self) -> Shape:
-        shape: Shape = self._storage.shape
+        shape: Shape = self.storage.shape
         return shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        return self._storage.dtype
+        return self.storage.dtype
 
     # Reading.
 
@@ -141,7 +144,7 @@ class Variable(Operand):
         if tape is not None:
             return tape.read_box(self)
         if not state.active:
-            return self._storage if self._copies is None else self.local_array()
+            return self.storage if self._copies is None else self.local_array()
         value: Any = self.local_array().copy()
         for active in state.active:
             value = active.box_copy(self, value)
@@ -150,11 +153,11 @@ class Variable(Operand):
     def local_array(self) -> Array:
         """Return the stored array that a read here sees: this replica's copy, or the one value."""
         if self._copies is None:
-            return self._storage
+            return self.storage
         replica = replica_context.current().replica
         if replica is None:
-            return self._storage
-        return self._copies.get(replica.replica_id_in_sync_group, self._storage)
+            return self.storage
+        return self._copies.get(replica.replica_id_in_sync_group, self.storage)
 
     def numpy(self) -> Array:
         """Return a copy of the value."""
@@ -201,31 +204,21 @@ class Variable(Operand):
 
         Raises: TapeError if an ordinary tape has read the variable and may still be asked for gradients.
         """
-        if self._readers:
-            self._drop_gone_readers()
+        if self.readers:
+            raise TapeError(
+                f"{self.name} cannot be written to: GradientTape number {self.readers[0].number} has read it and may "
+                "still be asked for gradients; take the gradients first, drop the tape, or make it persistent"
+            )
 
     def write_all(self, operation: str, value: Any) -> None:
         """Carry out ``operation``, the name of an assigning method, on the stored value and on every copy."""
         array = self._operand(value)
-        if self._readers:
-            self._drop_gone_readers()
+        self.check_writable()
         write = _OPERATIONS[operation]
-        for stored in self._copies.values() if self._copies is not None else (self._storage,):
+        for stored in self._copies.values() if self._copies is not None else (self.storage,):
             write(stored, array)
 
-    def add_reader(self, recording: Recording) -> None:
-        """Note that ``recording`` holds a view of the value; called by tapes."""
-        if len(self._readers) >= _MANY_READERS:
-            for reader in [reader for reader in self._readers if not reader.live]:
-                self._readers.remove(reader)
-        self._readers.append(recording)
-
     # For the arena and for strategies.
-
-    @property
-    def storage(self) -> Array:
-        """The live array, C-contiguous; the first copy's, if the variable is split."""
-        return self._storage
 
     def rebind(self, view: Array) -> None:
         """Copy the value into ``view``, of the same shape and dtype, and keep it there from now on.
@@ -234,15 +227,10 @@ class Variable(Operand):
         """
         if view.shape != self.shape or view.dtype != self.dtype or not view.flags.c_contiguous:
             raise ValueError(f"{self.name}: {self.dtype}{self.shape} cannot live in {view.dtype}{view.shape}")
-        np.copyto(view, self._storage)
+        np.copyto(view, self.storage)
         if self._copies is not None:
-            self._copies = {r: view if a is self._storage else a for r, a in self._copies.items()}
-        self._storage = view
-
-    @property
-    def is_split(self) -> bool:
-        """Whether the replicas hosted here have copies of their own."""
-        return self._copies is not None
+            self._copies = {r: view if a is self.storage else a for r, a in self._copies.items()}
+        self.storage = view
 
     @property
     def replica_ids(self) -> tuple[int, ...]:
@@ -259,11 +247,12 @@ class Variable(Operand):
                 raise ValueError(f"{self.name} is split among replicas {tuple(self._copies)}, not {tuple(replica_ids)}")
             return
         first, *others = replica_ids
-        self._copies = {first: self._storage, **{replica: self._storage.copy() for replica in others}}
+        self._copies = {first: self.storage, **{replica: self.storage.copy() for replica in others}}
+        self.is_split = True
 
     def copy_of(self, replica_id: int) -> Array:
         """Return the live array of one replica; the one value if the variable is not split."""
-        return self._storage if self._copies is None else self._copies[replica_id]
+        return self.storage if self._copies is None else self._copies[replica_id]
 
     def write_copy(self, replica_id: int, operation: str, value: Any) -> None:
         """Carry out ``operation`` on the copy of one replica."""
@@ -274,6 +263,7 @@ class Variable(Operand):
     def merge(self) -> None:
         """Forget the copies; the first one's value stays."""
         self._copies = None
+        self.is_split = False
 
     # The rest.
 
@@ -289,7 +279,7 @@ class Variable(Operand):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Variable:
         twin = Variable(
-            self._storage,
+            self.storage,
             trainable=self._trainable,
             constraint=self.constraint,
             synchronization=self.synchronization,
@@ -308,18 +298,6 @@ class Variable(Operand):
                 raise ValueError(f"{self.name} has dtype {self.dtype}; cast the {array.dtype} tensor first")
             array = array.astype(self.dtype, casting="same_kind")
         return array
-
-    def _drop_gone_readers(self) -> None:
-        readers = self._readers
-        count = len(readers)
-        for reader in readers[:count]:
-            if reader.live:
-                raise TapeError(
-                    f"{self.name} cannot be written to: GradientTape number {reader.number} has read it and may still "
-                    "be asked for gradients; take the gradients first, drop the tape, or make it persistent"
-                )
-        # A deletion in place, so that what another thread appends meanwhile is kept.
-        del readers[:count]
 
 
 def _copied(value: Any) -> Tensor:

@@ -62,21 +62,26 @@ ROW_SPARSE: dict[Any, Callable[[Node, Any], Any]] = {}
 
 
 class Recording:
-    """One recording of a tape: its nodes, oldest first. Variables keep it, to know that they are being read.
+    """One recording of a tape: its nodes, oldest first.
 
-    Nodes refer back to it, so whoever drops a recording empties ``nodes``.
+    It is in ``readers`` of every variable that it holds a view of; ``entered`` are those lists. Nodes refer back to
+    it, so whoever drops a recording ends it.
     """
 
-    __slots__ = ("live", "nodes", "number")
+    __slots__ = ("entered", "live", "nodes", "number")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.live = True
         self.nodes: list[Node] = []
+        self.entered: list[list[Recording]] = []
 
     def end(self) -> None:
         """Forget all nodes; variables that were read may be written to again."""
         self.live = False
+        for readers in self.entered:
+            readers.remove(self)
+        self.entered.clear()
         nodes = self.nodes
         for node in nodes:
             node.parents = ()

@@ -204,16 +204,18 @@ class GradientTape:
             return known
         recording = self._recording
         assert recording is not None
-        value = variable.local_array()
+        value = variable.local_array() if variable.is_split else variable.storage
         root = self._roots.get(key)
         if root is None:
-            if not (self._watch_accessed and variable.is_followed):
+            if not (variable.is_followed and self._watch_accessed):
                 return value.copy(), None
             node = nodes.new_root(value, recording, VARIABLE)
             self._roots[key] = (variable, node)
         else:
             node = root[1]
-        variable.add_reader(recording)
+        readers = variable.readers
+        readers.append(recording)
+        recording.entered.append(readers)
         known = self._reads[key] = (value, node)
         return known
 

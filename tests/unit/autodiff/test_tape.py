@@ -424,7 +424,7 @@ def test_readers_of_abandoned_tapes_do_not_pile_up() -> None:
     for _ in range(200):
         with GradientTape():
             _ = x * x
-    assert len(x._readers) <= 33
+    assert not x.readers
 
 
 # Row-sparse gradients.
