@@ -50,6 +50,7 @@ class UnprintableFunctionError(ValueError):
     """A step function whose source cannot stand alone: a closure, a lambda, or one typed at a prompt."""
 
 
+_substitutes: dict[Callable[..., Any], types.FunctionType] = {}
 _directory: list[Path | None] = []
 _use_compiled = [True]
 _loading = threading.Lock()
@@ -82,6 +83,15 @@ def compiled_loops() -> bool:
     return _use_compiled[0]
 
 
+def compile_as(function: Callable[..., Any], substitute: Callable[..., Any]) -> None:
+    """In compiled code, put ``substitute``, a plain function of single elements, where ``function`` is called.
+
+    For what is fast on arrays and slow on elements; both must give the same bits.
+    """
+    assert isinstance(substitute, types.FunctionType)
+    _substitutes[function] = substitute
+
+
 def functions_source(step: Callable[..., Any]) -> str:
     """Return source that defines ``step``, compiled, and every function that it calls.
 
@@ -104,6 +114,8 @@ def _collect_sources(function: Any, texts: dict[str, str]) -> None:
         if function.__name__ == "<lambda>":
             raise UnprintableFunctionError("a lambda has no source of its own")
         return
+    own_name = function.__name__
+    function = _substitutes.get(function, function)
     for name in function.__code__.co_names:
         used = function.__globals__.get(name)
         if used is None or used is np:
@@ -118,13 +130,14 @@ def _collect_sources(function: Any, texts: dict[str, str]) -> None:
     if not source.startswith("def "):
         raise UnprintableFunctionError(f"{function.__name__} is decorated")
     # Annotations may name anything, so they are not evaluated.
-    texts[function.__name__] = f'@njit(error_model="numpy", nogil=True)\n{_without_annotations(source)}'
+    texts[own_name] = f'@njit(error_model="numpy", nogil=True)\n{_without_annotations(source, own_name)}'
 
 
-def _without_annotations(source: str) -> str:
+def _without_annotations(source: str, name: str) -> str:
     tree = ast.parse(source)
     definition = tree.body[0]
     assert isinstance(definition, ast.FunctionDef)
+    definition.name = name
     definition.returns = None
     for argument in [*definition.args.posonlyargs, *definition.args.args]:
         argument.annotation = None

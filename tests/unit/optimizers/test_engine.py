@@ -11,6 +11,7 @@ import pytest
 from distopt import kernels
 from distopt.optimizers import get_engine, rules, set_default_engine
 from distopt.optimizers import kernels as rule_kernels
+from distopt.optimizers.choose import maximum, minimum, select
 from distopt.optimizers.engine import NUMPY_BLOCK
 from distopt.optimizers.rule import Rows, Rule, SparseUse
 from distopt.types import Array
@@ -138,3 +139,32 @@ def test_a_rule_that_is_a_closure_is_compiled_in_memory() -> None:
 def test_an_unknown_engine_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"'cuda'.*compiled, numpy"):
         set_default_engine("cuda")
+
+
+def choosing_step(variable: Any, low: Any, high: Any, gradient: Any, rate: Any) -> Any:
+    larger, smaller = maximum(low, gradient), minimum(high, gradient)
+    return select((gradient > low) & (gradient < high), variable - rate * gradient, larger), larger, smaller
+
+
+CHOOSING = Rule("choosing", choosing_step, ("low", "high"), ("rate",), SparseUse(Rows.TOUCHED, Rows.TOUCHED))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_choices_of_a_rule_have_the_same_bits_on_both_engines(dtype: Any) -> None:
+    size = 999
+    zeros = np.array([0.0, -0.0, np.nan] * (size // 3), dtype)
+    for low, gradient in ((zeros, np.roll(zeros, 1)), (np.roll(zeros, 1), awkward(size, dtype, 3))):
+        results = []
+        for name in ("numpy", "compiled"):
+            written = [awkward(size, dtype, 1), low.copy(), awkward(size, dtype, 2)]
+            get_engine(name).update(CHOOSING, written[0], written[1:], gradient, [dtype(0.5)])
+            results.append(written)
+        for a, b in zip(*results, strict=True):
+            assert is_same(a, b)
+
+
+@pytest.mark.usefixtures("freshly_compiled")
+def test_a_compiled_choice_is_made_of_whole_vectors() -> None:
+    code = kernel_code(CHOOSING)
+    assert "double" not in code
+    assert re.search(r"select <\d+ x i1>", code) is not None
