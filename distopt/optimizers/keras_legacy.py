@@ -6,31 +6,26 @@ Source: tf_keras 2.21 ``OptimizerV2``, whose semantics this follows; see the cla
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
-
-import numpy as np
 
 from distopt import replica_context, schedules
 from distopt.aggregation import Sum
 from distopt.autodiff.tape import GradientTape
 from distopt.nest import flatten
-from distopt.optimizers.core import VALID_DTYPES, OptimizerCore
-from distopt.optimizers.hypers import as_number
+from distopt.optimizers.clip_options import CLIP_OPTIONS, ClipOptions, Transformer
+from distopt.optimizers.core import VALID_DTYPES
+from distopt.optimizers.hyper_attributes import HyperAttributes
 from distopt.optimizers.names import unique_name
 from distopt.optimizers.pipeline import GradientPath, Pair, check_gradients, filter_empty_gradients
-from distopt.optimizers.weights import get_weights, set_weights
-from distopt.tensor import Operand, Tensor
-from distopt.types import Array
+from distopt.optimizers.slots_and_weights import SlotsAndWeights
+from distopt.tensor import Operand
 from distopt.variable import Variable
 
-Transformer = Callable[[list[Pair]], Iterable[Pair]]
-
-_CLIP_OPTIONS = {"clipnorm": "norm", "clipvalue": "value", "global_clipnorm": "global_norm"}
-_OPTIONS = (*_CLIP_OPTIONS, "lr", "decay")
+_OPTIONS = (*CLIP_OPTIONS, "lr", "decay")
 
 
-class Optimizer(OptimizerCore):
+class Optimizer(HyperAttributes, ClipOptions, SlotsAndWeights):
     """Base of the Keras optimizers.
 
     ``gradient_aggregator`` sums over replicas unless given: an element-wise ``Aggregator``, or a function from one
@@ -65,48 +60,12 @@ class Optimizer(OptimizerCore):
         self.gradient_transformers: list[Transformer] = list(gradient_transformers or [])
         if kwargs.get("clipnorm") is not None and kwargs.get("global_clipnorm") is not None:
             raise ValueError("clipnorm and global_clipnorm exclude each other")
-        for option in _CLIP_OPTIONS:
+        for option in CLIP_OPTIONS:
             setattr(self, option, kwargs.get(option))
         decay = kwargs.get("decay", 0.0)
         if decay is None or decay < 0:
             raise TypeError(f"decay must be a number, not {decay!r}")
         self._initial_decay = decay
-
-    # Hypers, and attributes that stand for them.
-
-    def _set_hyper(self, name: str, value: Any) -> None:
-        """Set the hyper ``name`` to a number, variable, callable or schedule."""
-        self._hypers.set(name, value)
-
-    def _get_hyper(self, name: str, dtype: Any = None) -> Any:
-        """Return the hyper ``name``, cast to ``dtype`` if given; a schedule comes back uncalled."""
-        value = self._hypers.get(name)
-        return value if dtype is None else Tensor(np.asarray(value).astype(dtype))
-
-    def _serialize_hyperparameter(self, name: str) -> Any:
-        """Return the hyper as a configuration holds it: a number, or the dictionary of a schedule."""
-        value = self._hypers.raw(name)
-        if isinstance(value, schedules.LearningRateSchedule):
-            return schedules.serialize(value)
-        return as_number(value() if callable(value) and not isinstance(value, Operand) else value)
-
-    def __getattr__(self, name: str) -> Any:
-        hypers = self.__dict__.get("_hypers", ())
-        name = "learning_rate" if name == "lr" else name
-        if name in hypers:
-            return self._get_hyper(name)
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        name = "learning_rate" if name == "lr" else name
-        if name in self.__dict__.get("_hypers", ()):
-            self._set_hyper(name, value)
-        else:
-            object.__setattr__(self, name, value)
-
-    def __dir__(self) -> list[str]:
-        hypers = list(self._hypers)
-        return sorted({*super().__dir__(), *hypers, *(["lr"] if "learning_rate" in hypers else [])})
 
     @property
     def iterations(self) -> Variable:
@@ -118,40 +77,6 @@ class Optimizer(OptimizerCore):
         if self._iterations is not None:
             raise RuntimeError(f"iterations of {self._name} exist already; assign to the variable instead")
         self._iterations = variable
-
-    # Clip options. Numbers, or None; each may be changed at any time.
-
-    @property
-    def clipvalue(self) -> float | None:
-        """Gradients are clipped to ``-clipvalue .. clipvalue``."""
-        return self.clips.value
-
-    @clipvalue.setter
-    def clipvalue(self, value: float | None) -> None:
-        self._set_clip("clipvalue", value)
-
-    @property
-    def clipnorm(self) -> float | None:
-        """Each variable's gradient is scaled down to this norm."""
-        return self.clips.norm
-
-    @clipnorm.setter
-    def clipnorm(self, value: float | None) -> None:
-        self._set_clip("clipnorm", value)
-
-    @property
-    def global_clipnorm(self) -> float | None:
-        """All gradients together are scaled down to this norm."""
-        return self.clips.global_norm
-
-    @global_clipnorm.setter
-    def global_clipnorm(self, value: float | None) -> None:
-        self._set_clip("global_clipnorm", value)
-
-    def _set_clip(self, option: str, value: float | None) -> None:
-        if value is not None and self.gradient_transformers:
-            raise ValueError(f"{option} cannot be used with gradient_transformers; clip in one of them")
-        setattr(self.clips, _CLIP_OPTIONS[option], value)
 
     # The gradients' path. The underscored stages may be overridden; then they run on each replica.
 
@@ -247,48 +172,11 @@ class Optimizer(OptimizerCore):
             pairs = transform(list(pairs))
         return pairs
 
-    # Slots and weights.
-
-    def add_slot(self, var: Variable, slot_name: str, initializer: Any = "zeros") -> Variable:
-        """Return the slot ``slot_name`` of ``var``, created with ``initializer`` if there is none."""
-        return self.slots.add(var, slot_name, initializer)
-
-    def get_slot(self, var: Variable, slot_name: str) -> Variable:
-        """Return a slot variable.
-
-        Raises: KeyError if there is none.
-        """
-        return self.slots.get(var, slot_name)
-
-    def get_slot_names(self) -> list[str]:
-        """Return the names of the slots, in the order in which they were first created."""
-        return list(self.slots.names)
-
-    @property
-    def weights(self) -> list[Variable]:
-        """``iterations`` and the slots, in the order of creation; empty before the first step."""
-        return [] if self._iterations is None else [self._iterations, *self.slots]
-
-    def variables(self) -> list[Variable]:
-        """Return ``weights``."""
-        return self.weights
-
-    def get_weights(self) -> list[Array]:
-        """Return copies of ``weights``."""
-        return get_weights(self.weights)
-
-    def set_weights(self, weights: Sequence[Any]) -> None:
-        """Assign to ``weights``.
-
-        Raises: ValueError if their number or a shape differs.
-        """
-        set_weights(self._name, self.weights, weights)
-
     # Configuration.
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments from which :meth:`from_config` makes an equal optimizer, without functions."""
-        clips = {option: getattr(self, option) for option in _CLIP_OPTIONS}
+        clips = {option: getattr(self, option) for option in CLIP_OPTIONS}
         return {"name": self._name, **{option: value for option, value in clips.items() if value is not None}}
 
     @classmethod
