@@ -93,7 +93,7 @@ class CompiledEngine:
     def kernel(self, rule: Rule, dtype: np.dtype[Any]) -> Kernel:
         found = self._kernels.get((rule, dtype))
         if found is None:
-            found = kernels.load_rule(rule, dtype) if _is_native(dtype) else _numpy.kernel(rule, dtype)
+            found = kernels.load_rule(rule, dtype) if _is_compiled(rule, dtype) else _numpy.kernel(rule, dtype)
             self._kernels[rule, dtype] = found
         return found
 
@@ -112,8 +112,8 @@ class CompiledEngine:
         return sums
 
 
-def _is_native(dtype: np.dtype[Any]) -> bool:
-    return dtype in (np.float32, np.float64)
+def _is_compiled(rule: Rule, dtype: np.dtype[Any]) -> bool:
+    return dtype in (np.float32, np.float64) and not rule.numpy_only
 
 
 _numpy = NumpyEngine()

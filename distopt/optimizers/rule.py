@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,6 +53,9 @@ class Rule:
     ``step(variable, *slots, gradient, *scalars)`` returns the new variable, or ``(variable, *slots)`` where there are
     slots. It is a pure function of values in the variable's dtype, without numeric literals, called with arrays by the
     NumPy engine and with single elements by the compiled one. ``slots`` and ``scalars`` name its arguments, in order.
+
+    ``numpy_only``: both engines run it on NumPy, because it has an operation (a power, an exponential) whose last bits
+    are not those of compiled code.
     """
 
     name: str
@@ -60,10 +64,11 @@ class Rule:
     scalars: tuple[str, ...]
     sparse: SparseUse
     kind: Kind = Kind.ELEMENT_WISE
+    numpy_only: bool = False
 
     @property
     def sparse_step(self) -> Rule:
         """The rule that a row-sparse gradient is run with."""
         if self.sparse.step is None:
             return self
-        return Rule(f"{self.name}_sparse", self.sparse.step, self.slots, self.scalars, self.sparse, self.kind)
+        return dataclasses.replace(self, name=f"{self.name}_sparse", step=self.sparse.step)

@@ -6,12 +6,55 @@
 from __future__ import annotations
 
 from distopt.optimizers.rule import Rule
+from distopt.optimizers.rules.adadelta import ADADELTA
+from distopt.optimizers.rules.adagrad_keras import ADAGRAD_KERAS
 from distopt.optimizers.rules.adam import ADAM
 from distopt.optimizers.rules.adam_amsgrad import ADAM_AMSGRAD
+from distopt.optimizers.rules.adamax import ADAMAX
+from distopt.optimizers.rules.ftrl import FTRL
+from distopt.optimizers.rules.ftrl_power import FTRL_POWER
 from distopt.optimizers.rules.momentum_keras import MOMENTUM_KERAS
+from distopt.optimizers.rules.nadam import NADAM
 from distopt.optimizers.rules.nesterov_keras import NESTEROV_KERAS
+from distopt.optimizers.rules.rmsprop_centered_keras import RMSPROP_CENTERED_KERAS
+from distopt.optimizers.rules.rmsprop_keras import RMSPROP_KERAS
+from distopt.optimizers.rules.rmsprop_momentum import RMSPROP_MOMENTUM
+from distopt.optimizers.rules.rmsprop_momentum_centered import RMSPROP_MOMENTUM_CENTERED
 from distopt.optimizers.rules.sgd import SGD
 
-ALL: tuple[Rule, ...] = (SGD, MOMENTUM_KERAS, NESTEROV_KERAS, ADAM, ADAM_AMSGRAD)
+ALL: tuple[Rule, ...] = (
+    SGD,
+    MOMENTUM_KERAS,
+    NESTEROV_KERAS,
+    ADAM,
+    ADAM_AMSGRAD,
+    ADAMAX,
+    NADAM,
+    ADAGRAD_KERAS,
+    ADADELTA,
+    RMSPROP_KERAS,
+    RMSPROP_CENTERED_KERAS,
+    RMSPROP_MOMENTUM,
+    RMSPROP_MOMENTUM_CENTERED,
+    FTRL,
+    FTRL_POWER,
+)
 
-__all__ = ["ADAM", "ADAM_AMSGRAD", "ALL", "MOMENTUM_KERAS", "NESTEROV_KERAS", "SGD"]
+__all__ = [
+    "ADADELTA",
+    "ADAGRAD_KERAS",
+    "ADAM",
+    "ADAMAX",
+    "ADAM_AMSGRAD",
+    "ALL",
+    "FTRL",
+    "FTRL_POWER",
+    "MOMENTUM_KERAS",
+    "NADAM",
+    "NESTEROV_KERAS",
+    "RMSPROP_CENTERED_KERAS",
+    "RMSPROP_KERAS",
+    "RMSPROP_MOMENTUM",
+    "RMSPROP_MOMENTUM_CENTERED",
+    "SGD",
+]

@@ -70,7 +70,8 @@ def test_half_precision_runs_on_numpy_in_its_own_dtype(rule: Rule, dtype: Any) -
         rng = np.random.default_rng(5)
         variable, *slots, gradient = (rng.uniform(0.1, 1, 9).astype(dtype) for _ in range(2 + len(rule.slots)))
         scalars = [np.dtype(dtype).type(0.5)] * len(rule.scalars)
-        direct = rule.step(variable, *slots, gradient, *scalars)
+        with np.errstate(all="ignore"):
+            direct = rule.step(variable, *slots, gradient, *scalars)
         get_engine(name).update(rule, variable, slots, gradient, scalars)
         first = direct[0] if rule.slots else direct
         assert first.dtype == dtype
@@ -96,7 +97,7 @@ def kernel_code(rule: Rule) -> str:
     return "\n".join(f for f in functions if "@_ZN7cpython" not in f and "@cfunc." not in f and "NRT_" not in f[:80])
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", [rule for rule in RULES if not rule.numpy_only], ids=lambda rule: rule.name)
 @pytest.mark.usefixtures("freshly_compiled")
 def test_a_float32_kernel_holds_no_float64(rule: Rule) -> None:
     code = kernel_code(rule)
