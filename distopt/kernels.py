@@ -92,18 +92,26 @@ def compile_as(function: Callable[..., Any], substitute: Callable[..., Any]) -> 
     _substitutes[function] = substitute
 
 
-def functions_source(step: Callable[..., Any]) -> str:
-    """Return source that defines ``step``, compiled, and every function that it calls.
+def functions_source(
+    step: Callable[..., Any], transform: Callable[[ast.FunctionDef], ast.FunctionDef] | None = None
+) -> str:
+    """Return source that defines ``step``, compiled, and every function that it calls, each changed by ``transform``.
 
     Raises: UnprintableFunctionError if it is no plain module-level function, or refers to a global that is neither such
     a function nor NumPy as ``np``.
     """
     texts: dict[str, str] = {}
-    _collect_sources(step, texts)
+    _collect_sources(step, texts, transform or _unchanged)
     return "\n\n".join(texts.values())
 
 
-def _collect_sources(function: Any, texts: dict[str, str]) -> None:
+def _unchanged(function: ast.FunctionDef) -> ast.FunctionDef:
+    return function
+
+
+def _collect_sources(
+    function: Any, texts: dict[str, str], transform: Callable[[ast.FunctionDef], ast.FunctionDef]
+) -> None:
     if (
         not isinstance(function, types.FunctionType)
         or function.__closure__
@@ -122,7 +130,7 @@ def _collect_sources(function: Any, texts: dict[str, str]) -> None:
             continue
         if name not in function.__globals__ or used.__class__ is not types.FunctionType or used.__name__ != name:
             raise UnprintableFunctionError(f"{function.__name__} refers to {name!r}, which is not a plain function")
-        _collect_sources(used, texts)
+        _collect_sources(used, texts, transform)
     try:
         source = textwrap.dedent(inspect.getsource(function))
     except (OSError, TypeError) as error:
@@ -130,12 +138,12 @@ def _collect_sources(function: Any, texts: dict[str, str]) -> None:
     if not source.startswith("def "):
         raise UnprintableFunctionError(f"{function.__name__} is decorated")
     # Annotations may name anything, so they are not evaluated.
-    texts[own_name] = f'@njit(error_model="numpy", nogil=True)\n{_without_annotations(source, own_name)}'
+    texts[own_name] = f'@njit(error_model="numpy", nogil=True)\n{ast.unparse(transform(_bare(source, own_name)))}'
 
 
-def _without_annotations(source: str, name: str) -> str:
-    tree = ast.parse(source)
-    definition = tree.body[0]
+def _bare(source: str, name: str) -> ast.FunctionDef:
+    """Return the function that ``source`` defines under ``name``, without docstring and annotations."""
+    definition = ast.parse(source).body[0]
     assert isinstance(definition, ast.FunctionDef)
     definition.name = name
     definition.returns = None
@@ -143,7 +151,18 @@ def _without_annotations(source: str, name: str) -> str:
         argument.annotation = None
     if ast.get_docstring(definition) is not None:
         definition.body = definition.body[1:] or [ast.Pass()]
-    return ast.unparse(tree)
+    return definition
+
+
+def has_processor_feature(name: str) -> bool:
+    """Return whether the processor has the feature that LLVM calls ``name``.
+
+    >>> has_processor_feature("no such thing")
+    False
+    """
+    import llvmlite.binding
+
+    return bool(llvmlite.binding.get_host_cpu_features().get(name, False))
 
 
 def load(source: Callable[[bool], str]) -> Callable[..., None]:

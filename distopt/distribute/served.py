@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from distopt import threads
 from distopt.aggregation import Aggregator, Sum
 from distopt.arena import Span
 from distopt.distribute.mirrored import MirroredStrategy
@@ -30,6 +31,7 @@ class ServedSpans:
 
     def __init__(self, optimizer: Any, layout: Any, spans: Sequence[Span]) -> None:
         chosen = optimizer.gradient_aggregator
+        threads.share_processors_by_default()
         # A hook over whole gradients never gets here with spans: it runs on the replicas, or is re-enacted.
         self.aggregator: Aggregator = chosen if isinstance(chosen, Aggregator) else Sum()
         self._optimizer = optimizer

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from distopt import blas, replica_context
+from distopt import blas, replica_context, threads
 from distopt.comm.communicator import Communicator, Hosting
 from distopt.distribute import values
 from distopt.distribute.contexts import require_cross_replica
@@ -29,11 +29,14 @@ class Strategy:
     """Replicas that make steps together; made by the subclasses.
 
     Making one holds the BLAS of the process at one thread, unless :func:`distopt.blas.pin_threads` has chosen a number:
-    how many there are decides the last bits, and processes of one host would fight for its cores.
+    how many there are decides the last bits, and processes of one host would fight for its cores. Where there are other
+    processes, updates run in one thread, too, unless :func:`distopt.threads.set_num_threads` has chosen a number.
     """
 
     def __init__(self, hosting: Hosting, rank: int = 0, communicator: Communicator | None = None) -> None:
         blas.pin_threads_by_default()
+        if communicator is not None and communicator.size > 1:
+            threads.share_processors_by_default()
         self._extended = Extended(self, hosting, rank, communicator, Phases())
 
     @property

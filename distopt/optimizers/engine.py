@@ -1,11 +1,12 @@
 """Two ways to run an element-wise rule over flat arrays, with the same bits.
 
-The NumPy engine calls the rule on blocks that stay in the cache; the compiled one runs it in one in-place loop. They
-agree because rules hold no literals, scalars come in the variable's dtype, and the compiler may neither reorder nor
-fuse (``error_model="numpy"``, no fast-math, no ``parallel``). Where a result is NaN, it is NaN in both; its payload,
-which nothing reads, is not compared.
+The NumPy engine calls the rule on blocks that stay in the cache; the compiled one runs it in one in-place loop, which
+the threads of :mod:`distopt.threads` share where the arrays are large. They agree because rules hold no literals,
+scalars come in the slots' dtype, and the compiler may neither reorder nor fuse (``error_model="numpy"``, no fast-math,
+no ``parallel``). Where a result is NaN, it is NaN in both; its payload, which nothing reads, is not compared.
 
-float16 and bfloat16 run on NumPy in both engines: the CPU has no arithmetic for them.
+Slots have the variable's dtype, and the rule computes in it, as in the reference. float16 and bfloat16 variables may
+have float32 slots instead: then the rule computes in float32, and only the new variable is rounded.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from distopt import norms
+from distopt import norms, threads
 from distopt.arena import BLOCK
-from distopt.kernels import use_compiled_loops
+from distopt.kernels import UnprintableFunctionError, use_compiled_loops
 from distopt.optimizers import kernels
 from distopt.optimizers.rule import Rule
 from distopt.types import Array
@@ -26,8 +27,11 @@ from distopt.types import Array
 NUMPY_BLOCK = 16384
 """Elements the NumPy engine updates at once: with its temporaries this stays in a second-level cache."""
 
+SHARED_BYTES = 2**20
+"""Bytes of all arrays together from which threads share a loop: waking one costs as much as moving some 500 kB."""
+
 Kernel = Callable[..., None]
-"""``kernel(variable, *slots, gradient, *scalars)``: updates flat arrays of one length and dtype in place."""
+"""``kernel(variable, *slots, gradient, *scalars)``: updates flat arrays of one length in place."""
 
 
 class Engine(Protocol):
@@ -35,14 +39,17 @@ class Engine(Protocol):
 
     name: str
 
-    def kernel(self, rule: Rule, dtype: np.dtype[Any]) -> Kernel:
-        """Return what carries out ``rule`` on arrays of ``dtype``; scalars must have that dtype, too."""
+    def kernel(self, rule: Rule, dtype: np.dtype[Any], slot_dtype: np.dtype[Any] | None = None) -> Kernel:
+        """Return what carries out ``rule`` on variables and gradients of ``dtype``.
+
+        ``slot_dtype`` is that of slots and scalars: the same if not given, or float32 with a narrower ``dtype``.
+        """
         ...
 
     def update(
         self, rule: Rule, variable: Array, slots: Sequence[Array], gradient: Array, scalars: Sequence[Any]
     ) -> None:
-        """Carry out ``rule`` once, writing to ``variable`` and ``slots``; all flat, of one length and dtype."""
+        """Carry out ``rule`` once, writing to ``variable`` and ``slots``; all flat and of one length."""
         ...
 
     def block_sums(self, values: Array) -> Array:
@@ -55,13 +62,14 @@ class NumpyEngine:
 
     name = "numpy"
 
-    def kernel(self, rule: Rule, dtype: np.dtype[Any]) -> Kernel:  # noqa: ARG002 - NumPy looks at the arrays
-        return functools.partial(_run_in_blocks, rule.step, len(rule.slots))
+    def kernel(self, rule: Rule, dtype: np.dtype[Any], slot_dtype: np.dtype[Any] | None = None) -> Kernel:
+        run = _run_in_blocks if slot_dtype is None or slot_dtype == dtype else _run_in_wider_blocks
+        return functools.partial(run, rule.step, len(rule.slots))
 
     def update(
         self, rule: Rule, variable: Array, slots: Sequence[Array], gradient: Array, scalars: Sequence[Any]
     ) -> None:
-        self.kernel(rule, variable.dtype)(variable, *slots, gradient, *scalars)
+        self.kernel(rule, variable.dtype, _dtype_of(slots))(variable, *slots, gradient, *scalars)
 
     def block_sums(self, values: Array) -> Array:
         return norms.block_sums(values)
@@ -81,26 +89,50 @@ def _run_in_blocks(step: Callable[..., Any], num_slots: int, *arguments: Any) ->
                 array[block] = result
 
 
+def _run_in_wider_blocks(step: Callable[..., Any], num_slots: int, *arguments: Any) -> None:
+    variable, gradient = arguments[0], arguments[1 + num_slots]
+    dtype = arguments[1].dtype
+    for start in range(0, variable.size, NUMPY_BLOCK):
+        block = slice(start, start + NUMPY_BLOCK)
+        wide = variable[block].astype(dtype)
+        slots = [slot[block] for slot in arguments[1 : 1 + num_slots]]
+        _run_in_blocks(step, num_slots, wide, *slots, gradient[block].astype(dtype), *arguments[2 + num_slots :])
+        with np.errstate(all="ignore"):
+            variable[block] = wide.astype(variable.dtype)
+
+
 class CompiledEngine:
-    """The fast one: kernels compiled by Numba, kept as :mod:`distopt.kernels` says."""
+    """The fast one: kernels compiled by Numba, kept as :mod:`distopt.kernels` says.
+
+    What cannot be compiled runs on NumPy: a closure on float16, say.
+    """
 
     name = "compiled"
 
     def __init__(self) -> None:
-        self._kernels: dict[tuple[Rule, np.dtype[Any]], Kernel] = {}
+        self._kernels: dict[tuple[Rule, np.dtype[Any], np.dtype[Any] | None], Kernel] = {}
         self._block_sums: dict[np.dtype[Any], Kernel] = {}
 
-    def kernel(self, rule: Rule, dtype: np.dtype[Any]) -> Kernel:
-        found = self._kernels.get((rule, dtype))
+    def kernel(self, rule: Rule, dtype: np.dtype[Any], slot_dtype: np.dtype[Any] | None = None) -> Kernel:
+        found = self._kernels.get((rule, dtype, slot_dtype))
         if found is None:
-            found = kernels.load_rule(rule, dtype) if _is_compiled(rule, dtype) else _numpy.kernel(rule, dtype)
-            self._kernels[rule, dtype] = found
+            found = self._kernels[rule, dtype, slot_dtype] = self._load(rule, dtype, slot_dtype or dtype)
         return found
+
+    def _load(self, rule: Rule, dtype: np.dtype[Any], slot_dtype: np.dtype[Any]) -> Kernel:
+        try:
+            if not rule.numpy_only and kernels.can_compile(dtype, slot_dtype):
+                bytes_an_element = 2 * dtype.itemsize + len(rule.slots) * slot_dtype.itemsize
+                kernel = kernels.load_rule(rule, dtype, slot_dtype)
+                return _Shared(kernel, 2 + len(rule.slots), SHARED_BYTES // bytes_an_element)
+        except UnprintableFunctionError:
+            pass
+        return _numpy.kernel(rule, dtype, slot_dtype)
 
     def update(
         self, rule: Rule, variable: Array, slots: Sequence[Array], gradient: Array, scalars: Sequence[Any]
     ) -> None:
-        self.kernel(rule, variable.dtype)(variable, *slots, gradient, *scalars)
+        self.kernel(rule, variable.dtype, _dtype_of(slots))(variable, *slots, gradient, *scalars)
 
     def block_sums(self, values: Array) -> Array:
         dtype = norms.accumulation_dtype(values.dtype)
@@ -108,12 +140,53 @@ class CompiledEngine:
         if kernel is None:
             kernel = self._block_sums[dtype] = kernels.load_block_sums(dtype)
         sums = np.empty(norms.number_of_blocks(values.size), dtype)
-        kernel(values if values.dtype == dtype else values.astype(dtype), sums, BLOCK, dtype.type(0))
+        wide = values if values.dtype == dtype else values.astype(dtype)
+        zero = dtype.type(0)
+        number = threads.num_threads() if wide.nbytes >= SHARED_BYTES else 1
+        if number == 1:
+            kernel(wide, sums, BLOCK, zero)
+            return sums
+        blocks = -(-sums.size // number)
+        threads.run_parts(
+            kernel,
+            [
+                (wide[start * BLOCK : (start + blocks) * BLOCK], sums[start : start + blocks], BLOCK, zero)
+                for start in range(0, sums.size, blocks)
+            ],
+        )
         return sums
 
 
-def _is_compiled(rule: Rule, dtype: np.dtype[Any]) -> bool:
-    return dtype in (np.float32, np.float64) and not rule.numpy_only
+class _Shared:
+    """A kernel that threads share where its arrays have at least ``least`` elements."""
+
+    __slots__ = ("_least", "_num_arrays", "kernel")
+
+    def __init__(self, kernel: Kernel, num_arrays: int, least: int) -> None:
+        self.kernel = kernel
+        self._num_arrays = num_arrays
+        self._least = least
+
+    def __call__(self, *arguments: Any) -> None:
+        size = arguments[0].size
+        if size < self._least:
+            self.kernel(*arguments)
+            return
+        number = threads.num_threads()
+        if number == 1:
+            self.kernel(*arguments)
+            return
+        arrays, scalars = arguments[: self._num_arrays], arguments[self._num_arrays :]
+        # Whole blocks, so that no two threads write to one cache line.
+        part = -(-size // (number * BLOCK)) * BLOCK
+        threads.run_parts(
+            self.kernel,
+            [(*(a[start : start + part] for a in arrays), *scalars) for start in range(0, size, part)],
+        )
+
+
+def _dtype_of(slots: Sequence[Array]) -> np.dtype[Any] | None:
+    return slots[0].dtype if slots else None
 
 
 _numpy = NumpyEngine()

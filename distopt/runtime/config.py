@@ -165,6 +165,9 @@ class NumericsConfig(Section, frozen=True, kw_only=True):
     engine: EngineName = "compiled"
     blas_threads: Positive = 1
     """Threads of the BLAS in each process; part of the numerics fingerprint."""
+    update_threads: Positive | None = None
+    """Threads that share the update of a large variable in each process; they decide no bits. Unless given: as many as
+    there are processors, or 1 where the job has several processes."""
     allow_different_fingerprints: bool = False
     """Go on, with a warning, where processes may round differently."""
 

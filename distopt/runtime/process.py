@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from distopt import blas, checkpoint
+from distopt import blas, checkpoint, threads
 from distopt.aggregation import Aggregator
 from distopt.checkpoint import TrainingState
 from distopt.comm.mpi import MpiCommunicator
@@ -216,6 +216,7 @@ def prepare(config: JobConfig) -> Job:
     """
     blas.pin_threads(config.numerics.blas_threads)
     set_default_engine(config.numerics.engine)
+    threads.set_num_threads(config.numerics.update_threads)
     job = build_job(config)
     gc.collect()
     gc.freeze()
