@@ -19,7 +19,27 @@
     ├── EndpointError                         an address that cannot be bound or reached, a missing MPI
     ├── PeerLostError                         a process that is gone or silent
     ├── CollectiveTimeoutError (TimeoutError) a wait that ran out
-    └── JobAbortedError                       another process ended the job; carries its reason
+    ├── JobAbortedError                       another process ended the job; carries its reason
+    └── MistakeError                          a use that would have given wrong numbers; see docs/mistakes.md
+        ├── OutsideReplicaError (ReplicaContextError)    ``apply_gradients`` and the like outside of ``strategy.run``
+        ├── InsideReplicaError (ReplicaContextError)     ``strategy.reduce`` and the like inside of it
+        ├── UnequalMergeCallsError (ReplicaContextError) replicas meet different numbers of times
+        ├── MergeOrderError (ReplicaContextError)        replicas meet for different things
+        ├── DifferentVariablesError (ValueError)         replicas apply gradients to different variables
+        ├── VariableOrderError (ValueError)              ... to the same ones in another order
+        ├── MissingGradientError (ValueError)            ... which some of them have no gradient for
+        ├── VariablePerReplicaError (ValueError)         ... which each of them made for itself
+        ├── UnequalShapesError (ValueError)              replicas reduce values of different shapes
+        ├── UnequalDtypesError (ValueError)              ... of different dtypes
+        ├── UnequalReduceOpsError (ValueError)           ... by different operations
+        ├── GradientShapeError (ValueError)              a gradient that does not fit its variable
+        ├── GradientDtypeError (ValueError)              ... in its dtype
+        ├── LocalMeanLossError (ValueError)              a loss that was averaged over a replica's own examples
+        ├── NumberToSumVariableError (ValueError)        a number assigned on every replica to a SUM variable
+        ├── CountedManyTimesError (ValueError)           a sum over replicas of what is no value of a replica
+        ├── PerReplicaAsTensorError (ValueError)         one value a replica used as if it were one value
+        ├── VariableListChangedError (PlacementError)    other variables than those that the servers own
+        └── TapeReusedError (TapeError)                  gradients asked of a tape that has given them
 
 A caller's wrong argument is a plain ``ValueError`` or ``TypeError``, raised before any state changes.
 """
@@ -97,3 +117,83 @@ class CollectiveTimeoutError(DistoptError, TimeoutError):
 
 class JobAbortedError(DistoptError):
     """Another process ended the job; the message is its reason."""
+
+
+class MistakeError(DistoptError):
+    """A use that would have given wrong numbers, found before anything changed; docs/mistakes.md lists them all."""
+
+
+class OutsideReplicaError(MistakeError, ReplicaContextError):
+    """What only a replica can do was called outside of ``strategy.run``."""
+
+
+class InsideReplicaError(MistakeError, ReplicaContextError):
+    """What is done once for all replicas was called inside one of them."""
+
+
+class UnequalMergeCallsError(MistakeError, ReplicaContextError):
+    """Some replicas wait for the others in a merge call or reduction that those do not make."""
+
+
+class MergeOrderError(MistakeError, ReplicaContextError):
+    """Replicas, or processes, meet for different things: their calls are not the same, or not in the same order."""
+
+
+class DifferentVariablesError(MistakeError, ValueError):
+    """Replicas apply gradients to different variables."""
+
+
+class VariableOrderError(MistakeError, ValueError):
+    """Replicas apply gradients to the same variables, listed in different orders."""
+
+
+class MissingGradientError(MistakeError, ValueError):
+    """Some replicas have no gradient for a variable that others have one for."""
+
+
+class VariablePerReplicaError(MistakeError, ValueError):
+    """Each replica made a variable for itself where they should share one."""
+
+
+class UnequalShapesError(MistakeError, ValueError):
+    """Replicas reduce values of different shapes with each other."""
+
+
+class UnequalDtypesError(MistakeError, ValueError):
+    """Replicas reduce values of different dtypes with each other."""
+
+
+class UnequalReduceOpsError(MistakeError, ValueError):
+    """Replicas reduce with each other by different operations."""
+
+
+class GradientShapeError(MistakeError, ValueError):
+    """A gradient has not its variable's shape, or a row that the variable does not have."""
+
+
+class GradientDtypeError(MistakeError, ValueError):
+    """A gradient has not its variable's dtype."""
+
+
+class LocalMeanLossError(MistakeError, ValueError):
+    """A loss was divided by the number of a replica's own examples, and its gradients are then summed."""
+
+
+class NumberToSumVariableError(MistakeError, ValueError):
+    """A Python number was assigned on every replica to a variable whose values are summed."""
+
+
+class CountedManyTimesError(MistakeError, ValueError):
+    """A value that is not one a replica was to be summed over replicas."""
+
+
+class PerReplicaAsTensorError(MistakeError, ValueError):
+    """One value a replica was used as if it were one value."""
+
+
+class VariableListChangedError(MistakeError, PlacementError):
+    """The variables of an apply call are not those that the servers own."""
+
+
+class TapeReusedError(MistakeError, TapeError):
+    """A tape that is not persistent was asked for gradients a second time."""

@@ -18,6 +18,7 @@ import autograd.numpy as anp
 import numpy as np
 
 from distopt import ops, replica_context
+from distopt.errors import LocalMeanLossError
 from distopt.tensor import Operand, Tensor, to_array
 from distopt.types import Array
 
@@ -151,11 +152,11 @@ class Loss:
         ``none``: as they are. ``sum``: their sum. ``sum_over_batch_size`` and ``auto``: their sum divided by their
         number; weights do not change the divisor.
 
-        Raises: ValueError for the last two where a strategy is active.
+        Raises: LocalMeanLossError, a ValueError, for the last two where a strategy is active.
         """
         by_number = self.reduction in (Reduction.AUTO, Reduction.SUM_OVER_BATCH_SIZE)
         if by_number and replica_context.has_strategy():
-            raise ValueError(
+            raise LocalMeanLossError(
                 f"reduction {self.reduction.value!r} divides by the number of this replica's examples, which gives a "
                 "wrong loss under a strategy: use reduction 'sum' or 'none' and divide by the size of the global batch "
                 "(distopt.nn.compute_average_loss), or compile and fit"

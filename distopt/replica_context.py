@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from distopt.errors import ReplicaContextError
+from distopt.errors import OutsideReplicaError
 
 
 class ReplicaContext(Protocol):
@@ -101,11 +101,11 @@ def current() -> Context:
 def current_replica(caller: str) -> ReplicaContext:
     """Return the current replica context.
 
-    Raises: ReplicaContextError if ``caller`` was called in a cross-replica context.
+    Raises: OutsideReplicaError if ``caller`` was called in a cross-replica context.
     """
     replica = current().replica
     if replica is None:
-        raise ReplicaContextError(
+        raise OutsideReplicaError(
             f"{caller} was called in a cross-replica context; call it inside the function given to `strategy.run`"
         )
     return replica

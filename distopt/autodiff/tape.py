@@ -16,6 +16,7 @@ from distopt.autodiff import nodes
 from distopt.autodiff.backward import backward_pass
 from distopt.autodiff.nodes import VARIABLE, Node, Recording, next_trace, state
 from distopt.autodiff.rows import Rows
+from distopt.errors import TapeReusedError
 from distopt.indexed_slices import IndexedSlices
 from distopt.nest import flatten, is_nested, map_structure
 from distopt.tensor import Operand, Tensor, tensor_of, to_array
@@ -115,12 +116,15 @@ class GradientTape:
         gradient is a Tensor in the dtype of its source, or IndexedSlices for a variable of which only rows were
         gathered. For a source on which no target depends it is None, or with ``unconnected_gradients="zero"`` zeros.
 
-        Raises: RuntimeError if the tape is not persistent and was used before; TypeError if ``target`` is None or a
+        Raises: TapeReusedError if the tape is not persistent and was used before; TypeError if ``target`` is None or a
             source is no tensor or variable; ValueError for an unknown ``unconnected_gradients``.
         """
         if self._recording is None:
             if self._used:
-                raise RuntimeError("a tape that is not persistent gives gradients only once")
+                raise TapeReusedError(
+                    "a tape that is not persistent gives gradients only once; take them all in one call, make the tape "
+                    "persistent, or record anew"
+                )
             raise RuntimeError("this tape has recorded nothing; enter it with a `with` block first")
         if unconnected_gradients != "none":
             unconnected_gradients = _checked_option(unconnected_gradients)

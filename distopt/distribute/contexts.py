@@ -13,7 +13,7 @@ from autograd.extend import defvjp, primitive
 
 from distopt import replica_context
 from distopt.distribute import values
-from distopt.errors import ReplicaContextError
+from distopt.errors import InsideReplicaError, NumberToSumVariableError, UnequalReduceOpsError
 from distopt.nest import map_structure
 from distopt.replica_context import Context
 from distopt.tensor import call
@@ -74,7 +74,7 @@ class StrategyReplicaContext:
         The canonical sum decides the order of additions; ``MEAN`` divides it by the number of replicas.
         Differentiable: the gradient is the same reduction of the upstream gradients.
 
-        Raises: ValueError if shapes or structures differ between replicas.
+        Raises: UnequalShapesError, UnequalDtypesError, UnequalReduceOpsError or MergeOrderError where replicas differ.
         """
         operation = ReduceOp.parse(reduce_op)
         return map_structure(lambda leaf: call(_all_reduce, leaf, self, operation), value)
@@ -84,6 +84,11 @@ class StrategyReplicaContext:
 
 
 def _reduce_in_cross_replica(strategy: Any, array: Any, operation: ReduceOp) -> Any:
+    if isinstance(operation, values.PerReplica):
+        raise UnequalReduceOpsError(
+            f"the replicas reduce with each other by {' and '.join(op.name for op in operation.values)}; every replica "
+            "must name the same operation"
+        )
     return strategy.extended.all_reduce_arrays(operation, array)
 
 
@@ -138,8 +143,8 @@ class InReplicaWriter(_StrategyWriter):
     def assign(self, variable: Any, operation: str, value: Any) -> None:
         """Write as the variable's ``aggregation`` says.
 
-        Raises: ValueError for a Python number given to a SUM variable, whose meaning would depend on the number of
-        replicas; PlacementError where the placement cannot hold copies.
+        Raises: NumberToSumVariableError for a Python number given to a SUM variable, whose meaning would depend on
+        the number of replicas; PlacementError where the placement cannot hold copies.
         """
         context = replica_context.current_replica("an assignment")
         communicator = self._strategy.extended.communicator
@@ -152,7 +157,7 @@ class InReplicaWriter(_StrategyWriter):
             variable.write_copy(context.replica_id_in_sync_group, operation, value)
             return
         if aggregation is VariableAggregation.SUM and isinstance(value, int | float):
-            raise ValueError(
+            raise NumberToSumVariableError(
                 f"{variable.name} has aggregation SUM: assigning the number {value!r} on every replica would add it up "
                 f"{context.num_replicas_in_sync} times; assign a tensor that each replica computed"
             )
@@ -172,11 +177,11 @@ def _assign_aggregated(strategy: Any, variable: Any, operation: str, value: Any)
 def require_cross_replica(caller: str) -> None:
     """Refuse ``caller`` inside a replica.
 
-    Raises: ReplicaContextError.
+    Raises: InsideReplicaError.
     """
     context = replica_context.current()
     if context.replica is not None and not context.is_default:
-        raise ReplicaContextError(
+        raise InsideReplicaError(
             f"{caller} was called inside a replica; call it in cross-replica context (outside `strategy.run`), or use "
             "`get_replica_context().all_reduce` there"
         )

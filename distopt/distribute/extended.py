@@ -14,7 +14,7 @@ from distopt.aggregation import Aggregator, Mean, Sum
 from distopt.comm.communicator import Communicator, Hosting
 from distopt.distribute import values
 from distopt.distribute.contexts import CrossReplicaWriter, StrategyReplicaContext
-from distopt.distribute.owners import EveryProcess, Owners, Phases
+from distopt.distribute.owners import EveryProcess, Owners, Phases, same_variables
 from distopt.distribute.replica_greenlets import ReplicaGreenlets
 from distopt.replica_context import Context
 from distopt.types import Array, ReduceOp
@@ -134,7 +134,7 @@ class Extended:
         pairs_of = values.local_components(pairs, self.num_hosted)
         hypers = self._hypers_of(optimizer)
         first = pairs_of[0]
-        variables = tuple(variable for _, variable in first)
+        variables = same_variables(pairs_of)
         alike = all(same_bits(first, other) for other in pairs_of[1:])
         if self.num_hosted == 1 or (alike and not any(v.is_split for v in variables)):
             optimizer.finish_pairs(first, hypers)
@@ -186,14 +186,8 @@ class Extended:
 
 
 def same_bits(first: Any, second: Any) -> bool:
-    """Return whether two lists of pairs hold the same variables and bit-equal gradients."""
-    if len(first) != len(second):
-        raise ValueError(f"one replica applies {len(first)} gradients and another {len(second)}; they must agree")
-    for (a, variable), (b, other) in zip(first, second, strict=True):
-        if variable is not other:
-            raise ValueError(
-                f"one replica applies a gradient to {variable.name} where another one does to {other.name}"
-            )
+    """Return whether two lists of pairs, of the same variables, hold bit-equal gradients."""
+    for (a, _), (b, _) in zip(first, second, strict=True):
         if a is b:
             continue
         left, right = _parts(a), _parts(b)

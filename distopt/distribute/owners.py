@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from distopt.aggregation import Aggregator, Sum
+from distopt.agreement import Described, disagreement
 from distopt.arena import Span
 from distopt.canonical_sum import add_nodes
 from distopt.comm import combining
 from distopt.comm.communicator import Communicator, Contribution, Hosting
-from distopt.errors import PlacementError
+from distopt.errors import PlacementError, UnequalDtypesError, UnequalShapesError
 from distopt.indexed_slices import IndexedSlices
 from distopt.optimizers.pipeline import fits_flat_arrays
 from distopt.types import Array
@@ -266,27 +267,34 @@ def densified(gradient: Any) -> Array:
 def check_alike(arrays: Sequence[Array]) -> None:
     """Refuse values that cannot be reduced with each other.
 
-    Raises: ValueError that lists what the hosted replicas hold.
+    Raises: UnequalShapesError or UnequalDtypesError that lists what the hosted replicas hold.
     """
     first = arrays[0]
-    if any(array.shape != first.shape or array.dtype != first.dtype for array in arrays):
-        held = ", ".join(f"{array.dtype}{list(array.shape)}" for array in arrays)
-        raise ValueError(f"replicas reduce values of different shapes or dtypes: {held}")
+    if any(array.shape != first.shape for array in arrays):
+        held = ", ".join(str(list(array.shape)) for array in arrays)
+        raise UnequalShapesError(f"the replicas reduce values of different shapes with each other: {held}")
+    if any(array.dtype != first.dtype for array in arrays):
+        held = ", ".join(str(array.dtype) for array in arrays)
+        raise UnequalDtypesError(f"the replicas reduce values of different dtypes with each other: {held}")
 
 
 def same_variables(pairs_of: Sequence[Any]) -> tuple[Any, ...]:
     """Return the variables that every hosted replica has gradients for.
 
-    Raises: ValueError if the replicas' lists differ.
+    Raises: the MistakeError that says how the replicas' lists differ; see :mod:`distopt.agreement`.
     """
     first = pairs_of[0]
     for index, pairs in enumerate(pairs_of[1:], start=1):
         if pairs.key != first.key:
-            raise ValueError(
-                "the replicas apply gradients to different variables: the first one to "
-                f"{[v.name for _, v in first]}, the one at position {index} to {[v.name for _, v in pairs]}"
+            raise disagreement(
+                "the first replica of this process", described(first), f"the one at position {index}", described(pairs)
             )
     return tuple([variable for _, variable in first])
+
+
+def described(pairs: Iterable[tuple[Any, Any]]) -> list[Described]:
+    """Return what :func:`~distopt.agreement.disagreement` compares, variables being themselves."""
+    return [Described(id(v), v.name, tuple(v.shape), str(v.dtype)) for _, v in pairs]
 
 
 def contributions(

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from greenlet import GreenletExit, getcurrent, greenlet
 
 from distopt.autodiff.nodes import state
-from distopt.errors import ReplicaContextError
+from distopt.errors import MergeOrderError, ReplicaContextError, UnequalMergeCallsError
 
 
 class _Merge(NamedTuple):
@@ -46,8 +46,8 @@ class ReplicaGreenlets:
         ``merge(merge_fn, args_of_each_replica, kwargs_of_each_replica)`` is called for every lap in which all replicas
         wait, and returns one result a replica.
 
-        Raises: the first replica's exception; ReplicaContextError if replicas disagree on how often they merge, or for
-        a run inside a run.
+        Raises: the first replica's exception; UnequalMergeCallsError or MergeOrderError if replicas disagree on how
+        often or for what they merge; ReplicaContextError for a run inside a run.
         """
         if self._caller is not None:
             raise ReplicaContextError("strategy.run was called while replicas of the same strategy are running")
@@ -60,10 +60,11 @@ class ReplicaGreenlets:
             results: Sequence[Any] = [replica.switch() for replica in replicas]
             while waiting := [result for replica, result in zip(replicas, results, strict=True) if not replica.dead]:
                 if len(waiting) < len(replicas):
-                    raise ReplicaContextError(
+                    raise UnequalMergeCallsError(
                         f"{len(waiting)} of {len(replicas)} replicas wait for the others in a merge_call or all_reduce "
                         "that the others have not made; every replica must make the same calls"
                     )
+                check_same_call([call.function for call in waiting])
                 merged = merge(waiting[0].function, [call.args for call in waiting], [call.kwargs for call in waiting])
                 results = [replica.switch(result) for replica, result in zip(replicas, merged, strict=True)]
             return list(results)
@@ -83,6 +84,26 @@ class ReplicaGreenlets:
             return self._caller.switch(_Merge(merge_fn, args, kwargs))
         finally:
             state.active, state.sole = tapes
+
+
+def check_same_call(functions: Sequence[Any]) -> None:
+    """Refuse a merge call for which the replicas give different functions; closures of one function are the same.
+
+    Raises: MergeOrderError.
+    """
+    first = functions[0]
+    if all(function is first for function in functions):
+        return
+    # Only functions have code to compare: of other callables nothing is known but their type.
+    kinds = [getattr(function, "__code__", type(function)) for function in functions]
+    for replica, kind in enumerate(kinds):
+        if kind is not kinds[0]:
+            names = [getattr(f, "__qualname__", type(f).__qualname__).lstrip("_") for f in (first, functions[replica])]
+            raise MergeOrderError(
+                f"the first replica of this process merges with {names[0]}, the one at position {replica} with "
+                f"{names[1]}; every replica must make the same merge_call, all_reduce and apply_gradients calls in the "
+                "same order"
+            )
 
 
 def _unwind(replicas: Sequence[Any]) -> None:

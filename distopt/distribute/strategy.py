@@ -19,7 +19,7 @@ from distopt.distribute.contexts import require_cross_replica
 from distopt.distribute.datasets import DistributedDataset
 from distopt.distribute.extended import Extended
 from distopt.distribute.owners import Phases
-from distopt.errors import ReplicaContextError
+from distopt.errors import CountedManyTimesError, ReplicaContextError
 from distopt.nest import map_structure
 from distopt.tensor import Tensor
 from distopt.types import ReduceOp
@@ -83,7 +83,7 @@ class Strategy:
         run one after another and meet in ``merge_call`` and ``all_reduce``. A result that is the same object on every
         replica comes back as it is, anything else as ``PerReplica``.
 
-        Raises: ValueError if ``args`` is not a list or tuple; ReplicaContextError inside a replica.
+        Raises: ValueError if ``args`` is not a list or tuple; InsideReplicaError inside a replica.
         """
         if not isinstance(args, list | tuple):
             raise ValueError(f"args must be a list or tuple of the function's arguments, not {type(args).__name__}")
@@ -100,8 +100,7 @@ class Strategy:
         replica and then over replicas; MEAN divides by the number of elements along the axis over *all* replicas, so
         uneven batches get their true mean. MEAN of a value that is not per replica returns it.
 
-        Raises: ValueError for SUM of a value that is not per replica (it would be counted many times);
-        ReplicaContextError inside a replica.
+        Raises: CountedManyTimesError for SUM of a value that is not per replica; InsideReplicaError inside a replica.
         """
         require_cross_replica("strategy.reduce")
         operation = ReduceOp.parse(reduce_op)
@@ -127,7 +126,7 @@ class Strategy:
 
     def _reduce_plain(self, operation: ReduceOp, value: Any, axis: Any) -> Any:
         if operation is ReduceOp.SUM and np.any(np.asarray(value) != 0):
-            raise ValueError(
+            raise CountedManyTimesError(
                 f"strategy.reduce(SUM) of {value!r}, which is not a per-replica value: it would be counted "
                 f"{self.num_replicas_in_sync} times; reduce what `strategy.run` returned"
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from distopt.errors import PerReplicaAsTensorError
 from distopt.nest import map_structure
 
 
@@ -31,7 +32,7 @@ class PerReplica(DistributedValues):
     __slots__ = ()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        raise ValueError(
+        raise PerReplicaAsTensorError(
             "a PerReplica value is one value a replica; use `strategy.reduce` for one result or "
             "`strategy.experimental_local_results` for all of them"
         )

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from distopt.aggregation import Aggregator, Sum
+from distopt.errors import GradientDtypeError, GradientShapeError
 from distopt.indexed_slices import IndexedSlices
 from distopt.tensor import Tensor
 from distopt.types import Array
@@ -83,7 +84,7 @@ def check_gradients(pairs: Iterable[Pair]) -> Pairs:
 
     Python numbers and lists of them get the variable's dtype.
 
-    Raises: ValueError for a gradient of another dtype or shape, or one with a row that does not exist; RuntimeError
+    Raises: GradientDtypeError, GradientShapeError (ValueErrors), the latter also for a missing row; RuntimeError
     for a row-sparse gradient of a variable with a constraint; NotImplementedError for a pair without a variable.
     """
     if type(pairs) is Pairs:
@@ -117,11 +118,11 @@ def _checked(gradient: Any, variable: Any) -> Any:
         array = np.asarray(gradient, variable.dtype)
     storage = variable.storage
     if array.dtype != storage.dtype:
-        raise ValueError(
+        raise GradientDtypeError(
             f"the gradient of variable {variable.name!r} has dtype {array.dtype}, the variable {storage.dtype}"
         )
     if array.shape != storage.shape:
-        raise ValueError(
+        raise GradientShapeError(
             f"the gradient of variable {variable.name!r} has shape {list(array.shape)}, "
             f"the variable {list(storage.shape)}"
         )
@@ -133,16 +134,18 @@ def _check_slices(gradient: IndexedSlices, variable: Variable) -> None:
     if variable.constraint is not None:
         raise RuntimeError(f"variable {name!r} has a constraint, so it cannot take a row-sparse gradient")
     if gradient.dtype != variable.dtype:
-        raise ValueError(f"the gradient of variable {name!r} has dtype {gradient.dtype}, the variable {variable.dtype}")
+        raise GradientDtypeError(
+            f"the gradient of variable {name!r} has dtype {gradient.dtype}, the variable {variable.dtype}"
+        )
     if not shape or tuple(gradient.values.shape[1:]) != shape[1:]:
-        raise ValueError(
+        raise GradientShapeError(
             f"the rows of the gradient of variable {name!r} have shape {list(gradient.values.shape[1:])}, "
             f"those of the variable {list(shape[1:])}"
         )
     indices = gradient.indices
     if indices.size and (indices.min() < 0 or indices.max() >= shape[0]):
         wrong = indices[(indices < 0) | (indices >= shape[0])]
-        raise ValueError(
+        raise GradientShapeError(
             f"the gradient of variable {name!r} has row {wrong[0]}; the variable has rows 0..{shape[0] - 1}"
         )
 

@@ -24,7 +24,12 @@ from distopt.comm import combining
 from distopt.comm.communicator import Communicator, Contribution, Hosting, Receive, Send, Traffic
 from distopt.comm.zmq.control import ControlLink
 from distopt.comm.zmq.link import Link, LinkConfig, data_identity
-from distopt.errors import CollectiveTimeoutError, LocalProtocolError, PlacementError, RemoteProtocolError
+from distopt.errors import (
+    CollectiveTimeoutError,
+    LocalProtocolError,
+    RemoteProtocolError,
+    VariableListChangedError,
+)
 from distopt.protocol.messages import (
     Assignment,
     Message,
@@ -104,7 +109,7 @@ class ServerCommunicator(Communicator):
         ``into``: the runs that the apply call covers, each with its flat array; the j-th array of each contribution is
         of the j-th run. ``hypers``: of this step, on the host of replica 0; elsewhere None.
 
-        Raises: PlacementError if the runs do not cover what the servers own; and as the other collectives.
+        Raises: VariableListChangedError if the runs do not cover what the servers own; and as the other collectives.
         """
         runs = tuple(span for span, _ in into)
         cuts = self._cuts.get(runs)
@@ -276,7 +281,7 @@ def _cut(spans: Sequence[Span], runs: Sequence[Span], server: int) -> list[tuple
                 parts.append((index, slice(span.start - run.start, span.stop - run.start)))
                 break
         else:
-            raise PlacementError(
+            raise VariableListChangedError(
                 f"server {server} owns {span}, but the apply call covers {', '.join(map(str, runs)) or 'nothing'}; "
                 "with placement 'server' every apply call needs gradients of all variables"
             )
@@ -287,7 +292,7 @@ def _check_nothing_is_left(spans_of: Sequence[Sequence[Span]], runs: Sequence[Sp
     owned = sum(span.stop - span.start for spans in spans_of for span in spans)
     covered = sum(run.stop - run.start for run in runs)
     if owned != covered:
-        raise PlacementError(
+        raise VariableListChangedError(
             f"the apply call covers {covered} elements, of which the servers own {owned}; with placement 'server' all "
             "variables are created before the job begins"
         )
