@@ -15,6 +15,15 @@ For five replicas::
 
 A worker adds the subtrees that it hosts (:meth:`SumTree.cover`) and passes on their roots; an owner adds the roots
 (:func:`add_nodes`). Nothing here knows a process, a socket or an optimizer.
+
+Row-sparse gradients. A replica has some rows of a table, a row perhaps several times: its occurrences. They are added
+left to right, which gives the replica's row. The rows of the replicas are then added along the *same* tree over all
+replica ids, where what is absent is skipped: of two subtrees of which one lacks the row, the sum is the other's row,
+unchanged. If replicas 1, 2 and 4 of five have the row, it is ``(r1 + r2) + r4``; the tree is not drawn anew over three
+leaves, for a worker that hosts replicas 2 and 3 could not know which subtree is its own. So the bits depend on the
+replica ids that have the row, and on nothing about where these are hosted. The order of rows in a sum is that of their
+first occurrence, replica after replica. :mod:`distopt.row_sums` does it; to be exact, skipping means what adding -0.0
+would mean: the sign of a zero survives.
 """
 
 from __future__ import annotations

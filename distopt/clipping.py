@@ -2,7 +2,8 @@
 
 All arithmetic is in the gradient's dtype, the norms are canonical (:mod:`distopt.norms`). What comes back is of the
 kind that went in: an array, a Tensor or IndexedSlices. A row-sparse gradient is clipped as it is, row by row: duplicate
-indices are not summed first.
+indices are not summed first. Its sum of squares is that of the rows of each replica, added along the canonical tree
+over replicas.
 """
 
 from __future__ import annotations
@@ -29,8 +30,21 @@ def values_of(gradient: Any) -> Array:
 def with_values(gradient: Any, values: Array) -> Any:
     """Return a gradient of the kind of ``gradient`` that holds ``values`` instead."""
     if isinstance(gradient, IndexedSlices):
-        return IndexedSlices(with_values(gradient.values, values), gradient.indices, gradient.dense_shape)
+        return gradient.with_values(values)
     return Tensor(values) if isinstance(gradient, Tensor) else values
+
+
+def squares_of(gradient: Any, sum_of_squares: SumOfSquares = norms.sum_of_squares) -> Any:
+    """Return the canonical sum of squares of a gradient, for IndexedSlices of its rows as they are stored.
+
+    >>> squares_of(IndexedSlices(np.array([[3.0], [4.0]]), [0, 0]))
+    np.float64(25.0)
+    """
+    values = values_of(gradient)
+    counts = gradient.row_counts if isinstance(gradient, IndexedSlices) else None
+    if counts is None:
+        return sum_of_squares(values)
+    return norms.add_sums(np.array([sum_of_squares(rows) for rows in np.split(values, np.cumsum(counts)[:-1])]))
 
 
 def clip_by_value(gradient: Any, clip_value_min: float, clip_value_max: float) -> Any:
@@ -53,7 +67,7 @@ def clip_by_norm(gradient: Any, clip_norm: float, sum_of_squares: SumOfSquares =
     array([0.6, 0.8])
     """
     values = values_of(gradient)
-    limit, divisor = norm_limit(sum_of_squares(values), clip_norm, values.dtype)
+    limit, divisor = norm_limit(squares_of(gradient, sum_of_squares), clip_norm, values.dtype)
     with np.errstate(all="ignore"):
         return with_values(gradient, values * limit / divisor)
 
@@ -68,8 +82,7 @@ def clip_by_global_norm(
     >>> clip_by_global_norm([np.array([3.0]), None, np.array([4.0])], 1.0)
     ([array([0.6]), None, array([0.8])], np.float64(5.0))
     """
-    present = [values_of(gradient) for gradient in gradients if gradient is not None]
-    total = add_totals([sum_of_squares(values) for values in present])
+    total = add_totals([squares_of(gradient, sum_of_squares) for gradient in gradients if gradient is not None])
     clipped: list[Any] = []
     with np.errstate(all="ignore"):
         for gradient in gradients:
@@ -83,7 +96,7 @@ def clip_by_global_norm(
 
 def global_norm(gradients: Sequence[Any]) -> Any:
     """Return the L2 norm over all elements of all gradients; None entries are skipped."""
-    return np.sqrt(add_totals([norms.sum_of_squares(values_of(g)) for g in gradients if g is not None]))
+    return np.sqrt(add_totals([squares_of(gradient) for gradient in gradients if gradient is not None]))
 
 
 def norm_limit(sum_of_squares: Any, clip_norm: float, dtype: np.dtype[Any]) -> tuple[Any, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from distopt.row_sums import sum_occurrences, sum_of_replicas
 from distopt.tensor import Operand, Tensor
 from distopt.types import Array, Shape
 
@@ -16,6 +17,9 @@ class IndexedSlices:
 
     Shapes: ``values`` is ``[n, ...]``, ``indices`` is ``[n]`` of integers.
 
+    ``row_counts``: how many rows each replica gave, in the order of replicas, where they come from several (see
+    :meth:`concatenate`); else None. It decides the order in which duplicates are summed.
+
     Raises: ValueError if the lengths differ; TypeError if ``indices`` are not integers.
 
     >>> IndexedSlices(np.float32([[1], [2], [4]]), [1, 0, 1], (3, 1)).to_dense()
@@ -24,7 +28,7 @@ class IndexedSlices:
            [0.]], dtype=float32)
     """
 
-    __slots__ = ("dense_shape", "indices", "values")
+    __slots__ = ("dense_shape", "indices", "row_counts", "values")
 
     def __init__(self, values: Any, indices: Any, dense_shape: Sequence[int] | None = None) -> None:
         self.values = values if isinstance(values, Tensor) else Tensor(values)
@@ -38,6 +42,22 @@ class IndexedSlices:
             raise ValueError(f"IndexedSlices with values of shape {shape} needs as many indices, not {array.shape}")
         self.indices: Array = array
         self.dense_shape: Shape | None = None if dense_shape is None else tuple(int(n) for n in dense_shape)
+        self.row_counts: tuple[int, ...] | None = None
+
+    @classmethod
+    def concatenate(cls, of_replicas: Sequence[IndexedSlices]) -> IndexedSlices:
+        """Return the rows of all replicas, in the order of replicas, duplicates kept; indices become int64."""
+        values = np.concatenate([slices.values.numpy() for slices in of_replicas])
+        indices = np.concatenate([slices.indices.astype(np.int64, copy=False) for slices in of_replicas])
+        whole = cls(values, indices, of_replicas[0].dense_shape)
+        whole.row_counts = tuple(len(slices.indices) for slices in of_replicas)
+        return whole
+
+    def with_values(self, values: Any) -> IndexedSlices:
+        """Return the same rows of the same replicas with other ``values``."""
+        other = IndexedSlices(values, self.indices, self.dense_shape)
+        other.row_counts = self.row_counts
+        return other
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -50,25 +70,29 @@ class IndexedSlices:
         return self.dense_shape
 
     def to_dense(self) -> Array:
-        """Return the dense array; duplicates are added from left to right.
+        """Return the dense array; duplicates are summed as in :meth:`merged`.
 
         Raises: ValueError if ``dense_shape`` is not known; IndexError for a row outside of it.
         """
         if self.dense_shape is None:
             raise ValueError("IndexedSlices without dense_shape cannot be made dense")
-        return scatter_rows(self.values.numpy(), self.indices, self.dense_shape)
+        slices = self if self.row_counts is None else self.merged()
+        return scatter_rows(slices.values.numpy(), slices.indices, self.dense_shape)
 
     def merged(self) -> IndexedSlices:
-        """Return slices without duplicate indices: in order of first occurrence, rows added from left to right."""
-        unique, first, inverse = np.unique(self.indices, return_index=True, return_inverse=True)
-        if len(unique) == len(self.indices):
-            return self
-        order = np.argsort(first, kind="stable")
-        rank = np.empty_like(order)
-        rank[order] = np.arange(len(order))
+        """Return slices without duplicate indices, in order of first occurrence.
+
+        Duplicates are summed in the canonical order: left to right within a replica, then by the tree over the replicas
+        that have the row; see :mod:`distopt.canonical_sum`.
+        """
         values = self.values.numpy()
-        rows = scatter_rows(values, rank[inverse], (len(unique), *values.shape[1:]))
-        return IndexedSlices(rows, unique[order], self.dense_shape)
+        if self.row_counts is not None:
+            total = sum_of_replicas(self.indices, values, self.row_counts)
+        else:
+            total = sum_occurrences(self.indices, values)
+            if total.values is values:
+                return self
+        return IndexedSlices(total.values, total.indices, self.dense_shape)
 
     def numpy(self) -> Array:
         """Return :meth:`to_dense`."""
@@ -78,16 +102,16 @@ class IndexedSlices:
         return np.array(self.to_dense(), dtype=dtype)
 
     def __neg__(self) -> IndexedSlices:
-        return IndexedSlices(-self.values, self.indices, self.dense_shape)
+        return self.with_values(-self.values)
 
     def __mul__(self, factor: Any) -> IndexedSlices:
         """Scale all rows by a number."""
-        return IndexedSlices(self.values * factor, self.indices, self.dense_shape)
+        return self.with_values(self.values * factor)
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: Any) -> IndexedSlices:
-        return IndexedSlices(self.values / divisor, self.indices, self.dense_shape)
+        return self.with_values(self.values / divisor)
 
     def __repr__(self) -> str:
         return f"IndexedSlices(indices={self.indices}, values={self.values!r}, dense_shape={self.dense_shape})"

@@ -21,6 +21,7 @@ from distopt import norms, threads
 from distopt.arena import BLOCK
 from distopt.kernels import UnprintableFunctionError, use_compiled_loops
 from distopt.optimizers import kernels
+from distopt.optimizers.row_kernels import RowKernel, load_row_kernel, numpy_row_kernel
 from distopt.optimizers.rule import Rule
 from distopt.types import Array
 
@@ -52,6 +53,13 @@ class Engine(Protocol):
         """Carry out ``rule`` once, writing to ``variable`` and ``slots``; all flat and of one length."""
         ...
 
+    def row_kernel(self, rule: Rule, dtype: np.dtype[Any]) -> RowKernel:
+        """Return what carries out ``rule`` on the rows that it declares; see :mod:`distopt.optimizers.row_kernels`.
+
+        ``dtype`` is that of the variable.
+        """
+        ...
+
     def block_sums(self, values: Array) -> Array:
         """Return :func:`distopt.norms.block_sums` of the flat ``values``."""
         ...
@@ -70,6 +78,9 @@ class NumpyEngine:
         self, rule: Rule, variable: Array, slots: Sequence[Array], gradient: Array, scalars: Sequence[Any]
     ) -> None:
         self.kernel(rule, variable.dtype, _dtype_of(slots))(variable, *slots, gradient, *scalars)
+
+    def row_kernel(self, rule: Rule, dtype: np.dtype[Any]) -> RowKernel:  # noqa: ARG002
+        return numpy_row_kernel(rule)
 
     def block_sums(self, values: Array) -> Array:
         return norms.block_sums(values)
@@ -111,6 +122,7 @@ class CompiledEngine:
 
     def __init__(self) -> None:
         self._kernels: dict[tuple[Rule, np.dtype[Any], np.dtype[Any] | None], Kernel] = {}
+        self._row_kernels: dict[tuple[Rule, np.dtype[Any]], RowKernel] = {}
         self._block_sums: dict[np.dtype[Any], Kernel] = {}
 
     def kernel(self, rule: Rule, dtype: np.dtype[Any], slot_dtype: np.dtype[Any] | None = None) -> Kernel:
@@ -133,6 +145,15 @@ class CompiledEngine:
         self, rule: Rule, variable: Array, slots: Sequence[Array], gradient: Array, scalars: Sequence[Any]
     ) -> None:
         self.kernel(rule, variable.dtype, _dtype_of(slots))(variable, *slots, gradient, *scalars)
+
+    def row_kernel(self, rule: Rule, dtype: np.dtype[Any]) -> RowKernel:
+        found = self._row_kernels.get((rule, dtype))
+        if found is None:
+            # 16-bit floats go by NumPy: there are as few rows as there are gradients, and their bits are the same.
+            is_plain = rule.numpy_only or dtype not in (np.float32, np.float64)
+            found = numpy_row_kernel(rule) if is_plain else load_row_kernel(rule, dtype)
+            self._row_kernels[rule, dtype] = found
+        return found
 
     def block_sums(self, values: Array) -> Array:
         dtype = norms.accumulation_dtype(values.dtype)

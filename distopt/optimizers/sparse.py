@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,52 +19,17 @@ def update_rows(
 ) -> None:
     """Carry out ``rule`` with a row-sparse ``gradient``, writing to the rows that the rule declares.
 
-    Shapes: ``variable`` and ``slots`` alike, ``[rows, ...]``; the indices are valid rows. Duplicate indices are summed
-    first, in the order of first occurrence, unless the rule takes occurrences one by one.
+    Shapes: ``variable`` and ``slots`` alike, ``[rows, ...]``, contiguous; the indices are valid rows. Duplicate indices
+    are summed first, in the canonical order, unless the rule takes occurrences one by one.
     """
-    use = rule.sparse
-    if use.variable is Rows.OCCURRENCES:
-        for indices, values in _rounds_of_distinct_rows(gradient):
-            _update_touched(engine, rule.sparse_step, variable, slots, indices, values, scalars)
-        return
-    merged = gradient.merged()
-    values = merged.values.numpy()
-    if use.slots is Rows.TOUCHED:
-        _update_touched(engine, rule.sparse_step, variable, slots, merged.indices, values, scalars)
-        return
-    dense = np.zeros_like(variable)
-    dense[merged.indices] = values
-    target = variable if use.variable is Rows.ALL else variable.copy()
-    engine.update(
-        rule.sparse_step, target.reshape(-1), [slot.reshape(-1) for slot in slots], dense.reshape(-1), scalars
-    )
-    if use.variable is Rows.TOUCHED:
-        variable[merged.indices] = target[merged.indices]
+    if rule.sparse.variable is not Rows.OCCURRENCES:
+        gradient = gradient.merged()
+    kernel = engine.row_kernel(rule.sparse_step, variable.dtype)
+    values = np.require(gradient.values.numpy(), requirements=["C", "A"])
+    indices = np.ascontiguousarray(gradient.indices, np.int64)
+    kernel(as_table(variable), *map(as_table, slots), indices, as_table(values), *scalars)
 
 
-def _update_touched(
-    engine: Engine,
-    rule: Rule,
-    variable: Array,
-    slots: Sequence[Array],
-    indices: Array,
-    values: Array,
-    scalars: Sequence[Any],
-) -> None:
-    arrays = (variable, *slots)
-    rows = [array[indices] for array in arrays]
-    flat = [block.reshape(-1) for block in rows]
-    engine.update(rule, flat[0], flat[1:], np.ascontiguousarray(values).reshape(-1), scalars)
-    for array, block in zip(arrays, rows, strict=True):
-        array[indices] = block
-
-
-def _rounds_of_distinct_rows(gradient: IndexedSlices) -> Iterator[tuple[Array, Array]]:
-    """Yield the first occurrence of every row, then every second one, and so on."""
-    indices, values = gradient.indices, gradient.values.numpy()
-    while indices.size:
-        _, first = np.unique(indices, return_index=True)
-        chosen = np.zeros(len(indices), bool)
-        chosen[first] = True
-        yield indices[chosen], values[chosen]
-        indices, values = indices[~chosen], values[~chosen]
+def as_table(array: Array) -> Array:
+    """Return a view of a contiguous ``array``, shape ``[rows, ...]``, as ``[rows, width]``."""
+    return array.reshape(array.shape[0], math.prod(array.shape[1:]))

@@ -55,3 +55,11 @@ def test_global_norm_of_float32_and_float64_gradients_adds_in_float64() -> None:
 def test_clips_in_float64_take_the_limit_exactly() -> None:
     clipped = clipping.clip_by_value(np.float64([1.0]), -0.1, 0.1)
     assert clipped[0] == 0.1
+
+
+def test_squares_of_rows_are_added_by_replica() -> None:
+    # 1e8 + 1 + 1 in float32: left to right the ones are lost, added first they count.
+    of_replicas = [IndexedSlices(np.float32(rows), [0] * len(rows)) for rows in ([1e4], [1, 1, 1, 1], [])]
+    squares = clipping.squares_of(IndexedSlices.concatenate(of_replicas))
+    assert squares.dtype == np.float32
+    assert squares == np.float32(1e8) + np.float32(4)

@@ -56,3 +56,17 @@ def test_indexed_slices_of_wrong_lengths_or_indices_are_refused() -> None:
     with pytest.raises(IndexError, match="row 7"):
         IndexedSlices(np.ones((1, 1)), [7], (3, 1)).to_dense()
     assert IndexedSlices(np.ones((0, 2)), [], (3, 2)).to_dense().shape == (3, 2)
+
+
+def test_indexed_slices_of_replicas_are_merged_along_the_tree() -> None:
+    ones = [IndexedSlices(np.float32([[value]]), np.array([0], dtype)) for value, dtype in ((2**24, "i4"), (1, "i8"))]
+    rows = IndexedSlices.concatenate([ones[0], ones[1], ones[1]])
+    assert rows.row_counts == (1, 1, 1)
+    assert rows.indices.dtype == np.int64
+    assert (rows * 1.0).row_counts == rows.row_counts
+    # (2**24 + 1) + 1 is 2**24 in float32; 2**24 + (1 + 1), two rows of one replica, is more.
+    assert rows.merged().values.numpy().tolist() == [[2.0**24]]
+    together = IndexedSlices.concatenate([ones[0], IndexedSlices(np.float32([[1], [1]]), [0, 0])])
+    assert together.merged().values.numpy().tolist() == [[2.0**24 + 2]]
+    together.dense_shape = (2, 1)
+    assert together.to_dense().tolist() == [[2.0**24 + 2], [0.0]]

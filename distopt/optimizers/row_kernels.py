@@ -1,0 +1,206 @@
+"""Kernels that carry out a rule on some rows of a table, in place, for row-sparse gradients.
+
+A kernel is called as ``kernel(variable, *slots, indices, gradient, *scalars)``: all tables ``[rows, width]``,
+``gradient[k]`` being that of row ``indices[k]``. Which rows it writes is what the rule's ``sparse`` declares:
+
+====================  ==========  ==================================================================================
+variable              slots       a kernel does
+====================  ==========  ==================================================================================
+OCCURRENCES           likewise    one row after another; an index may come twice
+TOUCHED               TOUCHED     the same, for distinct rows
+ALL                   ALL         every row of the table; those without a gradient get a gradient of zero
+TOUCHED               ALL         the same, but the variable's rows without a gradient are left alone
+====================  ==========  ==================================================================================
+
+The compiled form is one loop without temporaries; the plain one works on as many rows at a time as stay in the cache.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from distopt import kernels
+from distopt.optimizers.rule import Rows, Rule
+from distopt.types import Array
+
+RowKernel = Callable[..., None]
+
+_ELEMENTS = 16384
+"""As many elements the NumPy form updates at once."""
+
+
+def numpy_row_kernel(rule: Rule) -> RowKernel:
+    """Return the kernel of ``rule`` as calls of NumPy."""
+    use = rule.sparse
+    if use.variable is Rows.OCCURRENCES:
+        return functools.partial(_update_occurrences, rule)
+    if use.slots is Rows.TOUCHED:
+        return functools.partial(_update_touched, rule)
+    return functools.partial(_update_all, rule)
+
+
+def load_row_kernel(rule: Rule, dtype: np.dtype[Any]) -> RowKernel:
+    """Return the compiled kernel of ``rule`` for tables of ``dtype``, float32 or float64."""
+    try:
+        functions = kernels.functions_source(rule.step)
+    except kernels.UnprintableFunctionError:
+        import numba
+
+        step = numba.njit(error_model="numpy", nogil=True)(rule.step)
+        kernel = kernels.execute(_source(rule, dtype, "", "_step", cache=False), {"_step": step})
+    else:
+        kernel = kernels.load(lambda cache: _source(rule, dtype, functions, rule.step.__name__, cache=cache))
+    if rule.sparse.slots is Rows.ALL:
+        return functools.partial(_in_order, kernel, dtype.type(0), 2 + len(rule.slots))
+    return kernel
+
+
+def _in_order(kernel: RowKernel, zero: Any, num_leading: int, *arguments: Any) -> None:
+    """Call a kernel that goes through the table from its first row to its last."""
+    indices, gradient = arguments[num_leading - 1], arguments[num_leading]
+    order = np.argsort(indices)
+    kernel(*arguments[: num_leading - 1], indices[order], order, gradient, *arguments[num_leading + 1 :], zero)
+
+
+# ------------------------------------------------------------------------------------------------------ NumPy
+
+
+def _split(rule: Rule, arguments: tuple[Any, ...]) -> tuple[tuple[Array, ...], Array, Array, tuple[Any, ...]]:
+    count = 1 + len(rule.slots)
+    return arguments[:count], arguments[count], arguments[count + 1], arguments[count + 2 :]
+
+
+def _blocks(num_rows: int, width: int) -> Iterator[slice]:
+    step = max(1, _ELEMENTS // max(width, 1))
+    for start in range(0, num_rows, step):
+        yield slice(start, min(start + step, num_rows))
+
+
+def _call(rule: Rule, variable: Array, *others: Any) -> tuple[Array, ...]:
+    """Return what the rule makes of the given rows; it computes in the dtype of the slots, if that is wider."""
+    if not rule.slots:
+        return (rule.step(variable, *others),)
+    count = len(rule.slots)
+    dtype = others[0].dtype
+    gradient = others[count].astype(dtype, copy=False)
+    results: tuple[Array, ...] = rule.step(
+        variable.astype(dtype, copy=False), *others[:count], gradient, *others[count + 1 :]
+    )
+    return results
+
+
+def _update_touched(rule: Rule, *arguments: Any) -> None:
+    tables, indices, gradient, scalars = _split(rule, arguments)
+    with np.errstate(all="ignore"):
+        for block in _blocks(*gradient.shape):
+            rows = indices[block]
+            results = _call(rule, *(table[rows] for table in tables), gradient[block], *scalars)
+            for table, result in zip(tables, results, strict=True):
+                table[rows] = result
+
+
+def _update_occurrences(rule: Rule, *arguments: Any) -> None:
+    """Update the first occurrences of all rows, then all second ones, and so on."""
+    tables, indices, gradient, scalars = _split(rule, arguments)
+    order = np.argsort(indices, kind="stable")
+    ascending = indices[order]
+    starts = np.flatnonzero(np.concatenate(([True], ascending[1:] != ascending[:-1]))) if len(order) else order
+    lengths = np.diff(starts, append=len(order))
+    for turn in range(int(lengths.max(initial=0))):
+        chosen = order[starts[lengths > turn] + turn]
+        _update_touched(rule, *tables, indices[chosen], gradient[chosen], *scalars)
+
+
+def _update_all(rule: Rule, *arguments: Any) -> None:
+    tables, indices, gradient, scalars = _split(rule, arguments)
+    num_rows, width = tables[0].shape
+    moves_all = rule.sparse.variable is Rows.ALL
+    order = np.argsort(indices)
+    ascending = indices[order]
+    with np.errstate(all="ignore"):
+        for block in _blocks(num_rows, width):
+            given = slice(*np.searchsorted(ascending, (block.start, block.stop)))
+            rows = ascending[given] - block.start
+            dense = np.zeros((block.stop - block.start, width), gradient.dtype)
+            dense[rows] = gradient[order[given]]
+            moved, *slots = _call(rule, *(table[block] for table in tables), dense, *scalars)
+            if moves_all:
+                tables[0][block] = moved
+            else:
+                tables[0][block][rows] = moved[rows]
+            for table, slot in zip(tables[1:], slots, strict=True):
+                table[block] = slot
+
+
+# --------------------------------------------------------------------------------------------------- compiled
+
+_TEMPLATE = '''"""Generated by distopt for the rows of {title}; do not edit."""
+
+import numpy as np
+from numba import njit, types
+
+{functions}
+
+_given = types.Array(types.{dtype}, 2, "C", readonly=True)
+_indices = types.Array(types.int64, 1, "C", readonly=True)
+_table = types.{dtype}[:, ::1]
+_scalar = types.{dtype}
+
+
+@njit([types.void({signature})], error_model="numpy", nogil=True, cache={cache})
+def kernel({arguments}):
+{body}
+'''
+
+_SOME_ROWS = """    for k in range(indices.size):
+        row = indices[k]
+        {take_rows}
+        gradient_row = gradient[k]
+        for i in range(gradient_row.size):
+            {targets} = {step}({elements})"""
+
+_ALL_ROWS = """    k = 0
+    for row in range(variable.shape[0]):
+        {take_rows}
+        if k < indices.size and indices[k] == row:
+            gradient_row = gradient[positions[k]]
+            k += 1
+            for i in range(gradient_row.size):
+                {targets} = {step}({elements})
+        else:
+            for i in range(variable_row.size):
+                {untouched_targets} = {step}({untouched_elements})"""
+
+
+def _source(rule: Rule, dtype: np.dtype[Any], functions: str, step: str, *, cache: bool) -> str:
+    # The rule names its arguments; ours are prefixed, so that a scalar and a slot may share a name.
+    tables = ["variable", *(f"slot_{name}" for name in rule.slots)]
+    scalars = [f"scalar_{name}" for name in rule.scalars]
+    goes_through_all = rule.sparse.slots is Rows.ALL
+    moves_all = rule.sparse.variable is Rows.ALL
+    own_arguments = ["indices", "positions", "gradient"] if goes_through_all else ["indices", "gradient"]
+    more = ["zero"] if goes_through_all else []
+    elements = [f"{table}_row[i]" for table in tables]
+    untouched = elements if moves_all else ["_", *elements[1:]]
+    types_of_own = ["_indices"] * (len(own_arguments) - 1) + ["_given"]
+    body = (_ALL_ROWS if goes_through_all else _SOME_ROWS).format(
+        take_rows="; ".join(f"{table}_row = {table}[row]" for table in tables),
+        targets=", ".join(elements),
+        step=step,
+        elements=", ".join([*elements, "gradient_row[i]", *scalars]),
+        untouched_targets=", ".join(untouched),
+        untouched_elements=", ".join([*elements, "zero", *scalars]),
+    )
+    return _TEMPLATE.format(
+        title=f"{rule.name} on {dtype.name}",
+        functions=functions,
+        dtype=dtype.name,
+        signature=", ".join(["_table"] * len(tables) + types_of_own + ["_scalar"] * len([*scalars, *more])),
+        arguments=", ".join([*tables, *own_arguments, *scalars, *more]),
+        cache=cache,
+        body=body,
+    )

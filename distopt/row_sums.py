@@ -1,0 +1,176 @@
+"""Sums of rows: the canonical sum of row-sparse gradients, of which each replica holds some rows.
+
+The order of additions is defined in :mod:`distopt.canonical_sum`. Everything here goes row by row, so it can be done
+for a part of the rows, or of the columns, by whoever holds that part.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from distopt import kernels
+from distopt.canonical_sum import Node, SumTree
+from distopt.types import Array
+
+
+class RowSum(NamedTuple):
+    """The sum of some rows of a table: ``values[i]`` is that of row ``indices[i]``. No index comes twice.
+
+    Shapes: ``indices`` ``[n]``, int64; ``values`` ``[n, ...]``. In order of first occurrence, replica by replica.
+    """
+
+    indices: Array
+    values: Array
+
+
+def sum_occurrences(indices: Array, values: Array) -> RowSum:
+    """Return the sum of the occurrences of each row, added left to right; rows in order of first occurrence.
+
+    Shapes: ``indices`` ``[n]``, integers; ``values`` ``[n, ...]``. The dtype of the values is kept. Inputs are not
+    written to, and come back where no row occurs twice.
+
+    >>> sum_occurrences(np.array([2, 0, 2]), np.float32([1, 2, 4]))
+    RowSum(indices=array([2, 0]), values=array([5., 2.], dtype=float32))
+    """
+    first, position = _first_and_position(indices)
+    if len(first) == len(indices):
+        return RowSum(indices.astype(np.int64, copy=False), values)
+    sums = values[first]
+    later = np.ones(len(indices), bool)
+    later[first] = False
+    _add_at(sums, position[later], values[later])
+    return RowSum(indices[first].astype(np.int64, copy=False), sums)
+
+
+def add_row_sums(tree: SumTree, sums: Mapping[Node, RowSum], wanted: Node | None = None) -> RowSum:
+    """Return the canonical sum of ``wanted`` (default: all replicas) from sums of nodes that cover it.
+
+    Where one of two subtrees lacks a row, the other's passes unchanged. Inputs are not written to; the very one that
+    is given for ``wanted`` comes back.
+
+    Raises: ValueError if a replica below ``wanted`` is covered by no node.
+
+    >>> left, right = RowSum(np.array([4, 7]), np.float32([1, 2])), RowSum(np.array([7, 5]), np.float32([4, 8]))
+    >>> add_row_sums(SumTree(2), {Node(0, 1): left, Node(1, 2): right})
+    RowSum(indices=array([4, 7, 5]), values=array([1., 6., 8.], dtype=float32))
+    """
+    node = tree.root if wanted is None else wanted
+    nodes = _covering(tree, sums, node)
+    if len(nodes) == 1:
+        return sums[nodes[0]]
+    first, position = _first_and_position(np.concatenate([sums[n].indices for n in nodes]))
+    positions = {}
+    start = 0
+    for n in nodes:
+        stop = start + len(sums[n].indices)
+        positions[n] = RowSum(position[start:stop], sums[n].values)
+        start = stop
+    total = _Adder(tree, positions, len(first)).total(node)
+    row_at = np.empty(len(first), np.int64)
+    for n in nodes:
+        row_at[positions[n].indices] = sums[n].indices
+    return RowSum(row_at[total.indices], total.values)
+
+
+def sum_of_replicas(indices: Array, values: Array, counts: Sequence[int]) -> RowSum:
+    """Return the canonical sum of occurrences of which ``counts[r]`` in a row are those of replica r.
+
+    >>> sum_of_replicas(np.array([1, 1, 1]), np.float32([2**24, 1, 1]), (1, 2)).values
+    array([16777218.], dtype=float32)
+    """
+    bounds = np.concatenate(([0], np.cumsum(counts)))
+    sums = {
+        Node(r, r + 1): sum_occurrences(indices[bounds[r] : bounds[r + 1]], values[bounds[r] : bounds[r + 1]])
+        for r in range(len(counts))
+    }
+    return add_row_sums(_tree(len(counts)), sums)
+
+
+class _Adder:
+    """Adds sums whose ``indices`` are positions among ``size`` rows."""
+
+    def __init__(self, tree: SumTree, sums: Mapping[Node, RowSum], size: int) -> None:
+        self._tree = tree
+        self._sums = sums
+        self._place = np.full(size, -1)
+        """Where the left operand has each row; -1: it has not."""
+
+    def total(self, node: Node) -> RowSum:
+        present = self._sums.get(node)
+        if present is not None:
+            return present
+        left, right = map(self.total, self._tree.children(node))
+        self._place[left.indices] = np.arange(len(left.indices))
+        place = self._place[right.indices]
+        self._place[left.indices] = -1
+        is_new = place < 0
+        values = np.concatenate((left.values, right.values[is_new]))
+        _add_at(values, place[~is_new], right.values[~is_new])
+        return RowSum(np.concatenate((left.indices, right.indices[is_new])), values)
+
+
+def _covering(tree: SumTree, sums: Mapping[Node, RowSum], node: Node) -> list[Node]:
+    if node in sums:
+        return [node]
+    if node.stop - node.start < 2:
+        raise ValueError(f"no contribution covers {node}")
+    return [n for child in tree.children(node) for n in _covering(tree, sums, child)]
+
+
+_tree = functools.lru_cache(maxsize=64)(SumTree)
+
+
+def _first_and_position(indices: Array) -> tuple[Array, Array]:
+    """Return where each distinct index occurs first, in that order, and for each index which of these it is."""
+    _, first, inverse = np.unique(indices, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    position = np.empty_like(order)
+    position[order] = np.arange(len(order))
+    return first[order], position[inverse]
+
+
+def _add_at(sums: Array, position: Array, values: Array) -> None:
+    """Add row i of ``values`` to row ``position[i]`` of ``sums``, one after another."""
+    if not len(position):
+        return
+    loop = _compiled_loop(values.dtype) if kernels.compiled_loops() else None
+    if loop is not None:
+        width = values.size // len(values)
+        loop(sums.reshape(len(sums), width), position, values.reshape(len(values), width))
+        return
+    with np.errstate(all="ignore"):
+        np.add.at(sums, position, values)
+
+
+def _add_at_loop(sums, position, values):  # type: ignore[no-untyped-def]
+    for k in range(position.size):
+        target = sums[position[k]]
+        row = values[k]
+        for i in range(row.size):
+            target[i] += row[i]
+
+
+_TEMPLATE = '''"""Generated by distopt for adding rows to rows; do not edit."""
+
+from numba import njit, types
+
+{functions}
+
+_rows = types.{dtype}[:, ::1]
+_positions = types.int64[::1]
+
+kernel = njit([types.void(_rows, _positions, _rows)], error_model="numpy", nogil=True, cache={cache})({name}.py_func)
+'''
+
+
+@functools.cache
+def _compiled_loop(dtype: np.dtype[Any]) -> Callable[..., None] | None:
+    if dtype not in (np.float32, np.float64):
+        return None
+    functions = kernels.functions_source(_add_at_loop)
+    name = _add_at_loop.__name__
+    return kernels.load(lambda cache: _TEMPLATE.format(functions=functions, dtype=dtype.name, cache=cache, name=name))
