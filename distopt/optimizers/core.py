@@ -19,12 +19,13 @@ from distopt.arena import Span, place
 from distopt.clipping import clip_by_global_norm, clip_by_norm, clip_by_value
 from distopt.norms import add_sums
 from distopt.optimizers import hypers as hyper_arithmetic
+from distopt.optimizers.batches import Batches
 from distopt.optimizers.engine import Engine, Kernel, get_engine
 from distopt.optimizers.hypers import HyperTable
 from distopt.optimizers.layout import Layout
 from distopt.optimizers.owner import Clips, SpanOwner, apply_constraint
 from distopt.optimizers.pipeline import Pair, Pairs, check_gradients
-from distopt.optimizers.rule import Rule
+from distopt.optimizers.rule import Kind, Rule
 from distopt.optimizers.slots import SlotStore
 from distopt.optimizers.sparse import update_rows
 from distopt.types import Array
@@ -71,6 +72,7 @@ class OptimizerCore:
         self._owners: dict[int, SpanOwner] = {}
         self._building = threading.RLock()
         self._bound: dict[int, _Bound] = {}
+        self._batches: dict[tuple[int, ...], Batches] = {}
         self._bound_engine: Engine | None = None
         self.slots = SlotStore(name)
         self.clips = Clips()
@@ -180,6 +182,8 @@ class OptimizerCore:
         Raises: as :func:`~distopt.optimizers.pipeline.check_gradients`, and TapeError, before anything changes.
         """
         checked = check_gradients(pairs)
+        if replica_id is None and self._finish_in_batches(checked, hypers):
+            return
         if replica_id is None and any(variable.is_split for _, variable in checked):
             self._finish_copies(checked, hypers)
             return
@@ -209,6 +213,25 @@ class OptimizerCore:
             kernel(*flat, array.reshape(-1), *own)  # a copy in C order, if it is not in that order
             if variable.constraint is not None:
                 apply_constraint(variable, storage)
+
+    def _finish_in_batches(self, pairs: Pairs, hypers: Mapping[str, float]) -> bool:
+        """Make all updates at once, as far as :class:`Batches` can, and return whether it could."""
+        key, engine = pairs.key, get_engine()
+        batches = self._batches.pop(key, None)  # so that no other thread uses it meanwhile
+        if batches is None or batches.engine is not engine:
+            variables = [variable for _, variable in pairs]
+            is_plain = self.rule.kind is Kind.ELEMENT_WISE and all(
+                variable.constraint is None for variable in variables
+            )
+            if not is_plain or len(set(key)) < len(key):
+                return False
+            self.build(variables)
+            batches = Batches(self, engine, variables)
+        done = batches.can_update(pairs.arrays)
+        if done:
+            batches.update(pairs.arrays, hypers)
+        self._batches[key] = batches
+        return done
 
     def _finish_copies(self, pairs: Iterable[Pair], hypers: Mapping[str, float]) -> None:
         """Make the same update on every copy of the variables that are split."""

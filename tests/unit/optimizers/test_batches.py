@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import distopt
+from distopt.arena import place
+from distopt.autodiff.tape import GradientTape
+from distopt.errors import TapeError
+from distopt.optimizers import SGD, Adam, get_engine, rules
+from distopt.optimizers.batches import BATCH_BYTES, SMALL_BYTES, Batches
+from distopt.types import Array
+from distopt.variable import Variable
+
+SHAPES: list[tuple[int, ...]] = [(3, 5), (), (7,), (SMALL_BYTES,), (0,), (1,), (2, 3, 4), (65, 63), (11,)]
+
+
+def variables_and_gradients(dtype: Any, seed: int) -> tuple[list[Variable], list[Array]]:
+    rng = np.random.default_rng(seed)
+    variables = [Variable(np.asarray(rng.standard_normal(shape), dtype), dtype=np.dtype(dtype)) for shape in SHAPES]
+    return variables, [np.asarray(rng.standard_normal(shape), dtype) for shape in SHAPES]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, ml_dtypes.bfloat16])
+@pytest.mark.usefixtures("engine_name")
+def test_all_at_once_has_the_bits_of_one_after_another(dtype: Any) -> None:
+    results = []
+    for at_once in (True, False):
+        optimizer = Adam(0.1)
+        variables, gradients = variables_and_gradients(dtype, seed=1)
+        place(variables)
+        for step in range(3):
+            pairs = [(gradients[i], variables[i]) for i in (4, 7, 0, 2, 1, 3, 8, 5) if (i + step) % 4]
+            for group in [pairs] if at_once else [[pair] for pair in pairs]:
+                optimizer.finish_pairs(group, optimizer.step_hypers())
+            optimizer.advance()
+        state = optimizer.state().slots
+        slots = [slots[name] for slots in sorted(state, key=lambda slots: slots["m"][0].shape) for name in ("m", "v")]
+        results.append([v.numpy().tobytes() for v in variables] + [copies[0].tobytes() for copies in slots])
+    assert results[0] == results[1]
+
+
+class CountingEngine:
+    """The engine, with the sizes of the arrays that its kernels were called with."""
+
+    name = "counting"
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def kernel(self, rule: Any, dtype: Any, slot_dtype: Any = None) -> Any:
+        kernel = get_engine().kernel(rule, dtype, slot_dtype)
+
+        def counting(*arguments: Any) -> None:
+            self.sizes.append(arguments[0].size)
+            kernel(*arguments)
+
+        return counting
+
+
+def test_small_neighbours_share_a_call_and_a_large_variable_has_its_own() -> None:
+    optimizer = SGD(0.5)
+    sizes = [100] * 10 + [SMALL_BYTES] + [100] * 2 + [SMALL_BYTES // 4] * (BATCH_BYTES // SMALL_BYTES)
+    variables = [Variable(np.ones(size, np.float32)) for size in sizes]
+    optimizer.build(variables)
+    engine: Any = CountingEngine()
+    batches = Batches(optimizer, engine, variables)
+    batches.update([np.ones(size, np.float32) for size in sizes], optimizer.step_hypers())
+    assert engine.sizes == [9 * 112 + 100, SMALL_BYTES, 2 * 112 + 7 * (SMALL_BYTES // 4), SMALL_BYTES // 4]
+    assert all((variable.numpy() == 0.5).all() for variable in variables)
+
+
+@pytest.mark.usefixtures("engine_name")
+def test_gradients_may_lie_in_memory_in_any_way() -> None:
+    optimizer = SGD(1.0)
+    small, large = Variable(np.zeros((2, 3), np.float32)), Variable(np.zeros((300, 200), np.float32))
+    raw = np.zeros(4 * 60000 + 1, np.uint8)
+    misaligned = raw[1:].view(np.float32).reshape(300, 200)
+    misaligned[:] = 2
+    transposed = np.arange(6, dtype=np.float32).reshape(3, 2).T
+    optimizer.apply_gradients([(transposed, small), (misaligned, large)])
+    np.testing.assert_array_equal(small.numpy(), -transposed)
+    np.testing.assert_array_equal(large.numpy(), np.full((300, 200), -2))
+
+
+def test_a_variable_that_a_tape_has_read_stops_all_updates_of_the_call() -> None:
+    optimizer = SGD(1.0)
+    variables = [Variable(np.zeros(3, np.float32)) for _ in range(2)]
+    pairs = [(np.ones(3, np.float32), variable) for variable in variables]
+    with GradientTape() as tape:
+        loss = distopt.reduce_sum(variables[1] * variables[1])
+    with pytest.raises(TapeError):
+        optimizer.apply_gradients(pairs)
+    assert not any(variable.numpy().any() for variable in variables)
+    tape.gradient(loss, variables)
+    optimizer.apply_gradients(pairs)
+    assert all((variable.numpy() == -1).all() for variable in variables)
+
+
+def test_a_variable_listed_twice_is_updated_twice() -> None:
+    optimizer = SGD(0.25)
+    variable = Variable(np.zeros(3, np.float32))
+    optimizer.apply_gradients([(np.ones(3, np.float32), variable)] * 2)
+    np.testing.assert_array_equal(variable.numpy(), np.full(3, -0.5))
+
+
+def test_another_engine_is_used_from_the_next_call_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from distopt.optimizers import set_default_engine
+
+    optimizer = SGD(1.0)
+    variables = [Variable(np.zeros(3, np.float32)) for _ in range(2)]
+    pairs = [(np.ones(3, np.float32), variable) for variable in variables]
+    optimizer.apply_gradients(pairs)
+    numpy_engine: Any = get_engine("numpy")
+    asked: list[str] = []
+    kernel = numpy_engine.kernel
+    monkeypatch.setattr(numpy_engine, "kernel", lambda rule, *dtypes: asked.append(rule.name) or kernel(rule, *dtypes))
+    set_default_engine("numpy")
+    try:
+        optimizer.apply_gradients(pairs)
+    finally:
+        set_default_engine("compiled")
+    assert asked == [rules.SGD.name]
