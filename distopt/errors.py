@@ -8,6 +8,7 @@
     ├── ReplicaContextError (RuntimeError)    a call from the wrong side of ``strategy.run``
     ├── PlacementError (ValueError)           a placement that cannot do what the job asks of it
     ├── TapeError (RuntimeError)              misuse of a gradient tape
+    ├── UninitializedVariableError (RuntimeError)  a variable of a graph without a value in this session
     ├── ReplicaError                          the user's code failed on one replica
     ├── MissingDependencyError (ModuleNotFoundError)  an optional package is not installed; names the extra with it
     ├── ProtocolError
@@ -69,6 +70,10 @@ class PlacementError(DistoptError, ValueError):
 
 class TapeError(DistoptError, RuntimeError):
     """A gradient tape was used in a way that would give wrong gradients."""
+
+
+class UninitializedVariableError(DistoptError, RuntimeError):
+    """A variable of a graph was used in a session that has not given it a value."""
 
 
 class ReplicaError(DistoptError):

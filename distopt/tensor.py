@@ -30,6 +30,12 @@ class Operand:
     __slots__ = ()
     # NumPy's own operators would otherwise treat a tensor as an object array where __array_ufunc__ is not asked.
     __array_priority__ = 200
+    defers = False
+    """Whether operations on it are recorded in a graph now, by :meth:`record`, instead of being carried out."""
+
+    def record(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Return what stands for ``function(*args, **kwargs)`` until a session computes it."""
+        raise NotImplementedError
 
     def read_operand(self) -> Any:
         """Return the array, or the box around it, that an operation is to use."""
@@ -294,6 +300,8 @@ def call(primitive: Any, /, *args: Any, **kwargs: Any) -> Tensor:
             argument = argument._value
             kind = type(argument)
         elif kind is not _ndarray and isinstance(argument, Operand):
+            if argument.defers:
+                return argument.record(call, (primitive, *args), kwargs)
             reads_variable = True
             if tape is None:
                 argument = argument.read_operand()
@@ -342,6 +350,9 @@ def call(primitive: Any, /, *args: Any, **kwargs: Any) -> Tensor:
 
 def _call_nested(primitive: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """``call`` where autograd's own dispatch must find the boxes: several tapes, persistent ones, lists of tensors."""
+    for argument in args:
+        if isinstance(argument, Operand) and argument.defers:
+            return argument.record(call, (primitive, *args), kwargs)
     named = _plain_tree(kwargs)
     if holds_box(named):
         name = getattr(primitive, "__name__", primitive)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distopt import replica_context
+from distopt import deferral, replica_context
 from distopt.autodiff.nodes import Recording, state
 from distopt.errors import TapeError
 from distopt.tensor import Operand, Tensor, to_array
@@ -75,6 +75,12 @@ class Variable(Operand):
         "storage",
         "synchronization",
     )
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Variable:  # noqa: ARG004 - they are __init__'s
+        """Return a new variable; one that belongs to a graph while that is being built."""
+        in_graph = cls is Variable and deferral.building() is not None
+        new: Variable = object.__new__(deferral.variable_class[0] if in_graph else cls)
+        return new
 
     def __init__(
         self,
