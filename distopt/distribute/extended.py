@@ -143,7 +143,7 @@ class Extended:
             optimizer.split_slots(variables)
             for context, own in zip(self.contexts, pairs_of, strict=True):
                 optimizer.finish_pairs(own, hypers, replica_id=context.replica_id_in_sync_group)
-        optimizer.advance()
+        optimizer.advance(hypers, variables)
         self.phases.apply += time.perf_counter() - started
 
     def _hypers_of(self, optimizer: Any) -> dict[str, float]:

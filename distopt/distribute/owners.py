@@ -92,8 +92,7 @@ class EveryProcess:
                 columns = [[gradient] for gradient, _ in pairs]
                 pairs = zip(self.aggregate(path.aggregator, columns), variables, strict=True)
             combined = time.perf_counter()
-            optimizer.finish_pairs(optimizer.clip(pairs), hypers)
-            optimizer.advance()
+            optimizer.finish_aggregated(pairs, hypers)
         elif all(map(fits_flat_arrays, pairs_of)):
             layout = optimizer.layout(variables)
             total = self.combine(path.aggregator, self._scratch.pack(layout, pairs_of))
@@ -103,8 +102,7 @@ class EveryProcess:
             columns = [[pairs[i][0] for pairs in pairs_of] for i in range(len(variables))]
             aggregated = zip(self.aggregate(path.aggregator, columns), variables, strict=True)
             combined = time.perf_counter()
-            optimizer.finish_pairs(optimizer.clip(aggregated), hypers)
-            optimizer.advance()
+            optimizer.finish_aggregated(aggregated, hypers)
         self._phases.combine += combined - started
         self._phases.apply += time.perf_counter() - combined
 
@@ -207,7 +205,7 @@ class Servers:
         self._phases.combine += packed - started
         self._phases.wait += traffic.wait_s - waited
         self._phases.send += traffic.send_s - sent
-        optimizer.advance()
+        optimizer.advance(hypers)
 
     def check(self, path: Any) -> None:
         """Refuse what servers cannot do: unaggregated gradients, and hooks over gradients that several share."""

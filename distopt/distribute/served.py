@@ -39,15 +39,15 @@ class ServedSpans:
         self._segments = {segment.index: segment for segment in layout.segments}
         self._owner = optimizer.span_owner(layout, self._spans)
 
-    def partials(self, flat_spans: Sequence[Array]) -> Array:
-        """Return the sums of squares of these spans' blocks that a clip by norm needs."""
-        partials: Array = self._owner.partials(flat_spans)
+    def partials(self, flat_spans: Sequence[Array], hypers: Mapping[str, float]) -> Array:
+        """Begin an update, and return the sums of squares of these spans' blocks that it needs."""
+        partials: Array = self._owner.partials(flat_spans, hypers)
         return partials
 
     def apply(self, step: int, flat_spans: Sequence[Array], hypers: Mapping[str, float], all_partials: Array) -> None:  # noqa: ARG002
         """Clip and update; ``all_partials`` has the sums of all servers, in the order of the blocks."""
         self._owner.apply(flat_spans, hypers, all_partials)
-        self._optimizer.advance()
+        self._optimizer.advance(hypers)
 
     def variables(self) -> list[Array]:
         """Return the live flat arrays of the spans."""
@@ -140,13 +140,20 @@ def relative_division(layout: Any, num_servers: int) -> tuple[tuple[Span, ...], 
 
 
 def named_arrays(optimizer: Any, segments: Mapping[int, Any], spans: Sequence[Span]) -> dict[str, Array]:
-    """Return views of the variables and slots in ``spans``: ``"0.variable"``, ``"0.momentum"``, ... by span."""
+    """Return flat views of the variables and slots in ``spans``: ``"0.variable"``, ``"0.momentum"``, ... by span.
+
+    Slots with shapes of their own follow by variable: ``"0.3.r"`` belongs to the variable at place 3 of its segment.
+    """
     found: dict[str, Array] = {}
     for i, span in enumerate(spans):
         segment = segments[span.segment_index]
         found[f"{i}.variable"] = segment.buffer[span.start : span.stop]
         for name, buffer in optimizer.slots.buffers(segment).items():
             found[f"{i}.{name}"] = buffer[span.start : span.stop]
+        for place, (variable, offset) in enumerate(zip(segment.variables, segment.offsets, strict=True)):
+            if span.start <= offset < span.stop:
+                for name, array in optimizer.slots.apart(variable).items():
+                    found[f"{i}.{place}.{name}"] = array.reshape(-1)
     return found
 
 

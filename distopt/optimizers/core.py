@@ -17,17 +17,21 @@ import numpy as np
 
 from distopt.arena import Span, place
 from distopt.clipping import clip_by_global_norm, clip_by_norm, clip_by_value
+from distopt.indexed_slices import IndexedSlices, scatter_rows
 from distopt.norms import add_sums
 from distopt.optimizers import hypers as hyper_arithmetic
 from distopt.optimizers.batches import Batches
 from distopt.optimizers.engine import Engine, Kernel, get_engine
+from distopt.optimizers.features import ACCUMULATOR, AVERAGE, Features, Step, Treatment
 from distopt.optimizers.hypers import HyperTable
 from distopt.optimizers.layout import Layout
 from distopt.optimizers.owner import Clips, SpanOwner, apply_constraint
+from distopt.optimizers.piece import Part, Piece, accumulate, take_average
 from distopt.optimizers.pipeline import Pair, Pairs, check_gradients
 from distopt.optimizers.rule import Kind, Rule
 from distopt.optimizers.slots import SlotStore
 from distopt.optimizers.sparse import update_rows
+from distopt.tensor import Tensor
 from distopt.types import Array
 from distopt.variable import Variable
 
@@ -49,13 +53,17 @@ class OptimizerState:
 
 
 class _Bound(NamedTuple):
-    """The kernel and the arrays of one variable: ``flat`` are views of ``storage`` and ``slots``."""
+    """What updates one variable: a kernel and its arrays; ``flat`` are views of ``storage`` and ``slots``.
+
+    ``piece`` is None where the optimizer's one element-wise rule is all there is to do.
+    """
 
     kernel: Kernel
     flat: tuple[Array, ...]
     storage: Array
     slots: list[Array]
     dtype: np.dtype[Any]
+    piece: Piece | None
 
 
 class OptimizerCore:
@@ -74,13 +82,28 @@ class OptimizerCore:
         self._bound: dict[int, _Bound] = {}
         self._batches: dict[tuple[int, ...], Batches] = {}
         self._bound_engine: Engine | None = None
+        self._accumulated: Variable | None = None
+        self._has_rules_after_norms = False
         self.slots = SlotStore(name)
         self.clips = Clips()
+        self.features = Features()
 
     @property
     def rule(self) -> Rule:
         """The update rule; it does not change after the first step."""
         raise NotImplementedError(f"{type(self).__name__} has no update rule")
+
+    def rule_of(self, variable: Variable) -> Rule:  # noqa: ARG002 - for optimizers that look at it
+        """Return the update rule of one variable."""
+        return self.rule
+
+    def weight_decay_of(self, variable: Variable) -> float | None:  # noqa: ARG002 - for optimizers that look at it
+        """Return the weight decay of one variable; None if its weights are not decayed."""
+        return self.features.weight_decay
+
+    def treatment(self, variable: Variable) -> Treatment:
+        """Return how a variable is updated."""
+        return Treatment(self.rule_of(variable), self.weight_decay_of(variable))
 
     @property
     def iterations(self) -> Variable:
@@ -94,6 +117,14 @@ class OptimizerCore:
     def scalars(self, hypers: Mapping[str, float], dtype: np.dtype[Any]) -> tuple[Any, ...]:
         """Return the rule's scalars, in its order, in ``dtype``; by default the hypers of the same names."""
         return tuple(dtype.type(hypers[name]) for name in self.rule.scalars)
+
+    def scalars_of(self, rule: Rule, hypers: Mapping[str, float], dtype: np.dtype[Any]) -> tuple[Any, ...]:  # noqa: ARG002
+        """Return the scalars of ``rule``, one of those that :meth:`rule_of` returns or the second pass of one."""
+        return self.scalars(hypers, dtype)
+
+    def steps_taken(self) -> int:
+        """Return ``iterations`` as a number."""
+        return int(self.iterations.storage)
 
     def build(self, var_list: Iterable[Variable]) -> None:
         """Create whatever applying gradients to ``var_list`` needs; what exists is left alone.
@@ -111,13 +142,33 @@ class OptimizerCore:
             _ = self.iterations
             place(new)
             self._create_slots(new)
+            self._create_feature_slots(new)
+            self._has_rules_after_norms |= any(self.rule_of(v).kind is Kind.AFTER_NORMS for v in new)
             self._variables += new
             self._known.update(map(id, new))
 
     def _create_slots(self, var_list: Sequence[Variable]) -> None:
-        for name in self.rule.slots:
+        rules = [self.rule_of(variable) for variable in var_list]
+        for name in dict.fromkeys(name for rule in rules for name in rule.slots):
+            for rule, variable in zip(rules, var_list, strict=True):
+                if name in rule.slots:
+                    shape = rule.shapes_of_slots(variable.storage.shape)[rule.slots.index(name)]
+                    self.slots.add(variable, name, shape=shape)
+
+    def _create_feature_slots(self, var_list: Sequence[Variable]) -> None:
+        """Create accumulators, at zero, and averages, at the variables' values, if the optimizer has them."""
+        for name in self.features.slots:
             for variable in var_list:
-                self.slots.add(variable, name)
+                self.slots.add(variable, name, variable.storage if name == AVERAGE else "zeros")
+        if self.features.accumulation_steps > 1 and self._accumulated is None:
+            name = f"{self._name}/gradients_accumulated"
+            self._accumulated = Variable(0, trainable=False, dtype=np.dtype(np.int64), name=name)
+
+    @property
+    def only_accumulates(self) -> bool:
+        """Whether the next apply call adds its gradients up and makes no step."""
+        count = self._accumulated
+        return count is not None and int(count.storage) + 1 < self.features.accumulation_steps
 
     def step_hypers(self) -> dict[str, float]:
         """Return the hypers of the next step as plain numbers; callables and schedules are called, once each.
@@ -145,8 +196,14 @@ class OptimizerCore:
         found = self._layouts.get(key)
         if found is None:
             self.build(variables)
-            found = self._layouts[key] = Layout(variables)
+            whole = [v for v in variables if self.rule_of(v).kind is Kind.WHOLE_VARIABLE]
+            found = self._layouts[key] = Layout(variables, whole)
         return found
+
+    @property
+    def needs_whole_gradients(self) -> bool:
+        """Whether an update needs one exchange of norms after another, for which owners of parts have no words."""
+        return self.clips.chained or (self.clips.needs_norms and self._has_rules_after_norms)
 
     def span_owner(self, layout: Layout, spans: Sequence[Span]) -> SpanOwner:
         """Return the owner of ``spans``, which must be cut at ``layout.cut_points()``."""
@@ -156,22 +213,56 @@ class OptimizerCore:
         """Clip aggregated gradients, update all variables of ``layout``, apply constraints, count the step.
 
         ``flat`` has one array for each run, as ``layout.pack`` returns them; it is not written to. A variable that is
-        split gets the same update on each of its copies.
+        split gets the same update on each of its copies. Where gradients are accumulated, most calls only do that.
 
         Raises: ValueError or TapeError before anything changes, as :meth:`SpanOwner.apply` does.
         """
-        if self.clips.chained or layout.has_split():
-            self._finish_by_variable(layout, flat, hypers)
+        if self.needs_whole_gradients or layout.has_split():
+            self.finish_aggregated(zip(layout.unpack(flat), layout.variables, strict=True), hypers)
             return
         owner = self._owners.get(id(layout))
         if owner is None:
             owner = self._owners[id(layout)] = SpanOwner(self, layout, layout.spans)
-        owner.apply(flat, hypers, owner.partials(flat))
-        self.advance()
+        owner.apply(flat, hypers, owner.partials(flat, hypers))
+        self.advance(hypers, layout.variables)
 
-    def _finish_by_variable(self, layout: Layout, flat: Sequence[Array], hypers: Mapping[str, float]) -> None:
-        self.finish_pairs(self.clip(zip(layout.unpack(flat), layout.variables, strict=True)), hypers)
-        self.advance()
+    def finish_aggregated(self, pairs: Iterable[Pair], hypers: Mapping[str, float]) -> None:
+        """Do what :meth:`finish` does, with gradients that may be row-sparse.
+
+        Raises: as :meth:`finish_pairs`.
+        """
+        variables: list[Variable] | None = None
+        if self.features.accumulation_steps > 1:
+            pairs = check_gradients(pairs)
+            variables = [variable for _, variable in pairs]
+            pairs = self._accumulated_means(pairs)
+        elif self.features.ema_momentum is not None:
+            pairs = check_gradients(pairs)
+            variables = [variable for _, variable in pairs]
+        if pairs:
+            self.finish_pairs(self.clip(pairs), hypers)
+        self.advance(hypers, variables)
+
+    def _accumulated_means(self, pairs: Pairs) -> Pairs:
+        """Add gradients to the accumulators; return what a step is made with, nothing if it is not yet made.
+
+        Raises: ValueError for a variable listed twice.
+        """
+        if len(set(pairs.key)) < len(pairs.key):
+            raise ValueError("gradients are accumulated by variable, so none may be listed twice")
+        for _, variable in pairs:
+            variable.check_writable()
+        engine = get_engine()
+        last_of = None if self.only_accumulates else self.features.accumulation_steps
+        means: list[Pair] = []
+        for gradient, variable in pairs:
+            self.build([variable])
+            flat = dense_gradient(gradient, variable).reshape(-1)
+            for replica_id in variable.replica_ids or (0,):
+                accumulator = self.slots.copy_of(variable, replica_id)[ACCUMULATOR]
+                accumulate(engine, accumulator.reshape(-1), flat, last_of)
+            means.append((Tensor(self.slots.of(variable)[ACCUMULATOR]), variable))
+        return check_gradients([] if last_of is None else means)
 
     def finish_pairs(self, pairs: Iterable[Pair], hypers: Mapping[str, float], replica_id: int | None = None) -> None:
         """Update the variables of ``pairs`` one after another with gradients that are aggregated and clipped.
@@ -199,9 +290,14 @@ class OptimizerCore:
             bounds.append(bound)
             variable.check_writable()
         scalars: dict[np.dtype[Any], tuple[Any, ...]] = {}
-        for (gradient, variable), array, (kernel, flat, storage, slots, dtype) in zip(
+        step: Step | None = None
+        for (gradient, variable), array, (kernel, flat, storage, slots, dtype, piece) in zip(
             checked, checked.arrays, bounds, strict=True
         ):
+            if piece is not None:
+                step = step or Step(self, hypers)
+                self._update_piece(piece, step, gradient, variable, storage, slots)
+                continue
             own = scalars.get(dtype)
             if own is None:
                 own = scalars[dtype] = self.scalars(hypers, dtype)
@@ -220,10 +316,7 @@ class OptimizerCore:
         batches = self._batches.pop(key, None)  # so that no other thread uses it meanwhile
         if batches is None or batches.engine is not engine:
             variables = [variable for _, variable in pairs]
-            is_plain = self.rule.kind is Kind.ELEMENT_WISE and all(
-                variable.constraint is None for variable in variables
-            )
-            if not is_plain or len(set(key)) < len(key):
+            if not all(self._is_plain(v) and v.constraint is None for v in variables) or len(set(key)) < len(key):
                 return False
             self.build(variables)
             batches = Batches(self, engine, variables)
@@ -232,6 +325,24 @@ class OptimizerCore:
             batches.update(pairs.arrays, hypers)
         self._batches[key] = batches
         return done
+
+    def _update_piece(
+        self, piece: Piece, step: Step, gradient: Any, variable: Variable, storage: Array, slots: Sequence[Array]
+    ) -> None:
+        """Update one variable by what is more than one element-wise rule."""
+        rule = piece.treatment.rule
+        if isinstance(gradient, IndexedSlices) and rule.kind is Kind.ELEMENT_WISE:
+            piece.decay(step)
+            update_rows(piece.engine, rule, storage, slots, gradient, step.scalars(rule, piece.dtype))
+        else:
+            flat = np.require(dense_gradient(gradient, variable), requirements=["C", "A"]).reshape(-1)
+            if rule.kind is Kind.AFTER_NORMS:
+                piece.move_alone(flat, step)
+            else:
+                piece.update(flat, step)
+        piece.take_average(step)
+        if variable.constraint is not None:
+            apply_constraint(variable, storage)
 
     def _finish_copies(self, pairs: Iterable[Pair], hypers: Mapping[str, float]) -> None:
         """Make the same update on every copy of the variables that are split."""
@@ -247,19 +358,36 @@ class OptimizerCore:
 
     def _bind(self, engine: Engine, variable: Variable, replica_id: int | None) -> _Bound:
         """Return what updates one variable, or one replica's copy of it; kept where there is one value."""
-        storage, slots = self._arrays(variable, replica_id)
+        storage, by_name = self._arrays(variable, replica_id)
+        treatment = self.treatment(variable)
+        rule = treatment.rule
+        slots = [by_name[name] for name in rule.slots]
         flat = tuple(array.reshape(-1) for array in (storage, *slots))
-        bound = _Bound(engine.kernel(self.rule, storage.dtype), flat, storage, slots, storage.dtype)
+        if self._is_plain(variable):
+            bound = _Bound(engine.kernel(rule, storage.dtype), flat, storage, slots, storage.dtype, None)
+        else:
+            shaped = (storage, *slots) if rule.kind is Kind.WHOLE_VARIABLE else ()
+            average = by_name[AVERAGE].reshape(-1) if AVERAGE in by_name else None
+            parts = (Part(0, 0, storage.size),)
+            piece = Piece(engine, treatment, flat[:1] if shaped else flat, parts, shaped, average=average)
+            bound = _Bound(piece.kernel, flat, storage, slots, storage.dtype, piece)
         if not variable.is_split:
             self._bound[id(variable)] = bound
         return bound
 
-    def _arrays(self, variable: Variable, replica_id: int | None) -> tuple[Array, list[Array]]:
+    def _is_plain(self, variable: Variable) -> bool:
+        """Return whether the optimizer's one element-wise rule is all that updates a variable."""
+        treatment = self.treatment(variable)
+        return treatment.is_plain and treatment.rule is self.rule and not self.features.slots
+
+    def _arrays(self, variable: Variable, replica_id: int | None) -> tuple[Array, dict[str, Array]]:
         if replica_id is None or not variable.is_split:
-            slots = self.slots.of(variable)
-            return variable.storage, [slots[name] for name in self.rule.slots]
-        slots = self.slots.copy_of(variable, replica_id)
-        return variable.copy_of(replica_id), [slots[name] for name in self.rule.slots]
+            return variable.storage, self.slots.of(variable)
+        return variable.copy_of(replica_id), self.slots.copy_of(variable, replica_id)
+
+    def _rebind(self) -> None:
+        """Forget how variables are treated; for an optimizer in which that has changed."""
+        self._owners, self._bound, self._batches = {}, {}, {}
 
     def split_slots(self, variables: Iterable[Variable]) -> None:
         """Give the slots of each split variable one copy for each of its copies."""
@@ -267,12 +395,32 @@ class OptimizerCore:
             if variable.is_split:
                 self.slots.split(variable, variable.replica_ids)
 
-    def advance(self) -> None:
-        """Count one step."""
+    def advance(self, hypers: Mapping[str, float], updated: Iterable[Variable] | None = None) -> None:
+        """Count one apply call, and one step, which was made with ``hypers``, unless it only accumulated gradients.
+
+        ``updated`` are the variables that had gradients, if the caller's process keeps their averages: the averages of
+        the others go on as well.
+        """
+        if self._accumulated is not None:
+            only_accumulated, count = self.only_accumulates, self._accumulated.storage
+            count[()] = count.item() + 1 if only_accumulated else 0
+            if only_accumulated:
+                return
+            self.slots.clear(ACCUMULATOR)
+        if updated is not None and self.features.ema_momentum is not None:
+            self._average_others({id(variable) for variable in updated}, Step(self, hypers))
         iterations = self.iterations
         iterations.check_writable()
-        count = iterations.storage
-        count[()] = count.item() + 1
+        steps = iterations.storage
+        steps[()] = steps.item() + 1
+
+    def _average_others(self, updated: set[int], step: Step) -> None:
+        engine = get_engine()
+        for variable in self._variables:
+            if id(variable) not in updated:
+                for replica_id in variable.replica_ids or (None,):
+                    storage, slots = self._arrays(variable, replica_id)
+                    take_average(engine, slots[AVERAGE].reshape(-1), storage.reshape(-1), step)
 
     def clip(self, pairs: Iterable[Pair]) -> Iterable[Pair]:
         """Return the pairs clipped by value, then by norm, then by global norm, as far as each is set.
@@ -299,6 +447,8 @@ class OptimizerCore:
             for variable in self._variables
         )
         extras = {name: np.array(value) for name, value in self._hypers.numbers().items()}
+        if self._accumulated is not None:
+            extras["gradients_accumulated"] = self._accumulated.numpy()
         return OptimizerState(int(self.iterations.storage), slots, extras)
 
     def load_state(self, state: OptimizerState) -> None:
@@ -313,7 +463,7 @@ class OptimizerCore:
             if list(own) != list(given):
                 raise ValueError(f"variable {variable.name!r} has the slots {list(own)}, the state {list(given)}")
             for name, copies in given.items():
-                _check_copies(variable, name, copies)
+                _check_copies(variable, name, own[name], copies)
         for variable, own, given in zip(self._variables, mine, state.slots, strict=True):
             if any(len(copies) > 1 for copies in given.values()):
                 self.split_slots([variable])
@@ -321,8 +471,18 @@ class OptimizerCore:
                 _restore(own[name], copies)
         self.iterations.storage[...] = state.iterations
         for name, value in state.extras.items():
-            if name in self._hypers and name in self._hypers.numbers():
+            if name == "gradients_accumulated" and self._accumulated is not None:
+                self._accumulated.storage[...] = value
+            elif name in self._hypers and name in self._hypers.numbers():
                 self._hypers.set(name, float(value))
+
+
+def dense_gradient(gradient: Any, variable: Variable) -> Array:
+    """Return a gradient as an array of the variable's shape; duplicate rows are added as a sparse update adds them."""
+    if isinstance(gradient, IndexedSlices):
+        merged = gradient.merged()
+        return scatter_rows(merged.values.numpy(), merged.indices, variable.storage.shape)
+    return np.asarray(gradient)
 
 
 def _sum_of_squares(values: Array) -> Any:
@@ -336,15 +496,15 @@ def _copies(slot: Variable) -> tuple[Array, ...]:
     return tuple(slot.copy_of(replica_id).copy() for replica_id in slot.replica_ids)
 
 
-def _check_copies(variable: Variable, name: str, copies: Sequence[Array]) -> None:
+def _check_copies(variable: Variable, name: str, slot: Variable, copies: Sequence[Array]) -> None:
     allowed = {1, len(variable.replica_ids) if variable.is_split else 1}
     if len(copies) not in allowed:
         raise ValueError(f"slot {name!r} of variable {variable.name!r} comes in {len(copies)} copies")
     for copy in copies:
-        if copy.shape != variable.storage.shape or copy.dtype != variable.storage.dtype:
+        if copy.shape != slot.storage.shape or copy.dtype != slot.storage.dtype:
             raise ValueError(
                 f"slot {name!r} of variable {variable.name!r} is {copy.dtype}{list(copy.shape)} in the state, "
-                f"not {variable.storage.dtype}{list(variable.storage.shape)}"
+                f"not {slot.storage.dtype}{list(slot.storage.shape)}"
             )
 
 

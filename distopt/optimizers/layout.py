@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,8 +43,9 @@ class Layout:
     Raises: ValueError for a variable without a place, or listed twice.
     """
 
-    def __init__(self, variables: Sequence[Variable]) -> None:
+    def __init__(self, variables: Sequence[Variable], whole: Iterable[Variable] = ()) -> None:
         self.variables = tuple(variables)
+        self._whole = frozenset(map(id, whole))
         self.runs: tuple[Run, ...] = runs(self.variables)
         position = {id(variable): i for i, variable in enumerate(self.variables)}
         parts: list[Part] = []
@@ -138,7 +139,7 @@ class Layout:
     def cut_points(self) -> tuple[tuple[int, ...], ...]:
         """Return for each run where it may be cut, from its start to its stop, both included, in segment elements.
 
-        A variable may be cut at its first element and at every ``BLOCK`` after it; one with a constraint, which needs
+        A variable may be cut at its first element and at every ``BLOCK`` after it; one whose constraint or rule needs
         the whole variable, only at its first element.
         """
         points: list[tuple[int, ...]] = []
@@ -146,7 +147,8 @@ class Layout:
             starts: list[int] = []
             for variable in run.variables:
                 offset, size = variable.placement[1], variable.storage.size
-                starts += [offset] if variable.constraint is not None else range(offset, offset + max(size, 1), BLOCK)
+                uncut = variable.constraint is not None or id(variable) in self._whole
+                starts += [offset] if uncut else range(offset, offset + max(size, 1), BLOCK)
             points.append((*starts, run.stop))
         return tuple(points)
 

@@ -1,23 +1,28 @@
 """Whoever owns spans updates them here; owning everything is the ordinary case.
 
-The update of a span depends on nothing outside of it but the norms for clipping. Those are made of one sum of squares a
-block (:mod:`distopt.norms`), and blocks are never cut: owners exchange their sums, and each computes the same norms. So
-the bits do not depend on how the spans are divided.
+The update of a span depends on nothing outside of it but norms: for clipping, or between the two passes of a rule.
+Those are made of sums of squares, one a block (:mod:`distopt.norms`), and blocks are never cut: owners exchange their
+sums, and each computes the same norms. So the bits do not depend on how the spans are divided.
+
+Where sums are exchanged, an update has two halves: :meth:`SpanOwner.partials` checks and begins it, and
+:meth:`SpanOwner.apply` ends it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from distopt import clipping, norms
 from distopt.arena import Span
-from distopt.optimizers.engine import Engine, Kernel, get_engine
+from distopt.optimizers.engine import Engine, get_engine
+from distopt.optimizers.features import ACCUMULATOR, AVERAGE, ScalarSource, Step, Treatment
 from distopt.optimizers.layout import Layout
-from distopt.optimizers.rule import Rule
+from distopt.optimizers.piece import Part, Piece
+from distopt.optimizers.rule import Kind
 from distopt.optimizers.slots import SlotStore
 from distopt.tensor import Tensor
 from distopt.types import Array
@@ -48,45 +53,28 @@ class Clips:
         return self.norm is not None and self.global_norm is not None
 
 
-class RuleUser(Protocol):
+class RuleUser(ScalarSource, Protocol):
     """What an owner needs of an optimizer."""
 
     slots: SlotStore
     clips: Clips
 
     @property
-    def rule(self) -> Rule: ...
+    def only_accumulates(self) -> bool:
+        """Whether this apply call adds its gradients up and makes no step."""
+        ...
 
-    def scalars(self, hypers: Mapping[str, float], dtype: np.dtype[Any]) -> tuple[Any, ...]:
-        """Return the scalars of the rule, in its order, in ``dtype``."""
+    def treatment(self, variable: Variable) -> Treatment:
+        """Return how a variable is updated."""
         ...
 
 
-@dataclass
-class _Part:
-    """The elements ``start <= i < stop`` of a span that belong to one variable."""
+class _Begun(NamedTuple):
+    """The first half of an update: the numbers of the step, and the gradients of each piece."""
 
-    variable: int
-    start: int
-    stop: int
-
-
-@dataclass
-class _Piece:
-    """One span, bound to the arrays and the kernel that update it."""
-
-    kernel: Kernel
-    arrays: tuple[Array, ...]
-    dtype: np.dtype[Any]
-    parts: tuple[_Part, ...]
-    _scratch: Array | None = None
-
-    @property
-    def scratch(self) -> Array:
-        """An array of the span's length and dtype, zero in the padding, for clipped gradients."""
-        if self._scratch is None:
-            self._scratch = np.zeros_like(self.arrays[0])
-        return self._scratch
+    step: Step
+    gradients: Sequence[Array] | None
+    """None if they were only accumulated."""
 
 
 class SpanOwner:
@@ -109,80 +97,166 @@ class SpanOwner:
             if block.segment_index == span.segment_index and span.start <= block.start < span.stop
         )
         self._block_range = _ranges([block.variable for block in layout.blocks])
-        parts_of = [self._parts(span) for span in self._spans]
-        self._variables = [layout.variables[part.variable] for parts in parts_of for part in parts]
+        self._parts_of = [self._parts(span) for span in self._spans]
+        self._variables = [layout.variables[part.variable] for parts in self._parts_of for part in parts]
         self._constrained = [variable for variable in self._variables if variable.constraint is not None]
-        self._parts_of = parts_of
+        treatments = [optimizer.treatment(variable) for variable in layout.variables]
+        self._exchanges_for_rules = any(treatment.rule.kind is Kind.AFTER_NORMS for treatment in treatments)
+        self._begun: _Begun | None = None
         self._bind(get_engine())
 
-    def partials(self, flat_spans: Sequence[Array]) -> Array:
-        """Return the sums of squares of ``blocks`` that clipping needs, as float64; empty if it needs none.
+    @property
+    def _width(self) -> int:
+        """How many sums of squares are exchanged for each block."""
+        return 2 if self._exchanges_for_rules else 1
 
-        Concatenated over owners in the order of ``layout.blocks``, they are the ``all_partials`` of :meth:`apply`.
+    def partials(self, flat_spans: Sequence[Array], hypers: Mapping[str, float]) -> Array:
+        """Return the sums of squares of ``blocks`` that the update needs, as float64; empty if it needs none.
+
+        Concatenated over owners in the order of ``layout.blocks``, they are the ``all_partials`` of :meth:`apply`,
+        which must follow with the same arguments: accumulating and the first pass of a rule after norms are done here.
         ``flat_spans`` are the aggregated gradients of the spans, one flat array each; they are not written to.
+
+        Raises: ValueError or TapeError, before anything changes, as :meth:`apply`; ValueError for clips that need norms
+        of their own beside those of a rule or of another clip.
         """
         clips = self._optimizer.clips
-        if not clips.needs_norms:
+        if not clips.needs_norms and not self._exchanges_for_rules:
             return _NOTHING
         if clips.chained:
             raise ValueError("clipnorm and global_clipnorm together need whole gradients; clip them before")
-        values = self._clipped_by_value(flat_spans)
-        sums = [
-            self._engine.block_sums(array[part.start : part.stop])
-            for array, piece in zip(values, self._pieces, strict=True)
-            for part in piece.parts
-        ]
+        if clips.needs_norms and self._exchanges_for_rules:
+            raise ValueError("a clip by norm and a rule after norms need whole gradients; clip them before")
+        self._begun = step, gradients = self._begin(flat_spans, hypers)
+        if gradients is None:
+            return np.zeros(len(self.blocks) * self._width)
+        values = self._clipped_by_value(gradients)
+        sums = []
+        for array, piece in zip(values, self._pieces, strict=True):
+            if piece.treatment.rule.kind is Kind.AFTER_NORMS:
+                sums += [part.reshape(-1) for part in piece.find_direction(array, step)]
+            elif self._exchanges_for_rules:
+                sums += [np.zeros(2 * norms.number_of_blocks(part.stop - part.start)) for part in piece.parts]
+            else:
+                sums += [self._engine.block_sums(array[part.start : part.stop]) for part in piece.parts]
         return np.concatenate(sums).astype(np.float64) if sums else _NOTHING
 
     def apply(self, flat_spans: Sequence[Array], hypers: Mapping[str, float], all_partials: Array) -> None:
-        """Clip, run the rule, apply constraints. Does not count a step: ``advance`` of the optimizer does.
+        """Accumulate, clip, run rules, average, apply constraints. Does not count: ``advance`` of the optimizer does.
 
-        ``all_partials`` has one sum of squares for each of ``layout.blocks``. ``flat_spans`` are not written to.
+        ``all_partials`` are the :meth:`partials` of all owners. ``flat_spans`` are not written to.
 
         Raises: ValueError, before anything changes, if an array has not the length or dtype of its span; TapeError if a
         live tape has read one of the variables.
         """
-        engine = get_engine()
-        if engine is not self._engine:
-            self._bind(engine)
-        gradients = [_checked(array, piece) for array, piece in zip(flat_spans, self._pieces, strict=True)]
-        for variable in self._variables:
-            variable.check_writable()
+        begun, self._begun = self._begun, None
+        step, gradients = self._begin(flat_spans, hypers) if begun is None else begun
+        if gradients is None:
+            return
         if self._optimizer.clips.active:
             gradients = self._clipped(gradients, all_partials)
-        self.update(gradients, hypers)
-
-    def update(self, gradients: Sequence[Array], hypers: Mapping[str, float]) -> None:
-        """Run the rule and the constraints on gradients that are checked and clipped."""
-        dtype = scalars = None
-        for piece, gradient in zip(self._pieces, gradients, strict=True):
-            if piece.dtype is not dtype:
-                dtype = piece.dtype
-                scalars = self._optimizer.scalars(hypers, dtype)
-            assert scalars is not None
-            piece.kernel(*piece.arrays, gradient, *scalars)
+        if self._is_plain:
+            dtype = scalars = rule = None
+            for piece, gradient in zip(self._pieces, gradients, strict=True):
+                if piece.dtype is not dtype or piece.treatment.rule is not rule:
+                    dtype, rule = piece.dtype, piece.treatment.rule
+                    scalars = self._optimizer.scalars_of(rule, hypers, dtype)
+                assert scalars is not None
+                piece.kernel(*piece.arrays, gradient, *scalars)
+        else:
+            for piece, gradient in zip(self._pieces, gradients, strict=True):
+                if piece.treatment.rule.kind is Kind.AFTER_NORMS:
+                    piece.move(self._sums_of(piece, all_partials), step)
+                else:
+                    piece.update(gradient, step)
+                piece.take_average(step)
         for variable in self._constrained:
             apply_constraint(variable, variable.storage)
 
+    def _begin(self, flat_spans: Sequence[Array], hypers: Mapping[str, float]) -> _Begun:
+        """Check the gradients and divide them among the pieces; accumulate, if that is asked for."""
+        engine = get_engine()
+        if engine is not self._engine:
+            self._bind(engine)
+        checked = [_checked(array, *like) for array, like in zip(flat_spans, self._likes, strict=True)]
+        for variable in self._variables:
+            variable.check_writable()
+        gradients = checked if self._cuts is None else [checked[i][start:stop] for i, start, stop in self._cuts]
+        step = Step(self._optimizer, hypers)
+        steps = self._optimizer.features.accumulation_steps
+        if steps == 1:
+            return _Begun(step, gradients)
+        last_of = None if self._optimizer.only_accumulates else steps
+        sums = [piece.accumulate(g, last_of) for piece, g in zip(self._pieces, gradients, strict=True)]
+        return _Begun(step, None if last_of is None else sums)
+
     def _bind(self, engine: Engine) -> None:
         self._engine = engine
-        rule, layout = self._optimizer.rule, self._layout
-        self._pieces: list[_Piece] = []
-        for span, parts in zip(self._spans, self._parts_of, strict=True):
+        optimizer, layout = self._optimizer, self._layout
+        self._pieces: list[Piece] = []
+        self._likes: list[tuple[int, np.dtype[Any]]] = []
+        cuts = []
+        is_cut = False
+        for index, (span, parts) in enumerate(zip(self._spans, self._parts_of, strict=True)):
             segment = layout.runs[layout.run_of(span)].segment
-            buffers = self._optimizer.slots.buffers(segment)
-            arrays = (segment.buffer, *(buffers[name] for name in rule.slots))
-            views = tuple(array[span.start : span.stop] for array in arrays)
-            self._pieces.append(_Piece(engine.kernel(rule, segment.dtype), views, segment.dtype, parts))
+            self._likes.append((span.stop - span.start, segment.dtype))
+            buffers = {"": segment.buffer, **optimizer.slots.buffers(segment)}
+            arrays = {name: array[span.start : span.stop] for name, array in buffers.items()}
+            for start, stop, treatment, own in self._ranges_of(span, parts):
+                cuts.append((index, start, stop))
+                is_cut = is_cut or (start, stop) != (0, span.stop - span.start)
+                self._pieces.append(self._piece(engine, treatment, own, {n: a[start:stop] for n, a in arrays.items()}))
+        self._cuts = cuts if is_cut or len(cuts) < len(self._spans) else None
+        self._is_plain = not optimizer.features.slots and all(piece.treatment.is_plain for piece in self._pieces)
 
-    def _parts(self, span: Span) -> tuple[_Part, ...]:
+    def _piece(
+        self, engine: Engine, treatment: Treatment, parts: tuple[Part, ...], arrays: Mapping[str, Array]
+    ) -> Piece:
+        rule = treatment.rule
+        shaped: tuple[Array, ...] = ()
+        if rule.kind is Kind.WHOLE_VARIABLE:
+            variable = self._layout.variables[parts[0].variable]
+            slots = self._optimizer.slots.of(variable)
+            shaped = (variable.storage, *(slots[name] for name in rule.slots))
+        flat = (arrays[""],) if shaped else (arrays[""], *(arrays[name] for name in rule.slots))
+        return Piece(engine, treatment, flat, parts, shaped, arrays.get(ACCUMULATOR), arrays.get(AVERAGE))
+
+    def _ranges_of(self, span: Span, parts: Sequence[Part]) -> list[tuple[int, int, Treatment, tuple[Part, ...]]]:
+        """Return the longest ranges of a span, relative to it, whose variables are treated alike, and their parts.
+
+        They hold the padding after their variables, but for whole-variable rules: those ranges are exactly a variable.
+        """
+        ranges: list[tuple[int, int, Treatment, tuple[Part, ...]]] = []
+        for part, after in zip(parts, [*(each.start for each in parts[1:]), span.stop - span.start], strict=True):
+            treatment = self._optimizer.treatment(self._layout.variables[part.variable])
+            if ranges and ranges[-1][2] == treatment and treatment.rule.kind is not Kind.WHOLE_VARIABLE:
+                start, _, _, own = ranges.pop()
+            else:
+                start, own = part.start, ()
+            stop = part.stop if treatment.rule.kind is Kind.WHOLE_VARIABLE else after
+            ranges.append((start, stop, treatment, (*own, Part(part.variable, part.start - start, part.stop - start))))
+        return ranges
+
+    def _sums_of(self, piece: Piece, all_partials: Array) -> list[Array]:
+        """Return for each part of a piece the sums ``[blocks, 2]`` of all blocks of its variable."""
+        columns = self._checked_partials(all_partials).reshape(-1, 2)
+        dtype = norms.accumulation_dtype(piece.dtype)
+        return [columns[slice(*self._block_range[part.variable])].astype(dtype) for part in piece.parts]
+
+    def _checked_partials(self, all_partials: Array) -> Array:
+        expected = len(self._layout.blocks) * self._width
+        if len(all_partials) != expected:
+            raise ValueError(f"the update needs {expected} sums of squares of blocks, not {len(all_partials)}")
+        return all_partials
+
+    def _parts(self, span: Span) -> tuple[Part, ...]:
         parts = []
-        begin = self._layout.runs[self._layout.run_of(span)].start
         run = self._layout.run_of(span)
+        begin = self._layout.runs[run].start
         for part in self._layout.parts:
             start, stop = max(part.start + begin, span.start), min(part.stop + begin, span.stop)
             if part.run == run and start < stop:
-                parts.append(_Part(part.variable, start - span.start, stop - span.start))
+                parts.append(Part(part.variable, start - span.start, stop - span.start))
         return tuple(parts)
 
     def _clipped_by_value(self, flat_spans: Sequence[Array]) -> Sequence[Array]:
@@ -213,7 +287,7 @@ class SpanOwner:
                 for array, piece in zip(values, self._pieces, strict=True)
             ]
 
-    def _by_norm(self, array: Array, piece: _Piece, totals: Sequence[Any], clip_norm: float) -> Array:
+    def _by_norm(self, array: Array, piece: Piece, totals: Sequence[Any], clip_norm: float) -> Array:
         clipped = piece.scratch
         for part in piece.parts:
             limit, divisor = clipping.norm_limit(totals[part.variable], clip_norm, piece.dtype)
@@ -224,8 +298,7 @@ class SpanOwner:
 
     def _totals(self, all_partials: Array) -> list[Any]:
         """Return the sum of squares of each variable of the layout, in its accumulation dtype."""
-        if len(all_partials) != len(self._layout.blocks):
-            raise ValueError(f"clipping needs the sums of {len(self._layout.blocks)} blocks, not {len(all_partials)}")
+        self._checked_partials(all_partials)
         totals = []
         for index, variable in enumerate(self._layout.variables):
             start, stop = self._block_range.get(index, (0, 0))
@@ -251,12 +324,9 @@ def apply_constraint(variable: Variable, storage: Array) -> None:
     storage[...] = value
 
 
-def _checked(array: Array, piece: _Piece) -> Array:
-    like = piece.arrays[0]
-    if array.dtype != like.dtype or array.shape != like.shape:
-        raise ValueError(
-            f"a gradient is {array.dtype}{list(array.shape)} where its span is {like.dtype}{list(like.shape)}"
-        )
+def _checked(array: Array, size: int, dtype: np.dtype[Any]) -> Array:
+    if array.dtype != dtype or array.shape != (size,):
+        raise ValueError(f"a gradient is {array.dtype}{list(array.shape)} where its span is {dtype}[{size}]")
     flags = array.flags
     return array if flags.c_contiguous and flags.aligned else np.require(array, requirements=["C", "A"])
 

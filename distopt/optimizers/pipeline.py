@@ -176,8 +176,8 @@ class GradientPath:
         if type(aggregator) is not Sum and not isinstance(aggregator, Aggregator):
             hooks.append(name_of(optimizer.gradient_aggregator))
         hooks += [name_of(transform) for transform in optimizer.gradient_transformers]
-        if optimizer.clips.chained:
-            hooks.append("clipnorm with global_clipnorm")
+        if optimizer.needs_whole_gradients:
+            hooks.append("clipnorm with global_clipnorm" if optimizer.clips.chained else "a clip of a rule after norms")
         return tuple(hooks)
 
     def on_replica(self, pairs: Pairs) -> Pairs:

@@ -23,6 +23,7 @@ class SlotStore:
         self._scope = scope
         self._buffers: dict[int, dict[str, Array]] = {}
         self._by_variable: dict[int, dict[str, Variable]] = {}
+        self._apart: dict[int, dict[str, Variable]] = {}
         self._variables: list[Variable] = []
         self._created: list[Variable] = []
         self.names: list[str] = []
@@ -36,10 +37,13 @@ class SlotStore:
         """The variables that have slots, in the order in which they got the first."""
         return tuple(self._variables)
 
-    def add(self, variable: Variable, name: str, initializer: Any = "zeros") -> Variable:
+    def add(
+        self, variable: Variable, name: str, initializer: Any = "zeros", shape: Sequence[int] | None = None
+    ) -> Variable:
         """Return the slot ``name`` of ``variable``, creating it if need be; then ``initializer`` gives its value.
 
-        ``initializer`` is ``"zeros"``, ``"ones"``, a number, an array, or a function ``f(shape, dtype)``.
+        ``initializer`` is ``"zeros"``, ``"ones"``, a number, an array, or a function ``f(shape, dtype)``. The slot has
+        the variable's shape, and a place in the arena, or ``shape``, and an array of its own.
 
         Raises: ValueError for an unknown initializer name, or a value of another shape.
         """
@@ -50,15 +54,19 @@ class SlotStore:
         assert variable.placement is not None, "just placed"
         segment, offset = variable.placement
         storage = variable.storage
-        value = _initial_value(initializer, storage.shape, storage.dtype)
-        buffer = self._buffer(segment, name, value if np.ndim(value) == 0 else 0)
+        own_shape = storage.shape if shape is None else tuple(shape)
+        value = _initial_value(initializer, own_shape, storage.dtype)
         slot = Variable(
-            np.broadcast_to(value, storage.shape).astype(storage.dtype),
+            np.broadcast_to(value, own_shape).astype(storage.dtype),
             trainable=False,
             dtype=storage.dtype,
             name=f"{self._scope}/{variable.name.partition(':')[0]}/{name}",
         )
-        slot.rebind(buffer[offset : offset + storage.size].reshape(storage.shape))
+        if own_shape == storage.shape:
+            buffer = self._buffer(segment, name, value if np.ndim(value) == 0 else 0)
+            slot.rebind(buffer[offset : offset + storage.size].reshape(own_shape))
+        else:
+            self._apart.setdefault(id(variable), {})[name] = slot
         if id(variable) not in self._by_variable:
             self._variables.append(variable)
         self._by_variable.setdefault(id(variable), {})[name] = slot
@@ -90,6 +98,20 @@ class SlotStore:
         """Return the flat live arrays, one a slot name, that have the layout of ``segment``."""
         return dict(self._buffers.get(id(segment), {}))
 
+    def apart(self, variable: Variable) -> dict[str, Array]:
+        """Return the live arrays of those slots of ``variable`` that have shapes, and so arrays, of their own."""
+        return {name: slot.storage for name, slot in self._apart.get(id(variable), {}).items()}
+
+    def clear(self, name: str) -> None:
+        """Set the slots ``name`` of all variables to zero, every copy."""
+        for slots in self._by_variable.values():
+            if name in slots and slots[name].is_split:
+                for replica_id in slots[name].replica_ids:
+                    slots[name].copy_of(replica_id)[...] = 0
+        for buffers in self._buffers.values():
+            if name in buffers:
+                buffers[name][...] = 0
+
     def split(self, variable: Variable, replica_ids: Sequence[int]) -> None:
         """Give each replica its own copy of the slots of ``variable``; those that have copies keep them."""
         for slot in self._by_variable.get(id(variable), {}).values():
@@ -105,7 +127,8 @@ class SlotStore:
         buffers = self._buffers.setdefault(id(segment), {})
         if name not in buffers:
             buffers[name] = aligned_zeros(segment.buffer.size, segment.dtype)
-            buffers[name][:] = padding
+            if padding != 0:  # zeros that are not written take no memory until they are
+                buffers[name][:] = padding
         return buffers[name]
 
 
@@ -117,7 +140,7 @@ def _initial_value(initializer: Any, shape: tuple[int, ...], dtype: np.dtype[Any
     value = initializer(shape, dtype) if callable(initializer) else initializer
     array = np.asarray(value)
     if array.ndim and array.shape != shape:
-        raise ValueError(f"the initial value of a slot has shape {array.shape}, its variable {shape}")
+        raise ValueError(f"the initial value of a slot has shape {array.shape}, the slot {shape}")
     return dtype.type(array) if array.ndim == 0 else array
 
 

@@ -58,8 +58,8 @@ class SpanOwner(Protocol):
 
     aggregator: Aggregator
 
-    def partials(self, flat_spans: Sequence[Array]) -> Array:
-        """Return the sums of squares that a clip by norm needs, by block; empty where nothing is clipped by norm."""
+    def partials(self, flat_spans: Sequence[Array], hypers: Mapping[str, float]) -> Array:
+        """Begin an update; return the sums of squares that it needs, by block; empty where it needs no norms."""
         ...
 
     def apply(self, step: int, flat_spans: Sequence[Array], hypers: Mapping[str, float], all_partials: Array) -> None:
@@ -295,7 +295,7 @@ class ServerLoop:
         owner = self._owner
         assert owner is not None
         flat_spans = self._combined(round_, owner.aggregator)
-        partials = owner.partials(flat_spans)
+        partials = owner.partials(flat_spans, round_.hypers)
         self._waiting_update = _Update(round_, flat_spans)
         if not partials.size:
             # Either nothing is clipped by norm, or this server owns nothing: nobody waits for it.

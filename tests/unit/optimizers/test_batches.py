@@ -36,7 +36,7 @@ def test_all_at_once_has_the_bits_of_one_after_another(dtype: Any) -> None:
             pairs = [(gradients[i], variables[i]) for i in (4, 7, 0, 2, 1, 3, 8, 5) if (i + step) % 4]
             for group in [pairs] if at_once else [[pair] for pair in pairs]:
                 optimizer.finish_pairs(group, optimizer.step_hypers())
-            optimizer.advance()
+            optimizer.advance(optimizer.step_hypers())
         state = optimizer.state().slots
         slots = [slots[name] for slots in sorted(state, key=lambda slots: slots["m"][0].shape) for name in ("m", "v")]
         results.append([v.numpy().tobytes() for v in variables] + [copies[0].tobytes() for copies in slots])

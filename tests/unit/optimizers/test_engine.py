@@ -17,7 +17,12 @@ from distopt.optimizers.engine import NUMPY_BLOCK
 from distopt.optimizers.rule import Rows, Rule, SparseUse
 from distopt.types import Array
 
-RULES = [rule for declared in rules.ALL for rule in {declared.name: declared, "sparse": declared.sparse_step}.values()]
+RULES = [
+    rule
+    for declared in rules.ALL
+    for each in declared.element_wise_rules
+    for rule in {each.name: each, "sparse": each.sparse_step}.values()
+]
 RULES = list({rule.name: rule for rule in RULES}.values())
 SIZES = [1, 7, NUMPY_BLOCK + 1]
 
@@ -37,7 +42,7 @@ def awkward(size: int, dtype: Any, seed: int) -> Array:
 def arguments(rule: Rule, size: int, dtype: Any) -> tuple[list[Array], Array, list[Any]]:
     written = [awkward(size, dtype, seed) for seed in range(1 + len(rule.slots))]
     for name, slot in zip(rule.slots, written[1:], strict=True):
-        if name in ("v", "vhat"):
+        if name in ("v", "vhat", "velocity", "velocity_hat"):
             np.abs(slot, out=slot)
     rng = np.random.default_rng(99)
     scalars = [np.dtype(dtype).type(x) for x in rng.uniform(0.01, 0.99, len(rule.scalars))]

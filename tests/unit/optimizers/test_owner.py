@@ -66,10 +66,10 @@ def test_spans_of_several_owners_give_the_bits_of_one(make: Any, clips: dict[str
     for step in range(3):
         flat = layout.pack(gradients(variables, step))
         hypers = optimizer.step_hypers()
-        parts = [owner.partials(layout.take(flat, spans)) for spans, owner in divided]
+        parts = [owner.partials(layout.take(flat, spans), hypers) for spans, owner in divided]
         for spans, owner in reversed(divided):
             owner.apply(layout.take(flat, spans), hypers, np.concatenate(parts))
-        optimizer.advance()
+        optimizer.advance(hypers)
     assert everything(variables, optimizer) == expected
 
 
@@ -87,8 +87,7 @@ def test_pairs_give_the_bits_of_flat_arrays(make: Any, clips: dict[str, float]) 
     variables, optimizer = model(), made()
     for step in range(3):
         pairs = list(zip(gradients(variables, step), variables, strict=True))
-        optimizer.finish_pairs(optimizer.clip(pairs), optimizer.step_hypers())
-        optimizer.advance()
+        optimizer.finish_aggregated(pairs, optimizer.step_hypers())
     assert everything(variables, optimizer) == expected
 
 

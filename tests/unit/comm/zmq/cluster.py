@@ -49,7 +49,7 @@ class GradientDescent:
         self.seen_partials: list[Array] = []
         self._values = [np.zeros(span.stop - span.start, np.float32) for span in spans]
 
-    def partials(self, flat_spans: Sequence[Array]) -> Array:
+    def partials(self, flat_spans: Sequence[Array], hypers: Mapping[str, float]) -> Array:
         if not self.norm or not flat_spans:
             return np.empty(0, np.float32)
         return np.concatenate([np.square(flat).reshape(-1, 100).sum(1) for flat in flat_spans])

@@ -52,7 +52,8 @@ def descended(num_replicas: int, *, norm: bool = False, mean: bool = False) -> A
         total = add_rows(np.stack([gradient(step, r) for r in range(num_replicas)]))
         if mean:
             total = Mean().finish(total, num_replicas)
-        owner.apply(step, [total], {"learning_rate": 0.1 / (step + 1)}, owner.partials([total]))
+        hypers = {"learning_rate": 0.1 / (step + 1)}
+        owner.apply(step, [total], hypers, owner.partials([total], hypers))
     return owner.variables()[0]
 
 

@@ -1,0 +1,107 @@
+"""What an optimizer may do around its rule: decay weights, average variables, accumulate gradients, unscale them.
+
+All of it is off unless asked for. It belongs to the step, not to a rule, so every rule gets it.
+
+Source: Keras 3, ``keras.optimizers.Optimizer``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from distopt.optimizers.hypers import through_float32
+from distopt.optimizers.rule import Rule
+
+ACCUMULATOR = "gradient_accumulator"
+"""The slot in which gradients are added up between two steps."""
+
+AVERAGE = "average"
+"""The slot that holds the moving average of a variable."""
+
+
+@dataclass
+class Features:
+    """The features of one optimizer.
+
+    ``ema_momentum`` is None where variables are not averaged; ``accumulation_steps`` is the number of apply calls that
+    make one step.
+    """
+
+    weight_decay: float | None = None
+    ema_momentum: float | None = None
+    ema_overwrite_frequency: int | None = None
+    accumulation_steps: int = 1
+    loss_scale_factor: float | None = None
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The slots that the features need, beside those of the rule."""
+        accumulator = (ACCUMULATOR,) if self.accumulation_steps > 1 else ()
+        return accumulator if self.ema_momentum is None else (*accumulator, AVERAGE)
+
+
+class Treatment(NamedTuple):
+    """How one variable is updated: by which rule, and after which weight decay, if any."""
+
+    rule: Rule
+    weight_decay: float | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether one element-wise pass does it."""
+        return self.weight_decay is None and self.rule.is_element_wise
+
+    @property
+    def fused(self) -> Rule | None:
+        """The rule that makes the weight decay in its own pass, if there is a decay and such a rule."""
+        return None if self.weight_decay is None else self.rule.decayed
+
+
+class ScalarSource(Protocol):
+    """What gives the scalars of a step: an optimizer."""
+
+    features: Features
+
+    def scalars_of(self, rule: Rule, hypers: Mapping[str, float], dtype: np.dtype[Any]) -> tuple[Any, ...]:
+        """Return the scalars of ``rule``, in its order, in ``dtype``."""
+        ...
+
+    def steps_taken(self) -> int:
+        """Return ``iterations`` as a number."""
+        ...
+
+
+class Step:
+    """The numbers of one step, each computed once."""
+
+    def __init__(self, optimizer: ScalarSource, hypers: Mapping[str, float]) -> None:
+        self._optimizer = optimizer
+        self._hypers = hypers
+        self._scalars: dict[tuple[str, np.dtype[Any]], tuple[Any, ...]] = {}
+        iterations = optimizer.steps_taken()
+        self._is_first = iterations == 0
+        frequency = optimizer.features.ema_overwrite_frequency
+        self.overwrites = frequency is not None and (iterations + 1) % frequency == 0
+        """Whether this step ends with the variables set to their averages."""
+
+    def scalars(self, rule: Rule, dtype: np.dtype[Any]) -> tuple[Any, ...]:
+        """Return the scalars of ``rule``."""
+        key = rule.name, dtype
+        found = self._scalars.get(key)
+        if found is None:
+            found = self._scalars[key] = self._optimizer.scalars_of(rule, self._hypers, dtype)
+        return found
+
+    def decay(self, weight_decay: float, dtype: np.dtype[Any]) -> tuple[Any, Any]:
+        """Return weight decay and learning rate; the former is rounded through float32, as the reference does."""
+        return dtype.type(through_float32(weight_decay)), dtype.type(self._hypers["learning_rate"])
+
+    def averaging(self, dtype: np.dtype[Any]) -> tuple[Any, Any]:
+        """Return the momentum of the averages and its complement; at the first step zero and one."""
+        one = dtype.type(1)
+        momentum = dtype.type(0 if self._is_first else self._optimizer.features.ema_momentum)
+        return momentum, one - momentum

@@ -1,0 +1,149 @@
+"""One range of variables, bound to the arrays and kernels that update it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from distopt import norms
+from distopt.optimizers.engine import Engine, Kernel
+from distopt.optimizers.features import Step, Treatment
+from distopt.optimizers.rule import Kind
+from distopt.optimizers.rules import ACCUMULATE, ACCUMULATED_MEAN, MOVING_AVERAGE, WEIGHT_DECAY
+from distopt.types import Array
+
+
+class Part(NamedTuple):
+    """The elements ``start <= i < stop`` of a piece that belong to one variable of a layout."""
+
+    variable: int
+    start: int
+    stop: int
+
+
+@dataclass
+class Piece:
+    """A range whose variables are all treated alike, and the arrays that lie under it.
+
+    ``arrays`` are the flat variable and slots; ``shaped`` the same in their own shapes, for a whole-variable rule,
+    whose pieces are single variables. ``accumulator`` and ``average`` are the flat slots of the features, if they are
+    on. ``parts`` say which elements are whose; what lies between them is padding, zero in every array.
+    """
+
+    engine: Engine
+    treatment: Treatment
+    arrays: tuple[Array, ...]
+    parts: tuple[Part, ...]
+    shaped: tuple[Array, ...] = ()
+    accumulator: Array | None = None
+    average: Array | None = None
+    kernel: Kernel = field(init=False)
+    _scratch: Array | None = None
+
+    def __post_init__(self) -> None:
+        self.dtype: np.dtype[Any] = self.arrays[0].dtype
+        rule = self.treatment.rule
+        if rule.kind is Kind.WHOLE_VARIABLE:
+            self.kernel = self._run_whole
+        else:
+            self.kernel = self.engine.kernel(self.treatment.fused or rule, self.dtype)
+
+    @property
+    def scratch(self) -> Array:
+        """An array of the range's length and dtype, zero in the padding: for a clipped gradient, or a direction."""
+        if self._scratch is None:
+            self._scratch = np.zeros_like(self.arrays[0])
+        return self._scratch
+
+    def accumulate(self, gradient: Array, last_of: int | None) -> Array:
+        """Add ``gradient`` to the accumulator and return it; as the last of so many, make it their mean."""
+        assert self.accumulator is not None
+        accumulate(self.engine, self.accumulator, gradient, last_of)
+        return self.accumulator
+
+    def decay(self, step: Step) -> None:
+        """Decay the weights, if that is asked for, in a pass of its own."""
+        if self.treatment.weight_decay is not None:
+            variable = self.arrays[0]
+            scalars = step.decay(self.treatment.weight_decay, self.dtype)
+            self.engine.kernel(WEIGHT_DECAY, self.dtype)(variable, variable, *scalars)
+
+    def update(self, gradient: Array, step: Step) -> None:
+        """Carry out the treatment with a flat gradient; the rule needs no norms."""
+        rule, weight_decay = self.treatment
+        scalars = step.scalars(rule, self.dtype)
+        if weight_decay is not None:
+            if rule.decayed is not None:
+                scalars = (*scalars, *step.decay(weight_decay, self.dtype))
+            else:
+                self.decay(step)
+        self.kernel(*self.arrays, gradient, *scalars)
+
+    def find_direction(self, gradient: Array, step: Step) -> list[Array]:
+        """Make the first pass of a rule after norms: decay the weights, update the slots, keep the direction.
+
+        Returns the sums of squares that the second pass needs, for each part one array ``[blocks, 2]``: those of the
+        variable and those of the direction.
+        """
+        self.decay(step)
+        variable, *slots = self.arrays
+        direction = self.scratch
+        np.copyto(direction, variable)
+        self.kernel(direction, *slots, gradient, *step.scalars(self.treatment.rule, self.dtype))
+        sums = []
+        for _, start, stop in self.parts:
+            both = (variable[start:stop], direction[start:stop])
+            sums.append(np.stack([self.engine.block_sums(np.ascontiguousarray(values)) for values in both], axis=1))
+        return sums
+
+    def move(self, sums_of: Sequence[Array], step: Step) -> None:
+        """Make the second pass; ``sums_of`` has the sums ``[blocks, 2]`` of all blocks of each part's variable."""
+        second = self.treatment.rule.after_norms
+        assert second is not None
+        kernel = self.engine.kernel(second.move, self.dtype)
+        scalars = step.scalars(second.move, self.dtype)
+        one = self.dtype.type(1)
+        with np.errstate(all="ignore"):
+            for (_, start, stop), sums in zip(self.parts, sums_of, strict=True):
+                lengths = [
+                    np.sqrt(norms.add_sums(np.ascontiguousarray(column))).astype(self.dtype) for column in sums.T
+                ]
+                factor = self.dtype.type(second.factor(*lengths, one))
+                kernel(self.arrays[0][start:stop], self.scratch[start:stop], factor, *scalars)
+
+    def move_alone(self, gradient: Array, step: Step) -> None:
+        """Make both passes of a rule after norms on a range that holds whole variables."""
+        self.move(self.find_direction(gradient, step), step)
+
+    def take_average(self, step: Step) -> None:
+        """Move the averages towards the variables, and at certain steps the variables onto their averages."""
+        if self.average is not None:
+            take_average(self.engine, self.average, self.arrays[0], step)
+
+    def _run_whole(self, *arguments: Any) -> None:
+        gradient, *scalars = arguments[len(self.arrays) :]
+        variable, *slots = self.shaped
+        with np.errstate(all="ignore"):
+            results = self.treatment.rule.step(variable, *slots, gradient.reshape(variable.shape), *scalars)
+            for array, result in zip(self.shaped, results if slots else (results,), strict=True):
+                array[...] = result
+
+
+def accumulate(engine: Engine, accumulator: Array, gradient: Array, last_of: int | None) -> None:
+    """Add a flat gradient to the accumulator; as the last of so many, make it their mean."""
+    dtype = accumulator.dtype
+    if last_of is None:
+        engine.kernel(ACCUMULATE, dtype)(accumulator, gradient)
+    else:
+        engine.kernel(ACCUMULATED_MEAN, dtype)(accumulator, gradient, dtype.type(last_of))
+
+
+def take_average(engine: Engine, average: Array, variable: Array, step: Step) -> None:
+    """Move a flat average towards its variable; in a step that overwrites, then the variable onto it."""
+    dtype = variable.dtype
+    engine.kernel(MOVING_AVERAGE, dtype)(average, variable, *step.averaging(dtype))
+    if step.overwrites:
+        np.copyto(variable, average)
