@@ -9,7 +9,7 @@ Source: the table of contexts in TensorFlow's ``tf.distribute`` (``get_replica_c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -124,6 +124,15 @@ class enter:
 
     def __exit__(self, *error: object) -> None:
         _current.reset(self._token)
+
+
+def call_in(context: Context, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Return ``function(*args, **kwargs)``, called with ``context`` as the current one of this thread."""
+    token = _current.set(context)
+    try:
+        return function(*args, **kwargs)
+    finally:
+        _current.reset(token)
 
 
 def has_strategy() -> bool:

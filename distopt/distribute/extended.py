@@ -62,8 +62,7 @@ class Extended:
         self._merging_s = 0.0
         try:
             if self.num_hosted == 1:
-                with replica_context.enter(self.contexts[0].context):
-                    return function(*args, **kwargs)
+                return replica_context.call_in(self.contexts[0].context, function, args, kwargs)
             calls = [self._call(i, function, args, kwargs) for i in range(self.num_hosted)]
             return values.regroup(self._greenlets.run(calls, self._merge_laps))
         finally:
@@ -166,8 +165,7 @@ class Extended:
         own_args, own_kwargs = values.select_arguments(args, index), values.select(kwargs, index)
 
         def call() -> Any:
-            with replica_context.enter(self.contexts[index].context):
-                return function(*own_args, **own_kwargs)
+            return replica_context.call_in(self.contexts[index].context, function, own_args, own_kwargs)
 
         return call
 
@@ -179,8 +177,7 @@ class Extended:
 
     def _merge_now(self, merge_fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         started = time.perf_counter()
-        with replica_context.enter(self.cross_context):
-            result = merge_fn(self._strategy, *args, **kwargs)
+        result = replica_context.call_in(self.cross_context, merge_fn, (self._strategy, *args), kwargs)
         self._merging_s += time.perf_counter() - started
         return result
 

@@ -82,7 +82,8 @@ class HyperTable:
 
     def evaluate(self, name: str, iterations: int) -> float:
         """Return the number a hyper stands for at ``iterations``; a callable or schedule is called."""
-        self._create()
+        if not self._created:
+            self._create()
         value = self._values[name]
         if isinstance(value, Variable):
             return float(value.storage)

@@ -26,6 +26,7 @@ from distopt.types import Array
 from distopt.variable import Variable
 
 logger = logging.getLogger(__name__)
+_ndarray = np.ndarray
 
 Pair = tuple[Any, Variable]
 
@@ -38,12 +39,12 @@ class Pairs:
 
     __slots__ = ("_pairs", "arrays", "key")
 
-    def __init__(self, pairs: list[Pair], arrays: list[Array | None]) -> None:
+    def __init__(self, pairs: list[Pair], arrays: list[Array | None], key: tuple[int, ...]) -> None:
         self._pairs = pairs
         self.arrays = arrays
         """The gradients as arrays; None for one that is row-sparse."""
-        self.key = tuple([id(variable) for _, variable in pairs])
-        """Equal for the same variables in the same order."""
+        self.key = key
+        """The identities of the variables: equal for the same ones in the same order."""
 
     def __iter__(self) -> Iterator[Pair]:
         return iter(self._pairs)
@@ -68,10 +69,13 @@ def filter_empty_gradients(grads_and_vars: Iterable[tuple[Any, Any]]) -> list[Pa
 
     Raises: ValueError if there were pairs and none has a gradient, or a pair is not one.
     """
-    pairs = [(gradient, variable) for gradient, variable in grads_and_vars]
+    pairs = list(grads_and_vars)
+    for gradient, _ in pairs:
+        if gradient is None:
+            break
+    else:
+        return pairs
     kept = [pair for pair in pairs if pair[0] is not None]
-    if len(kept) == len(pairs):
-        return kept
     names = [variable.name for gradient, variable in pairs if gradient is None]
     if not kept:
         raise ValueError(f"no variable has a gradient: {names}; does the loss depend on them?")
@@ -91,17 +95,22 @@ def check_gradients(pairs: Iterable[Pair]) -> Pairs:
         return pairs
     checked: list[Pair] = []
     arrays: list[Array | None] = []
-    for gradient, variable in pairs:
+    key: list[int] = []
+    for pair in pairs:
+        gradient, variable = pair
         if type(gradient) is Tensor and type(variable) is Variable:
-            array, storage = gradient.numpy(), variable.storage
-            if array.dtype == storage.dtype and array.shape == storage.shape:
-                checked.append((gradient, variable))
+            array, storage = gradient._value, variable.storage
+            # What a tape returned is a plain array of the right dtype and shape: all else is looked at more closely.
+            if type(array) is _ndarray and array.dtype is storage.dtype and array.shape == storage.shape:
+                checked.append(pair)
                 arrays.append(array)
+                key.append(id(variable))
                 continue
         gradient = _checked(gradient, variable)
         checked.append((gradient, variable))
         arrays.append(None if isinstance(gradient, IndexedSlices) else gradient.numpy())
-    return Pairs(checked, arrays)
+        key.append(id(variable))
+    return Pairs(checked, arrays, tuple(key))
 
 
 def _checked(gradient: Any, variable: Any) -> Any:
