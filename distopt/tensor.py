@@ -265,6 +265,7 @@ class Tensor(Operand):
 
 
 _new_tensor: Callable[[type[Tensor]], Tensor] = object.__new__
+_new_box: Callable[[type[ArrayBox]], ArrayBox] = object.__new__
 
 
 def tensor_of(value: Any) -> Tensor:
@@ -303,23 +304,22 @@ def call(primitive: Any, /, *args: Any, **kwargs: Any) -> Tensor:
             if argument.defers:
                 return argument.record(call, (primitive, *args), kwargs)
             reads_variable = True
-            if tape is None:
-                argument = argument.read_operand()
-                kind = type(argument)
-            else:
+            if tape is not None:
                 argument, node = tape.read(argument)
                 if node is not None:
                     parents.append(node)
                     argnums.append(len(values))
                 values.append(argument)
                 continue
+            argument = argument.read_operand()
+            kind = type(argument)
         if kind is ArrayBox:
-            if argument._trace != trace:
+            value = argument._value
+            if argument._trace != trace or type(value) is ArrayBox:
                 argument = strip(argument, state.active)
-            if type(argument) is ArrayBox:
-                value = argument._value
-                if argument._trace != trace or type(value) is ArrayBox:
+                if type(argument) is ArrayBox:
                     return _call_nested(primitive, args, kwargs)
+            else:
                 parents.append(argument._node)
                 argnums.append(len(values))
                 argument = value
@@ -330,22 +330,27 @@ def call(primitive: Any, /, *args: Any, **kwargs: Any) -> Tensor:
         if type(result) is not _ndarray:
             wrapped: Tensor = _wrap(result)
             return wrapped
+        if reads_variable and result.base is not None:
+            result = _own(result, values)
+        return tensor_of(result)
+    saved = None
+    if fused is None or fused.forward is None:
+        result = run(*values, **kwargs)
     else:
-        saved = None
-        if fused is None or fused.forward is None:
-            result = run(*values, **kwargs)
-        else:
-            result, saved = fused.forward(argnums, *values, **kwargs)
-        if isinstance(result, (tuple, list)):
-            return _call_nested(primitive, args, kwargs)
-        if result.dtype.kind not in "biu":
-            if reads_variable and type(result) is _ndarray and result.base is not None:
-                result = _own(result, values)
-            node = Node(result, primitive, values, kwargs, argnums, parents, fused, saved)
-            return tensor_of(ArrayBox(result, trace, node))
-    if reads_variable and result.base is not None:
-        result = _own(result, values)
-    return tensor_of(result)
+        result, saved = fused.forward(argnums, *values, **kwargs)
+    if type(result) is _ndarray:
+        if reads_variable and result.base is not None:
+            result = _own(result, values)
+    elif isinstance(result, tuple | list):
+        return _call_nested(primitive, args, kwargs)
+    if result.dtype.kind in "biu":
+        return tensor_of(result)
+    tensor = _new_tensor(Tensor)
+    tensor._value = box = _new_box(ArrayBox)
+    box._value = result
+    box._trace = trace
+    box._node = Node(result, primitive, values, kwargs, argnums, parents, fused, saved)
+    return tensor
 
 
 def _call_nested(primitive: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -29,55 +29,47 @@ def backward_pass(
     *,
     release: bool,
     replay_trace: int | None,
-) -> dict[int, Any]:
-    """Return the gradients of the nodes whose ``order`` is in ``wanted``: arrays, boxes or :class:`Rows`.
+) -> list[Any]:
+    """Return a list that holds, at each ``order`` in ``wanted``, that node's gradient: an array, box or :class:`Rows`.
 
     ``seeds`` are target nodes with the gradient each starts from. With ``release``, nodes forget their arguments once
     they were visited. With ``replay_trace``, the computation is itself recorded by the tape of that trace.
     """
+    count = recording.count
+    totals: list[Any] = [None] * count
     if not wanted:
-        return {}
-    nodes = recording.nodes
-    totals: list[Any] = [None] * len(nodes)
-    owned = bytearray(len(nodes))  # whether a total is an array that nobody else holds
-    rows: dict[int, list[Rows]] = {}
+        return totals
+    owned = bytearray(count)  # whether a total is an array that nobody else holds
+    rows: dict[int, list[Rows]] = {}  # by order of a variable's root: nothing else gets row-sparse gradients
     for node, gradient in seeds:
         order = node.order
         totals[order] = gradient if totals[order] is None else _plus(totals[order], gradient)
-    for order in range(len(nodes) - 1, min(wanted) - 1, -1):
-        node = nodes[order]
-        parents = node.parents
-        if rows and order in rows:
-            gradient = concatenate(rows.pop(order)[::-1])
-            if parents or totals[order] is not None:
-                gradient = densify(gradient)
-                gradient = gradient if totals[order] is None else anp.add(totals[order], gradient)
-            totals[order] = gradient
-        if not parents:
-            continue
+    first = min(wanted)
+    for node in reversed(recording.operations):
+        order = node.order
+        if order < first:
+            break
         gradient = totals[order]
         if gradient is None:
             continue
         fused = node.fused
-        gradients: Any = NotImplemented
-        fresh = False
-        if fused is not None and replay_trace is None and type(gradient) is not ArrayBox:
-            gradients = fused.backward(node, gradient, owned[order] == 1 and order not in wanted)
-            fresh = fused.fresh
-        if gradients is NotImplemented:
+        if fused is None or replay_trace is not None or type(gradient) is ArrayBox:
             gradients = _differentiate(node, gradient, replay_trace)
             fresh = False
-        for parent, contribution in zip(parents, gradients, strict=True):
+        else:
+            fresh = fused.fresh
+            gradients = fused.backward(node, gradient, owned[order] == 1 and order not in wanted)
+            if gradients is NotImplemented:
+                gradients = _differentiate(node, gradient, replay_trace)
+                fresh = False
+        for parent, contribution in zip(node.parents, gradients, strict=True):
             target = parent.order
             earlier = totals[target]
-            if earlier is None and type(contribution) is _ndarray:
+            if earlier is None and type(contribution) is not Rows:
                 totals[target] = contribution
                 owned[target] = fresh
             elif type(contribution) is Rows:
                 rows.setdefault(target, []).append(contribution)
-            elif earlier is None:
-                totals[target] = contribution
-                owned[target] = fresh
             elif owned[target] and type(earlier) is _ndarray and type(contribution) is not ArrayBox:
                 np.add(earlier, contribution, out=earlier)
             else:
@@ -85,7 +77,10 @@ def backward_pass(
                 owned[target] = type(totals[target]) is _ndarray
         if release:
             node.args = node.saved = None
-    return {order: totals[order] for order in wanted}
+    for order, parts in rows.items():
+        gradient = concatenate(parts[::-1])
+        totals[order] = gradient if totals[order] is None else anp.add(totals[order], densify(gradient))
+    return totals
 
 
 def _differentiate(node: Node, gradient: Any, replay_trace: int | None) -> Sequence[Any]:

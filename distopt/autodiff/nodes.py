@@ -62,18 +62,19 @@ ROW_SPARSE: dict[Any, Callable[[Node, Any], Any]] = {}
 
 
 class Recording:
-    """One recording of a tape: its nodes, oldest first.
+    """One recording of a tape: ``operations`` are its nodes that have parents, oldest first.
 
     It is in ``readers`` of every variable that it holds a view of; ``entered`` are those lists. Nodes refer back to
-    it, so whoever drops a recording ends it.
+    it, so whoever drops a recording ends it. ``count`` is the number of nodes, roots included.
     """
 
-    __slots__ = ("entered", "live", "nodes", "number")
+    __slots__ = ("count", "entered", "live", "number", "operations")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.live = True
-        self.nodes: list[Node] = []
+        self.count = 0
+        self.operations: list[Node] = []
         self.entered: list[list[Recording]] = []
 
     def end(self) -> None:
@@ -82,10 +83,10 @@ class Recording:
         for readers in self.entered:
             readers.remove(self)
         self.entered.clear()
-        nodes = self.nodes
-        for node in nodes:
+        operations = self.operations
+        for node in operations:
             node.parents = ()
-        nodes.clear()
+        operations.clear()
 
 
 class Node(tracer.Node):  # type: ignore[misc]  # autograd is untyped
@@ -127,10 +128,10 @@ class Node(tracer.Node):  # type: ignore[misc]  # autograd is untyped
         self.parents = parents
         self.fused = fused
         self.saved = saved
-        self.recording: Recording = parents[0].recording
-        nodes = self.recording.nodes
-        self.order = len(nodes)
-        nodes.append(self)
+        self.recording = recording = parents[0].recording
+        self.order = order = recording.count
+        recording.count = order + 1
+        recording.operations.append(self)
 
 
 VARIABLE = "variable"
@@ -144,9 +145,8 @@ def new_root(value: Any, recording: Recording, kind: str) -> Node:
     node.function = kind
     node.parents = ()
     node.recording = recording
-    nodes = recording.nodes
-    node.order = len(nodes)
-    nodes.append(node)
+    node.order = order = recording.count
+    recording.count = order + 1
     return node
 
 

@@ -152,20 +152,22 @@ class GradientTape:
                 replay_trace = self.trace
             else:
                 self._pop()
-        gradients = backward_pass(
+        wanted = set(orders)
+        wanted.discard(None)
+        totals = backward_pass(
             recording,
             self._seeds(target, output_gradients),
-            {order for order in orders if order is not None},
+            wanted,
             release=not self._persistent,
             replay_trace=replay_trace,
         )
-        results = []
-        for position, order in enumerate(orders):
-            gradient = None if order is None else gradients.get(order)
-            if type(gradient) is _ndarray:
-                results.append(tensor_of(gradient))
-            else:
-                results.append(self._result(leaves[position], gradient, unconnected_gradients))
+        gradients = [None if order is None else totals[order] for order in orders]
+        results = [
+            tensor_of(gradient)
+            if type(gradient) is _ndarray
+            else self._result(leaves[position], gradient, unconnected_gradients)
+            for position, gradient in enumerate(gradients)
+        ]
         if not self._persistent:
             self._forget()
         if is_flat:

@@ -374,7 +374,7 @@ def test_dropped_tape_frees_its_nodes_without_the_garbage_collector() -> None:
         recording = tape._recording
         assert recording is not None
         del tape
-        assert recording.nodes == []
+        assert recording.operations == []
     finally:
         gc.enable()
 
