@@ -52,9 +52,16 @@ def stream(domain: Domain, seed: int, index: int = 0) -> np.random.Philox:
 def permutation(bits: np.random.Philox, length: int) -> Array:
     """Return the numbers below ``length`` in random order, int64: the order that sorts ``length`` raw draws.
 
-    Equal draws keep their order; with 64 bits each they are too rare to matter.
+    The lowest bits of each draw, as many as a number below ``length`` has, give way to its position: so all differ, and
+    any way of sorting has the same result.
     """
-    return np.argsort(bits.random_raw(length), kind="stable")
+    draws = bits.random_raw(length)
+    position = np.uint64((1 << max(length - 1, 0).bit_length()) - 1)
+    draws &= ~position
+    draws |= np.arange(length, dtype=np.uint64)
+    draws.sort()
+    draws &= position
+    return draws.view(np.int64)
 
 
 def set_seed(seed: int) -> None:

@@ -305,12 +305,12 @@ def call(primitive: Any, /, *args: Any, **kwargs: Any) -> Tensor:
                 return argument.record(call, (primitive, *args), kwargs)
             reads_variable = True
             if tape is not None:
-                argument, node = tape.read(argument)
+                node = tape.read(argument)
                 if node is not None:
                     parents.append(node)
                     argnums.append(len(values))
-                values.append(argument)
-                continue
+                    values.append(node.value)
+                    continue
             argument = argument.read_operand()
             kind = type(argument)
         if kind is ArrayBox:

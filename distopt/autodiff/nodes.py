@@ -144,6 +144,7 @@ def new_root(value: Any, recording: Recording, kind: str) -> Node:
     node.value = value
     node.function = kind
     node.parents = ()
+    node.saved = None
     node.recording = recording
     node.order = order = recording.count
     recording.count = order + 1
@@ -162,8 +163,8 @@ class ActiveTape(Protocol):
 
     trace: int
 
-    def read(self, variable: Any) -> tuple[Any, Node | None]:
-        """Return the value of ``variable`` as this tape sees it, and its node if the tape follows it."""
+    def read(self, variable: Any) -> Node | None:
+        """Return the node of ``variable``, which has its value as this tape sees it; None if it is not followed."""
         ...
 
     def read_box(self, variable: Any) -> Any:

@@ -44,7 +44,6 @@ class GradientTape:
         "__weakref__",
         "_is_recording",
         "_persistent",
-        "_reads",
         "_recording",
         "_roots",
         "_used",
@@ -59,7 +58,6 @@ class GradientTape:
         self._recording: Recording | None = None
         self._used = False
         self._is_recording = False
-        self._reads: dict[int, tuple[Any, Node]] = {}  # by identity of the variable: what an ordinary tape reads
         self._roots: dict[int, tuple[Any, Node]] = {}  # by identity of the variable, in order of access
 
     def __repr__(self) -> str:
@@ -152,8 +150,8 @@ class GradientTape:
                 replay_trace = self.trace
             else:
                 self._pop()
-        wanted = set(orders)
-        wanted.discard(None)
+        wanted: set[Any] = set(orders)
+        wanted.discard(None)  # of a source on which nothing depends
         totals = backward_pass(
             recording,
             self._seeds(target, output_gradients),
@@ -202,33 +200,32 @@ class GradientTape:
 
     # What dispatch asks for.
 
-    def read(self, variable: Any) -> tuple[Any, Node | None]:
-        """Return what is stored in ``variable`` as a view, and its node; if the tape does not follow it, a copy."""
-        key = id(variable)
-        known = self._reads.get(key)
-        if known is not None:
-            return known
-        recording = self._recording
-        assert recording is not None
-        value = variable.local_array() if variable.is_split else variable.storage
-        root = self._roots.get(key)
-        if root is None:
-            if not (variable.is_followed and self._watch_accessed):
-                return value.copy(), None
-            node = nodes.new_root(value, recording, VARIABLE)
-            self._roots[key] = (variable, node)
-        else:
+    def read(self, variable: Any) -> Node | None:
+        """Return the node of ``variable``, whose value is a view of what is stored; None if the tape follows it not."""
+        root = self._roots.get(id(variable))
+        if root is not None:
             node = root[1]
+            if node.saved:  # it has been read before
+                return node
+        elif variable.is_followed and self._watch_accessed:
+            recording = self._recording
+            assert recording is not None, "the tape is active"
+            node = nodes.new_root(None, recording, VARIABLE)
+            self._roots[id(variable)] = (variable, node)
+        else:
+            return None
+        recording = node.recording
         readers = variable.readers
         readers.append(recording)
         recording.entered.append(readers)
-        known = self._reads[key] = (value, node)
-        return known
+        node.value = variable.local_array() if variable.is_split else variable.storage
+        node.saved = True
+        return node
 
     def read_box(self, variable: Any) -> Any:
-        """Return what :meth:`read` returns, in a box if the tape follows the variable."""
-        value, node = self.read(variable)
-        return value if node is None else ArrayBox(value, self.trace, node)
+        """Return what :meth:`read` finds, in a box if the tape follows the variable, else a copy."""
+        node = self.read(variable)
+        return variable.local_array().copy() if node is None else ArrayBox(node.value, self.trace, node)
 
     def box_copy(self, variable: Any, value: Any) -> Any:
         """Return ``value``, a copy of what is stored in ``variable``, in a box if the tape follows the variable."""
@@ -248,7 +245,6 @@ class GradientTape:
             self._recording.end()
         self._recording = None
         self._used = True
-        self._reads.clear()
         self._roots.clear()
 
     def _push(self) -> None:
@@ -270,12 +266,14 @@ class GradientTape:
         self._is_recording = False
 
     def _root(self, variable: Any) -> Node:
-        known = self._roots.get(id(variable))
+        key = id(variable)
+        known = self._roots.get(key)
         if known is not None:
             return known[1]
-        assert self._recording is not None
-        node = nodes.new_root(variable.local_array(), self._recording, VARIABLE)
-        self._roots[id(variable)] = (variable, node)
+        recording = self._recording
+        assert recording is not None, "only what records or watches makes roots"
+        node = nodes.new_root(variable.local_array() if variable.is_split else variable.storage, recording, VARIABLE)
+        self._roots[key] = (variable, node)
         return node
 
     def _node_of(self, leaf: Any) -> Node | None:

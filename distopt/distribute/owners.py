@@ -287,7 +287,8 @@ def same_variables(pairs_of: Sequence[Any]) -> tuple[Any, ...]:
             raise disagreement(
                 "the first replica of this process", described(first), f"the one at position {index}", described(pairs)
             )
-    return tuple([variable for _, variable in first])
+    variables: tuple[Any, ...] = first.variables
+    return variables
 
 
 def described(pairs: Iterable[tuple[Any, Any]]) -> list[Described]:

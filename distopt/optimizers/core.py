@@ -27,7 +27,7 @@ from distopt.optimizers.hypers import HyperTable
 from distopt.optimizers.layout import Layout
 from distopt.optimizers.owner import Clips, SpanOwner, apply_constraint
 from distopt.optimizers.piece import Part, Piece, accumulate, take_average
-from distopt.optimizers.pipeline import Pair, Pairs, check_gradients
+from distopt.optimizers.pipeline import Fit, Pair, Pairs, check_gradients
 from distopt.optimizers.rule import Kind, Rule
 from distopt.optimizers.slots import SlotStore
 from distopt.optimizers.sparse import update_rows
@@ -79,6 +79,8 @@ class OptimizerCore:
         self._layouts: dict[tuple[int, ...], Layout] = {}
         self._owners: dict[int, SpanOwner] = {}
         self._building = threading.RLock()
+        self.fits: dict[tuple[int, ...], Fit] = {}
+        """Of variables that have been built, for :func:`~distopt.optimizers.pipeline.check_gradients`."""
         self._bound: dict[int, _Bound] = {}
         self._batches: dict[tuple[int, ...], Batches] = {}
         self._bound_engine: Engine | None = None
@@ -177,7 +179,8 @@ class OptimizerCore:
         cast to a variable's dtype.
         """
         iterations = int(self.iterations.storage)
-        values = {name: self._hypers.evaluate(name, iterations) for name in self._hypers if name != "decay"}
+        values = self._hypers.evaluate_all(iterations)
+        values.pop("decay", None)
         if self._initial_decay > 0 and "learning_rate" in values:
             values["learning_rate"] = hyper_arithmetic.decayed(values["learning_rate"], self._initial_decay, iterations)
         return values

@@ -99,6 +99,15 @@ class HyperTable:
             else float(value)
         )
 
+    def evaluate_all(self, iterations: int) -> dict[str, float]:
+        """Return what :meth:`evaluate` gives for every hyper, by name."""
+        if not self._created:
+            self._create()
+        return {
+            name: float(value.storage) if type(value) is Variable else self.evaluate(name, iterations)
+            for name, value in self._values.items()
+        }
+
     def has_callables(self) -> bool:
         """Return whether a hyper is a function, asked at every step; a schedule, which knows the step, is not."""
         return any(

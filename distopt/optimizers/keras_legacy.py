@@ -17,7 +17,7 @@ from distopt.optimizers.clip_options import CLIP_OPTIONS, ClipOptions, Transform
 from distopt.optimizers.core import VALID_DTYPES
 from distopt.optimizers.hyper_attributes import HyperAttributes
 from distopt.optimizers.names import unique_name
-from distopt.optimizers.pipeline import GradientPath, Pair, check_gradients, filter_empty_gradients
+from distopt.optimizers.pipeline import GradientPath, Pair, check_gradients, filter_empty_gradients, fit_of
 from distopt.optimizers.slots_and_weights import SlotsAndWeights
 from distopt.tensor import Operand
 from distopt.variable import Variable
@@ -142,10 +142,11 @@ class Optimizer(HyperAttributes, ClipOptions, SlotsAndWeights):
         Raises: ValueError if no variable has a gradient, or a gradient does not fit its variable; RuntimeError in a
             cross-replica context; TapeError if a live tape has read one of the variables. Nothing has changed then.
         """
-        pairs = check_gradients(filter_empty_gradients(grads_and_vars))
-        if not self._known.issuperset(pairs.key) or self._iterations is None:
-            self.build([variable for _, variable in pairs])
-        if not pairs:
+        pairs = check_gradients(filter_empty_gradients(grads_and_vars), self.fits)
+        if pairs.key not in self.fits:
+            self.build(pairs.variables)
+            self.fits[pairs.key] = fit_of(pairs.variables)
+        if not pairs.key:
             return None
         context = replica_context.current_replica("apply_gradients")
         path = GradientPath(self, experimental_aggregate_gradients)

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from distopt.variable import Variable
 
 logger = logging.getLogger(__name__)
 _ndarray = np.ndarray
+_TENSORS = {Tensor}
 
 Pair = tuple[Any, Variable]
 
@@ -37,10 +39,17 @@ class Pairs:
     The gradients have been through :func:`check_gradients`, which makes these.
     """
 
-    __slots__ = ("_pairs", "arrays", "key")
+    __slots__ = ("_pairs", "arrays", "key", "variables")
 
-    def __init__(self, pairs: list[Pair], arrays: list[Array | None], key: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        pairs: list[Pair],
+        variables: tuple[Variable, ...],
+        arrays: Sequence[Array | None],
+        key: tuple[int, ...],
+    ) -> None:
         self._pairs = pairs
+        self.variables = variables
         self.arrays = arrays
         """The gradients as arrays; None for one that is row-sparse."""
         self.key = key
@@ -56,7 +65,7 @@ class Pairs:
         return self._pairs[index]
 
     def __repr__(self) -> str:
-        return f"Pairs({', '.join(variable.name for _, variable in self._pairs)})"
+        return f"Pairs({', '.join(variable.name for variable in self.variables)})"
 
 
 def fits_flat_arrays(pairs: Pairs) -> bool:
@@ -83,34 +92,41 @@ def filter_empty_gradients(grads_and_vars: Iterable[tuple[Any, Any]]) -> list[Pa
     return kept
 
 
-def check_gradients(pairs: Iterable[Pair]) -> Pairs:
+Fit = list[tuple[Any, Any, Any]]
+"""Type, dtype and shape of the array of each gradient that fits some variables, in their order."""
+
+
+def fit_of(variables: Iterable[Variable]) -> Fit:
+    """Return what the arrays of dense gradients of ``variables`` are like."""
+    return [(_ndarray, variable.dtype, variable.shape) for variable in variables]
+
+
+def check_gradients(pairs: Iterable[Pair], fits: Mapping[tuple[int, ...], Fit] = MappingProxyType({})) -> Pairs:
     """Return the pairs with every gradient as a Tensor or IndexedSlices that fits its variable.
 
-    Python numbers and lists of them get the variable's dtype.
+    Python numbers and lists of them get the variable's dtype. ``fits`` has :func:`fit_of` of variables that are known
+    and kept, by :attr:`Pairs.key`; it saves looking at each pair.
 
     Raises: GradientDtypeError, GradientShapeError (ValueErrors), the latter also for a missing row; RuntimeError
     for a row-sparse gradient of a variable with a constraint; NotImplementedError for a pair without a variable.
     """
     if type(pairs) is Pairs:
         return pairs
-    checked: list[Pair] = []
-    arrays: list[Array | None] = []
-    key: list[int] = []
-    for pair in pairs:
-        gradient, variable = pair
-        if type(gradient) is Tensor and type(variable) is Variable:
-            array, storage = gradient._value, variable.storage
-            # What a tape returned is a plain array of the right dtype and shape: all else is looked at more closely.
-            if type(array) is _ndarray and array.dtype is storage.dtype and array.shape == storage.shape:
-                checked.append(pair)
-                arrays.append(array)
-                key.append(id(variable))
-                continue
-        gradient = _checked(gradient, variable)
-        checked.append((gradient, variable))
-        arrays.append(None if isinstance(gradient, IndexedSlices) else gradient.numpy())
-        key.append(id(variable))
-    return Pairs(checked, arrays, tuple(key))
+    given = pairs if type(pairs) is list else list(pairs)
+    gradients, variables = zip(*given, strict=True) if given else ((), ())
+    key = tuple(map(id, variables))
+    fit = fits.get(key)
+    if fit is not None and set(map(type, gradients)) == _TENSORS:
+        arrays = [gradient._value for gradient in gradients]
+        if [(type(array), array.dtype, array.shape) for array in arrays] == fit:
+            return Pairs(given, variables, arrays, key)
+    checked = [_checked(gradient, variable) for gradient, variable in given]
+    return Pairs(
+        list(zip(checked, variables, strict=True)),
+        variables,
+        [None if isinstance(gradient, IndexedSlices) else gradient.numpy() for gradient in checked],
+        key,
+    )
 
 
 def _checked(gradient: Any, variable: Any) -> Any:
