@@ -42,7 +42,7 @@ def _dense(x: Array, kernel: Array, bias: Array | None, activation: str) -> Arra
         loops.add_bias_and_relu(result, bias)
         return result
     if bias is not None:
-        result += bias
+        loops.add_bias(result, bias)
     if activation == "relu":
         relu_of(result, out=result)
     elif activation == "tanh":
@@ -53,8 +53,7 @@ def _dense(x: Array, kernel: Array, bias: Array | None, activation: str) -> Arra
 
 
 def _backward(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
-    args = node.args
-    activation = args[3]
+    x, kernel, bias, activation = node.args
     bias_gradient = None
     if activation == "relu" and owned and gradient.ndim == 2:
         bias_gradient = loops.relu_backward(gradient, node.value)
@@ -68,18 +67,19 @@ def _backward(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
             slope = result * (1 - result)
         gradient = np.multiply(gradient, slope, out=gradient) if owned else np.multiply(gradient, slope)
     rows = gradient if gradient.ndim == 2 else gradient.reshape(-1, gradient.shape[-1])
+    needed = node.argnums
     gradients = []
-    for argnum in node.argnums:
-        argument = args[argnum]
-        if argnum == 0:
-            part = np.matmul(gradient, args[1].T)
-        elif argnum == 1:
-            x = args[0]
-            part = np.dot(x.T if x.ndim == 2 else x.reshape(-1, x.shape[-1]).T, rows)
-        else:
-            part = np.add.reduce(rows, 0) if bias_gradient is None else bias_gradient
-        gradients.append(part if part.dtype is argument.dtype else part.astype(argument.dtype, copy=False))
-    return gradients
+    if 0 in needed:
+        gradients.append(np.matmul(gradient, kernel.T))
+    if 1 in needed:
+        columns = x.T if x.ndim == 2 else x.reshape(-1, x.shape[-1]).T
+        gradients.append(np.dot(columns, rows))
+    if 2 in needed:
+        gradients.append(loops.sum_columns(rows) if bias_gradient is None else bias_gradient)
+    dtype = gradient.dtype
+    if x.dtype is dtype and kernel.dtype is dtype and (bias is None or bias.dtype is dtype):
+        return gradients
+    return [part.astype(node.args[argnum].dtype, copy=False) for argnum, part in zip(needed, gradients, strict=True)]
 
 
 def _derivative(argnums: Sequence[int], result: Any, args: Sequence[Any], kwargs: Any) -> Any:

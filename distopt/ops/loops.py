@@ -33,6 +33,31 @@ def add_bias_and_relu(z: Array, bias: Array) -> None:
     np.maximum(z, np.zeros(z.shape[-1:], z.dtype), out=z)
 
 
+def add_bias(z: Array, bias: Array) -> None:
+    """Add ``bias``, shape ``[n]``, to each row of ``z``, shape ``[..., n]``, in place."""
+    loop = _compiled(_ADD_BIAS, z) if z.ndim == 2 else None
+    if loop is not None and bias.dtype is z.dtype and bias.flags.c_contiguous:
+        loop(z, bias)
+    else:
+        z += bias
+
+
+def sum_columns(values: Array) -> Array:
+    """Return the sum over the rows of ``values``, shape ``[b, n]``, rows added first to last; of no rows, zeros."""
+    loop = _compiled(_SUM_COLUMNS, values)
+    if loop is not None and len(values):
+        total = np.empty(values.shape[1], values.dtype)
+        loop(values, total, values.dtype.type(0))
+        return total
+    if values.shape[1] == 1 and len(values):
+        # NumPy would take one column for one row, whose sum has another order.
+        summed: Array = np.add.accumulate(values[:, 0])[-1:].copy()
+    else:
+        summed = np.add.reduce(values, axis=0)
+    summed += 0  # a sum of nothing but -0.0 is 0.0 here and there
+    return summed
+
+
 def relu_backward(gradient: Array, result: Array) -> Array:
     """Zero ``gradient`` where ``result`` is not positive, in place, and return its sum over rows.
 
@@ -46,13 +71,7 @@ def relu_backward(gradient: Array, result: Array) -> Array:
         total += 0  # a sum of nothing but -0.0 is 0.0 here and there
         return total
     np.multiply(gradient, result > 0, out=gradient)
-    if gradient.shape[1] == 1 and len(gradient):
-        # NumPy would take one column for one row, whose sum has another order.
-        summed: Array = np.add.accumulate(gradient[:, 0])[-1:].copy()
-    else:
-        summed = np.add.reduce(gradient, axis=0)
-    summed += 0
-    return summed
+    return sum_columns(gradient)
 
 
 def shift_rows(logits: Array, labels: Array) -> tuple[Array, Array]:
@@ -113,6 +132,20 @@ def _add_bias_and_relu_loop(z, bias, zero):  # type: ignore[no-untyped-def]
         for j in range(z.shape[1]):
             value = z[i, j] + bias[j]
             z[i, j] = zero if value <= zero else value
+
+
+def _add_bias_loop(z, bias):  # type: ignore[no-untyped-def]
+    for i in range(z.shape[0]):
+        for j in range(z.shape[1]):
+            z[i, j] += bias[j]
+
+
+def _sum_columns_loop(values, total, zero):  # type: ignore[no-untyped-def]
+    for j in range(values.shape[1]):
+        total[j] = values[0, j] + zero
+    for i in range(1, values.shape[0]):
+        for j in range(values.shape[1]):
+            total[j] += values[i, j]
 
 
 def _relu_backward_loop(gradient, result, total, zero, one):  # type: ignore[no-untyped-def]
@@ -202,6 +235,8 @@ class _Loop:
 
 
 _ADD_BIAS_AND_RELU = _Loop(_add_bias_and_relu_loop, "_matrix, _vector, _scalar")
+_ADD_BIAS = _Loop(_add_bias_loop, "_matrix, _vector")
+_SUM_COLUMNS = _Loop(_sum_columns_loop, "_input, _output, _scalar")
 _RELU_BACKWARD = _Loop(_relu_backward_loop, "_matrix, _input, _output, _scalar, _scalar")
 _SHIFT_ROWS = _Loop(_shift_rows_loop, "_input, _labels, _matrix, _output, _scalar", returns="int64")
 _SUM_ROWS = _Loop(_sum_rows_loop, "_input, _output")

@@ -62,6 +62,17 @@ def test_add_bias_and_relu_has_the_same_bits(shape: tuple[int, int], dtype: Any)
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shape", [*SHAPES, (0, 4)])
+def test_add_bias_and_sum_columns_have_the_same_bits(shape: tuple[int, int], dtype: Any) -> None:
+    def run() -> list[Array]:
+        z = awkward(shape, dtype, 20)
+        loops.add_bias(z, awkward((shape[1],), dtype, 21))
+        return [z, loops.sum_columns(awkward(shape, dtype, 22))]
+
+    assert_same_bits(*both(run))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [*SHAPES, (0, 4)])
 def test_relu_backward_has_the_same_bits(shape: tuple[int, int], dtype: Any) -> None:
     def run() -> list[Array]:
         gradient = awkward(shape, dtype, 3)
