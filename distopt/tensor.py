@@ -253,6 +253,9 @@ class Tensor(Operand):
         value = self._value
         return value if type(value) is _ndarray else np.asarray(strip_all(value))
 
+    def __float__(self) -> float:
+        return float(strip_all(self._value))
+
     def __iter__(self) -> Iterator[Tensor]:
         for position in range(len(self)):
             yield self[position]

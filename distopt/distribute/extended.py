@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from distopt.distribute.replica_greenlets import ReplicaGreenlets
 from distopt.replica_context import Context
 from distopt.types import Array, ReduceOp
 
+_NO_KWARGS: dict[str, Any] = {}
 _AGGREGATOR_OF = {ReduceOp.SUM: Sum(), ReduceOp.MEAN: Mean()}
 
 
@@ -56,15 +58,23 @@ class Extended:
         """Whether the owner runs whole-gradient hooks; see :class:`~distopt.distribute.owners.Owners`."""
         return self.owners.re_enact_replicas
 
-    def run(self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Run ``function`` on every hosted replica and regroup what they return."""
+    def run_replicas(
+        self, function: Callable[..., Any], args_of: Sequence[Sequence[Any]], kwargs_of: Sequence[dict[str, Any]] = ()
+    ) -> Sequence[Any]:
+        """Call ``function`` on every hosted replica, each with its own arguments, and return the results in order."""
         started = time.perf_counter()
         self._merging_s = 0.0
         try:
             if self.num_hosted == 1:
-                return replica_context.call_in(self.contexts[0].context, function, args, kwargs)
-            calls = [self._call(i, function, args, kwargs) for i in range(self.num_hosted)]
-            return values.regroup(self._greenlets.run(calls, self._merge_laps))
+                kwargs = kwargs_of[0] if kwargs_of else _NO_KWARGS
+                return (replica_context.call_in(self.contexts[0].context, function, args_of[0], kwargs),)
+            calls = [
+                functools.partial(
+                    replica_context.call_in, context.context, function, args_of[i], kwargs_of[i] if kwargs_of else {}
+                )
+                for i, context in enumerate(self.contexts)
+            ]
+            return self._greenlets.run(calls, self._merge_laps)
         finally:
             self.phases.gradient += time.perf_counter() - started - self._merging_s
 
@@ -158,16 +168,6 @@ class Extended:
         root = self._host_of_first_replica
         payload = msgspec.json.encode(hypers) if self.rank == root else None
         return msgspec.json.decode(self.communicator.broadcast_bytes(payload, root), type=dict[str, float])
-
-    def _call(
-        self, index: int, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
-    ) -> Callable[[], Any]:
-        own_args, own_kwargs = values.select_arguments(args, index), values.select(kwargs, index)
-
-        def call() -> Any:
-            return replica_context.call_in(self.contexts[index].context, function, own_args, own_kwargs)
-
-        return call
 
     def _merge_laps(
         self, merge_fn: Callable[..., Any], args_of: Sequence[tuple[Any, ...]], kwargs_of: Sequence[dict[str, Any]]

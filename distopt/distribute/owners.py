@@ -6,6 +6,7 @@ variables. This is where the wire cuts the gradient's path; nothing above knows 
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import weakref
 from collections.abc import Iterable, Sequence
@@ -36,11 +37,14 @@ class Phases:
     wait: float = 0.0
     apply: float = 0.0
 
-    def take(self) -> dict[str, float]:
-        """Return the seconds by phase and start again from zero."""
-        taken = self.__dict__.copy()
+    def take(self) -> tuple[float, ...]:
+        """Return the seconds of each of ``PHASES`` and start again from zero."""
+        taken = (self.gradient, self.combine, self.send, self.wait, self.apply)
         self.gradient = self.combine = self.send = self.wait = self.apply = 0.0
         return taken
+
+
+PHASES = tuple(field.name for field in dataclasses.fields(Phases))
 
 
 class Owners(Protocol):

@@ -88,10 +88,10 @@ class Strategy:
         if not isinstance(args, list | tuple):
             raise ValueError(f"args must be a list or tuple of the function's arguments, not {type(args).__name__}")
         require_cross_replica("strategy.run")
-        if self._extended.num_hosted == 1:
-            args = values.select_arguments(args, 0)
-            kwargs = values.select(kwargs, 0) if kwargs else None
-        return self._extended.run(fn, args, kwargs or {})
+        hosted = range(self._extended.num_hosted)
+        args_of = [values.select_arguments(args, i) for i in hosted]
+        kwargs_of = [values.select(kwargs, i) for i in hosted] if kwargs else ()
+        return values.regroup(self._extended.run_replicas(fn, args_of, kwargs_of))
 
     def reduce(self, reduce_op: ReduceOp | str, value: Any, axis: int | tuple[int, ...] | None) -> Any:
         """Return ``value`` reduced over all replicas of all processes.

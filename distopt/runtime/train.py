@@ -18,7 +18,8 @@ from distopt import nn, sampling
 from distopt.autodiff.tape import GradientTape
 from distopt.checkpoint import DataPosition, TrainingState, state_hash
 from distopt.distribute import Strategy
-from distopt.distribute.values import PerReplica, local_components
+from distopt.distribute.owners import PHASES
+from distopt.distribute.values import PerReplica
 from distopt.errors import DistoptError, ReplicaError
 from distopt.observe import EpochMetrics, JobInfo, Recorder, StepRecord, Summary, log_progress
 from distopt.runtime.collect import collect_state, restore_state
@@ -56,7 +57,8 @@ class TrainLoop:
         self._hooks = hooks
         self._x, self._y = job.task.train_data()
         self._test_x, self._test_y = job.task.test_data()
-        self._records: list[StepRecord] = []
+        self._records: list[tuple[int, int, int, tuple[float, ...]]] = []
+        """Of each step since records were sent: its number, bytes sent and received, seconds by phase."""
         self._traffic = (0, 0)
         self._totals = _Totals()
         self._parts_of: dict[int, list[slice]] = {}
@@ -145,22 +147,19 @@ class TrainLoop:
         if extended.communicator is not None:
             extended.communicator.step = step
         count = len(rows)
-        parts = self._parts(count)
-        if len(parts) == 1:
-            own = rows[parts[0]]
-            arguments: tuple[Any, ...] = (self._x[own], self._y[own], count)
-        else:
-            x, y = (PerReplica([data[rows[part]] for part in parts]) for data in (self._x, self._y))
-            arguments = (x, y, count)
+        arguments = []
+        for part in self._parts(count):
+            own = rows[part]
+            arguments.append((self._x.take(own, 0), self._y.take(own, 0), count))
         try:
-            losses = self._strategy.run(self._replica_step, arguments)
+            losses = extended.run_replicas(self._replica_step, arguments)
         except _ReplicaFailure as failure:
             raise ReplicaError(
                 f"replica {failure.replica} on rank {extended.rank} failed at step {step}: "
                 f"{type(failure.cause).__name__}: {failure.cause}"
             ) from failure.cause
         totals = self._totals
-        for replica, loss in zip(extended.hosted, local_components(losses, extended.num_hosted), strict=False):
+        for replica, loss in zip(extended.hosted, losses, strict=False):
             totals.loss[replica] = totals.loss.get(replica, 0.0) + loss * count
         totals.samples += count
         self._record(step)
@@ -198,7 +197,7 @@ class TrainLoop:
             traffic = extended.communicator.traffic
             sent, received = traffic.bytes_sent - self._traffic[0], traffic.bytes_received - self._traffic[1]
             self._traffic = (traffic.bytes_sent, traffic.bytes_received)
-        self._records.append(StepRecord(step, extended.rank, extended.hosted, sent, received, extended.phases.take()))
+        self._records.append((step, sent, received, extended.phases.take()))
 
     def _finish_epoch(self, epoch: int, step: int, rate: float) -> None:
         self._hooks.progress(step, "evaluate")
@@ -232,8 +231,13 @@ class TrainLoop:
         return extended.all_reduce_arrays("SUM", PerReplica(values))
 
     def _send_records(self) -> None:
-        records, self._records = self._records, []
-        communicator = self._strategy.extended.communicator
+        extended = self._strategy.extended
+        records = [
+            StepRecord(step, extended.rank, extended.hosted, sent, received, dict(zip(PHASES, seconds, strict=True)))
+            for step, sent, received, seconds in self._records
+        ]
+        self._records.clear()
+        communicator = extended.communicator
         if communicator is None:
             everyone = records
         else:
