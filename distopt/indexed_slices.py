@@ -59,6 +59,12 @@ class IndexedSlices:
         other.row_counts = self.row_counts
         return other
 
+    def with_shape(self, dense_shape: Sequence[int]) -> IndexedSlices:
+        """Return the same rows of a tensor of ``dense_shape``."""
+        other = IndexedSlices(self.values, self.indices, dense_shape)
+        other.row_counts = self.row_counts
+        return other
+
     @property
     def dtype(self) -> np.dtype[Any]:
         """The dtype of the values."""

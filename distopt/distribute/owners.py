@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from distopt.arena import Span
 from distopt.canonical_sum import add_nodes
 from distopt.comm import combining
 from distopt.comm.communicator import Communicator, Contribution, Hosting
+from distopt.distribute.row_exchange import Combine, gather_rows, is_row_sparse, sum_rows
 from distopt.errors import PlacementError, UnequalDtypesError, UnequalShapesError
 from distopt.indexed_slices import IndexedSlices
 from distopt.optimizers.pipeline import fits_flat_arrays
@@ -83,6 +85,7 @@ class EveryProcess:
         self._phases = phases
         self._scratch = _Scratch()
         self._is_alone = hosting.num_replicas == 1 and communicator is None
+        self._rows_somewhere: weakref.WeakKeyDictionary[Any, dict[tuple[int, ...], bool]] = weakref.WeakKeyDictionary()
 
     def apply(self, path: Any, pairs_of: Sequence[Any], hypers: dict[str, float]) -> None:
         """See :class:`Owners`."""
@@ -97,14 +100,15 @@ class EveryProcess:
                 pairs = zip(self.aggregate(path.aggregator, columns), variables, strict=True)
             combined = time.perf_counter()
             optimizer.finish_aggregated(pairs, hypers)
-        elif all(map(fits_flat_arrays, pairs_of)):
+        elif not (have_rows := self._have_rows(optimizer, pairs_of)) and all(map(fits_flat_arrays, pairs_of)):
             layout = optimizer.layout(variables)
             total = self.combine(path.aggregator, self._scratch.pack(layout, pairs_of))
             combined = time.perf_counter()
             optimizer.finish(layout, total, hypers)
         else:
             columns = [[pairs[i][0] for pairs in pairs_of] for i in range(len(variables))]
-            aggregated = zip(self.aggregate(path.aggregator, columns), variables, strict=True)
+            combine_rows = (sum_rows if path.may_sum_rows else gather_rows) if have_rows else None
+            aggregated = zip(self._aggregate(path.aggregator, columns, combine_rows), variables, strict=True)
             combined = time.perf_counter()
             optimizer.finish_aggregated(aggregated, hypers)
         self._phases.combine += combined - started
@@ -113,17 +117,27 @@ class EveryProcess:
     def aggregate(self, aggregator: Aggregator, columns: Sequence[Sequence[Any]]) -> list[Any]:
         """Return the aggregate over all replicas of each gradient; ``columns[i]`` has those of each hosted replica.
 
-        Row-sparse gradients stay so under an aggregator that sums: their rows in replica order, duplicates kept.
+        Gradients that are row-sparse on all replicas stay so under an aggregator that sums: their rows in replica
+        order, duplicates kept. Where some replicas have one dense, it is made dense.
         """
+        return self._aggregate(aggregator, columns, gather_rows if any(map(is_row_sparse, columns)) else None)
+
+    def _aggregate(
+        self, aggregator: Aggregator, columns: Sequence[Sequence[Any]], combine_rows: Combine | None
+    ) -> list[Any]:
+        """Aggregate, bringing rows together by ``combine_rows``; None where no process has rows."""
         results: list[Any] = [None] * len(columns)
-        dense: dict[int, list[Array]] = {}
-        for i, column in enumerate(columns):
-            if aggregator.sums and all(isinstance(gradient, IndexedSlices) for gradient in column):
-                results[i] = self._gather_rows(aggregator, column)
-            else:
-                dense[i] = [densified(gradient) for gradient in column]
-                check_alike(dense[i])
+        if aggregator.sums and combine_rows is not None:
+            with self._exchange():
+                results[:] = combine_rows(self._hosting, self._rank, self._communicator, columns)
+            for i, rows in enumerate(results):
+                if rows is not None:
+                    values = aggregator.finish(rows.values.numpy(), self._hosting.num_replicas)
+                    results[i] = rows.with_values(values)
+        dense = {i: list(map(densified, columns[i])) for i, result in enumerate(results) if result is None}
         if dense:
+            for arrays in dense.values():
+                check_alike(arrays)
             flat_of = [[np.ascontiguousarray(a).reshape(-1) for a in row] for row in zip(*dense.values(), strict=True)]
             for i, total in zip(dense, self.combine(aggregator, flat_of), strict=True):
                 results[i] = total.reshape(dense[i][0].shape)
@@ -135,14 +149,8 @@ class EveryProcess:
         if self._communicator is None:
             sums = {part.node: part.arrays for part in parts}
             return combining.aggregate(sums, self._hosting, aggregator, like=flat_of[0])
-        traffic = self._communicator.traffic
-        waited, sent = traffic.wait_s, traffic.send_s
-        total = self._communicator.combine(parts, self._hosting, aggregator, like=flat_of[0])
-        waited, sent = traffic.wait_s - waited, traffic.send_s - sent
-        self._phases.wait += waited
-        self._phases.send += sent
-        self._phases.combine -= waited + sent
-        return total
+        with self._exchange():
+            return self._communicator.combine(parts, self._hosting, aggregator, like=flat_of[0])
 
     def check(self, path: Any) -> None:
         """See :class:`Owners`; every process can make every update."""
@@ -150,22 +158,34 @@ class EveryProcess:
     def may_split(self, what: str) -> None:
         """See :class:`Owners`; every process has its own variables, so nothing is refused."""
 
-    def _gather_rows(self, aggregator: Aggregator, column: Sequence[Any]) -> IndexedSlices:
-        values = [np.ascontiguousarray(slices.values) for slices in column]
-        indices = [np.asarray(slices.indices, np.int64) for slices in column]
-        if self._communicator is not None:
-            width = values[0].shape[1:]
-            hosted = len(self._hosting.leaves[self._rank])
-            own_values = b"".join(array.tobytes() for array in values[:hosted])
-            own_indices = b"".join(array.tobytes() for array in indices[:hosted])
-            gathered_values = b"".join(self._communicator.all_gather_bytes(own_values))
-            gathered_indices = b"".join(self._communicator.all_gather_bytes(own_indices))
-            values = [np.frombuffer(gathered_values, values[0].dtype).reshape(-1, *width)]
-            indices = [np.frombuffer(gathered_indices, np.int64)]
-        rows = np.concatenate(values)
-        return IndexedSlices(
-            aggregator.finish(rows, self._hosting.num_replicas), np.concatenate(indices), column[0].dense_shape
-        )
+    def _have_rows(self, optimizer: Any, pairs_of: Sequence[Any]) -> bool:
+        """Return whether a replica of any process may have row-sparse gradients of these variables.
+
+        The other processes are asked at the first apply call with these variables: one that has rows there is taken to
+        have them in every later call. To begin with them later, all processes must do so in the same step.
+        """
+        own = any(array is None for pairs in pairs_of for array in pairs.arrays)
+        if self._communicator is None or self._communicator.size == 1:
+            return own
+        known: dict[tuple[int, ...], bool] = self._rows_somewhere.setdefault(optimizer, {})
+        key = pairs_of[0].key
+        if key not in known:
+            known[key] = any(self._communicator.all_gather_bytes(b"rows" if own else b""))
+        return own or known[key]
+
+    @contextmanager
+    def _exchange(self) -> Iterator[None]:
+        """Count the time of an exchange as that of sending and waiting, not of combining."""
+        if self._communicator is None:
+            yield
+            return
+        traffic = self._communicator.traffic
+        waited, sent = traffic.wait_s, traffic.send_s
+        yield
+        waited, sent = traffic.wait_s - waited, traffic.send_s - sent
+        self._phases.wait += waited
+        self._phases.send += sent
+        self._phases.combine -= waited + sent
 
 
 class Servers:

@@ -28,7 +28,7 @@ from distopt.optimizers.layout import Layout
 from distopt.optimizers.owner import Clips, SpanOwner, apply_constraint
 from distopt.optimizers.piece import Part, Piece, accumulate, take_average
 from distopt.optimizers.pipeline import Fit, Pair, Pairs, check_gradients
-from distopt.optimizers.rule import Kind, Rule
+from distopt.optimizers.rule import Kind, Rows, Rule
 from distopt.optimizers.slots import SlotStore
 from distopt.optimizers.sparse import update_rows
 from distopt.tensor import Tensor
@@ -106,6 +106,11 @@ class OptimizerCore:
     def treatment(self, variable: Variable) -> Treatment:
         """Return how a variable is updated."""
         return Treatment(self.rule_of(variable), self.weight_decay_of(variable))
+
+    @property
+    def takes_occurrences(self) -> bool:
+        """Whether the update sees each occurrence of a row of a row-sparse gradient, not their sum."""
+        return self.rule.sparse.variable is Rows.OCCURRENCES
 
     @property
     def iterations(self) -> Variable:

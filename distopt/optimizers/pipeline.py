@@ -134,7 +134,7 @@ def _checked(gradient: Any, variable: Any) -> Any:
         raise NotImplementedError(f"only variables can be updated, not a {type(variable).__name__}")
     if isinstance(gradient, IndexedSlices):
         _check_slices(gradient, variable)
-        return gradient
+        return gradient if gradient.dense_shape is not None else gradient.with_shape(variable.storage.shape)
     if isinstance(gradient, Tensor | Variable):
         array = gradient.numpy()
     elif isinstance(gradient, np.ndarray | np.generic):
@@ -167,6 +167,11 @@ def _check_slices(gradient: IndexedSlices, variable: Variable) -> None:
             f"the rows of the gradient of variable {name!r} have shape {list(gradient.values.shape[1:])}, "
             f"those of the variable {list(shape[1:])}"
         )
+    if gradient.dense_shape not in (None, shape):
+        raise GradientShapeError(
+            f"the gradient of variable {name!r} is of shape {list(gradient.dense_shape or ())}, "
+            f"the variable {list(shape)}"
+        )
     indices = gradient.indices
     if indices.size and (indices.min() < 0 or indices.max() >= shape[0]):
         wrong = indices[(indices < 0) | (indices >= shape[0])]
@@ -191,6 +196,15 @@ class GradientPath:
     def runs_at_owners(self) -> bool:
         """Whether everything after the gradients can run where they are combined, span by span."""
         return self.aggregate and not self.whole_gradient_hooks()
+
+    @property
+    def may_sum_rows(self) -> bool:
+        """Whether rows may be summed before they are brought together: nothing after that looks at single occurrences.
+
+        Clips are of rows as they were stored; transformers, hooks and some rules see these, too.
+        """
+        optimizer = self.optimizer
+        return self.runs_at_owners and not optimizer.clips.active and not optimizer.takes_occurrences
 
     def whole_gradient_hooks(self) -> tuple[str, ...]:
         """Return the names of what has to see whole gradients, on each replica."""

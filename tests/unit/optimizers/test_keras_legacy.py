@@ -405,8 +405,10 @@ def test_set_weights_restores_steps_and_slots() -> None:
         (np.ones(2, np.float64), "dtype float64"),
         (np.ones(3, np.float32), r"shape \[3\]"),
         (IndexedSlices(np.ones((1, 2), np.float32), [0], (2,)), "rows"),
+        (IndexedSlices(np.ones(1, np.float32), [0], (3,)), r"of shape \[3\]"),
+        (IndexedSlices(np.ones(1, np.float64), [0]), "dtype float64"),
     ],
-    ids=["dtype", "shape", "rows"],
+    ids=["dtype", "shape", "rows", "dense_shape", "dtype of rows"],
 )
 def test_a_gradient_that_does_not_fit_is_refused_before_anything_changes(gradient: Any, message: str) -> None:
     first, second = Variable(np.zeros(1, np.float32)), Variable(np.zeros(2, np.float32), name="w")

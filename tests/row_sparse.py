@@ -1,0 +1,94 @@
+"""A training trace with row-sparse gradients that differ between replicas, for every place where it may run.
+
+Rows come several times within a replica and on several replicas, magnitudes from 1e-4 to 1e3, so that another order of
+additions shows; on some steps a replica has no rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import distopt as tf
+from distopt.aggregation import Mean
+from distopt.distribute import Strategy
+from distopt.types import Array
+
+STEPS = 3
+TABLES = ((300, 40), (70, 2, 3), (11,))
+"""More than two norm blocks, whose rows owners cut in two; rows that are matrices; rows of one element."""
+
+DENSE = (37, 5)
+
+keras = tf.keras.optimizers
+OPTIMIZERS: dict[str, Callable[[], Any]] = {
+    "sgd": lambda: keras.SGD(0.1),
+    "momentum": lambda: keras.SGD(0.1, 0.9),
+    "adam": lambda: keras.Adam(0.01),
+    "momentum-mean": lambda: keras.SGD(0.1, 0.9, gradient_aggregator=Mean()),
+    "momentum-clipvalue": lambda: keras.SGD(0.1, 0.9, clipvalue=0.5),
+    "adam-global-clipnorm": lambda: keras.Adam(0.01, global_clipnorm=0.3),
+    "momentum-clipvalue-clipnorm-mean": lambda: keras.SGD(
+        0.1, 0.9, clipvalue=0.5, clipnorm=0.7, gradient_aggregator=Mean()
+    ),
+}
+HOOKS: dict[str, Callable[[], Any]] = {
+    "transformer": lambda: keras.SGD(0.1, 0.9, gradient_transformers=[_halved]),
+}
+
+
+def _halved(pairs: Any) -> list[tuple[Any, Any]]:
+    return [(gradient * 0.5, variable) for gradient, variable in pairs]
+
+
+def rows(step: int, replica: int, table: tuple[int, ...], dtype: Any = np.float32) -> tf.IndexedSlices:
+    """Return one replica's gradient of ``table``."""
+    rng = np.random.default_rng([step, replica, *table])
+    count = 0 if (step + replica) % 4 == 2 else 3 + 2 * replica
+    values = rng.standard_normal((count, *table[1:])) * 10.0 ** rng.integers(-4, 4, (count, *[1] * (len(table) - 1)))
+    # A third of the rows of a table are asked for; the first of them by everyone.
+    indices = rng.integers(0, max(2, table[0] // 3), count, np.int32 if replica % 2 else np.int64)
+    indices[: count // 2] = 1
+    return tf.IndexedSlices(values.astype(dtype), indices, table if replica % 3 else None)
+
+
+def dense(step: int, replica: int) -> Array:
+    """Return one replica's gradient of the dense variable."""
+    rng = np.random.default_rng([7, step, replica])
+    return np.asarray(rng.standard_normal(DENSE) * 10.0 ** rng.integers(-4, 4, DENSE), np.float32)
+
+
+def trace(
+    strategy: Strategy, make: Callable[[], Any], gradients: Callable[[int, int], list[Any]] | None = None
+) -> bytes:
+    """Return the bytes of variables and slots after some steps."""
+    with strategy.scope():
+        variables = [tf.Variable(np.full(shape, 0.5, np.float32)) for shape in (TABLES[0], DENSE, *TABLES[1:])]
+    optimizer = make()
+
+    def replica_step(step: int) -> None:
+        context = tf.distribute.get_replica_context()
+        assert context is not None
+        replica = context.replica_id_in_sync_group
+        given = (gradients or of_step)(step, replica)
+        optimizer.apply_gradients(zip(given, variables, strict=True))
+
+    for step in range(STEPS):
+        strategy.run(replica_step, args=(step,))
+    return b"".join(array.tobytes() for array in (*(v.numpy() for v in variables), *optimizer.get_weights()))
+
+
+def of_step(step: int, replica: int) -> list[Any]:
+    """Return one replica's gradients of all variables."""
+    first, *others = (rows(step, replica, table) for table in TABLES)
+    return [first, dense(step, replica), *others]
+
+
+def partly_dense(step: int, replica: int) -> list[Any]:
+    """Return gradients of which some replicas, in some steps, have those of the first table dense."""
+    first, *others = of_step(step, replica)
+    if replica == 1 or (step == 1 and replica == 2):
+        first = np.asarray(tf.IndexedSlices(first.values, first.indices, TABLES[0]).to_dense())
+    return [first, *others]
