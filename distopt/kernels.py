@@ -52,7 +52,7 @@ class UnprintableFunctionError(ValueError):
 
 _substitutes: dict[Callable[..., Any], types.FunctionType] = {}
 _directory: list[Path | None] = []
-_use_compiled = [True]
+loops_compiled = [True]
 _loading = threading.Lock()
 _warned: list[str] = []
 
@@ -75,12 +75,12 @@ def cache_directory() -> Path | None:
 
 def use_compiled_loops(use: bool) -> None:
     """Run the loops of operations (:mod:`distopt.ops.loops`) compiled, or as NumPy calls that give the same bits."""
-    _use_compiled[:] = [use]
+    loops_compiled[:] = [use]
 
 
 def compiled_loops() -> bool:
     """Return whether operations run their loops compiled; at first they do."""
-    return _use_compiled[0]
+    return loops_compiled[0]
 
 
 def compile_as(function: Callable[..., Any], substitute: Callable[..., Any]) -> None:

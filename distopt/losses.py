@@ -257,7 +257,7 @@ def compute_average_loss(per_example_loss: Any, sample_weight: Any = None, globa
         integer; ReplicaContextError in a cross-replica context without a size.
     """
     losses = _tensor(per_example_loss)
-    if losses.ndim == 0:
+    if not losses.shape:
         raise ValueError("per_example_loss is a scalar: pass the losses before they are reduced, one per example")
     if global_batch_size is None:
         replica = replica_context.current_replica("compute_average_loss without global_batch_size")

@@ -159,13 +159,13 @@ class GradientTape:
             release=not self._persistent,
             replay_trace=replay_trace,
         )
-        gradients = [None if order is None else totals[order] for order in orders]
-        results = [
-            tensor_of(gradient)
-            if type(gradient) is _ndarray
-            else self._result(leaves[position], gradient, unconnected_gradients)
-            for position, gradient in enumerate(gradients)
-        ]
+        results = []
+        for leaf, order in zip(leaves, orders, strict=True):
+            gradient = None if order is None else totals[order]
+            if type(gradient) is _ndarray:
+                results.append(tensor_of(gradient))
+            else:
+                results.append(self._result(leaf, gradient, unconnected_gradients))
         if not self._persistent:
             self._forget()
         if is_flat:

@@ -65,7 +65,7 @@ class StrategyReplicaContext:
         split again. Every replica must make the same merge calls in the same order.
         """
         merged = self._strategy.extended.merge(merge_fn, tuple(args), kwargs or {})
-        return values.select(merged, self._index)
+        return merged if merged is None else values.select(merged, self._index)
 
     def all_reduce(self, reduce_op: ReduceOp | str, value: Any, options: Any = None) -> Any:  # noqa: ARG002
         """Return ``value`` reduced over all replicas of all processes, on each of them.

@@ -245,7 +245,7 @@ _SCALE_ROWS = _Loop(_scale_rows_loop, "_matrix, _vector, _labels, _vector")
 
 def _compiled(loop: _Loop, array: Array) -> Callable[..., Any] | None:
     """Return ``loop`` for arrays like ``array``; None where NumPy is to make the passes."""
-    if not kernels.compiled_loops() or not array.flags.c_contiguous:
+    if not kernels.loops_compiled[0] or not array.flags.c_contiguous:
         return None
     dtype = array.dtype
     try:

@@ -75,7 +75,8 @@ class Batches:
         for variable, gradient in zip(self.variables, gradients, strict=True):
             if gradient is None or variable.is_split:
                 return False
-            variable.check_writable()
+            if variable.readers:
+                variable.check_writable()
         return True
 
     def update(self, gradients: Sequence[Any], hypers: Mapping[str, float]) -> None:

@@ -123,7 +123,8 @@ class OptimizerCore:
 
     def scalars(self, hypers: Mapping[str, float], dtype: np.dtype[Any]) -> tuple[Any, ...]:
         """Return the rule's scalars, in its order, in ``dtype``; by default the hypers of the same names."""
-        return tuple(dtype.type(hypers[name]) for name in self.rule.scalars)
+        scalar = dtype.type
+        return tuple([scalar(hypers[name]) for name in self.rule.scalars])
 
     def scalars_of(self, rule: Rule, hypers: Mapping[str, float], dtype: np.dtype[Any]) -> tuple[Any, ...]:  # noqa: ARG002
         """Return the scalars of ``rule``, one of those that :meth:`rule_of` returns or the second pass of one."""

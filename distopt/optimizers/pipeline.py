@@ -195,7 +195,18 @@ class GradientPath:
     @property
     def runs_at_owners(self) -> bool:
         """Whether everything after the gradients can run where they are combined, span by span."""
-        return self.aggregate and not self.whole_gradient_hooks()
+        return self.aggregate and not (self._may_have_hooks() and self.whole_gradient_hooks())
+
+    def _may_have_hooks(self) -> bool:
+        """Return False if there is nothing to list, which is usual and soon seen."""
+        optimizer = self.optimizer
+        optimizer_class: Any = type(optimizer)
+        return bool(
+            optimizer.gradient_transformers
+            or type(optimizer.gradient_aggregator) is not Sum
+            or overridden_stages(optimizer_class)
+            or optimizer.needs_whole_gradients
+        )
 
     @property
     def may_sum_rows(self) -> bool:
