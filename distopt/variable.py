@@ -143,6 +143,11 @@ class Variable(Operand):
     def dtype(self) -> np.dtype[Any]:
         return self.storage.dtype
 
+    @property
+    def device(self) -> str:
+        """Where the value is; the same for all: TensorFlow's optimizers key their apply state by it."""
+        return "/device:CPU:0"
+
     # Reading.
 
     def read_operand(self) -> Any:

@@ -79,7 +79,7 @@ class Model(Layer):
             self._strategy = replica_context.get_strategy()
         self._loss = chosen
         self._metrics = [keras_metrics.get(metric) for metric in metrics or ()]
-        self._optimizer = _optimizer_of(optimizer)
+        self._optimizer = optimizers.get(optimizer)
 
     def fit(
         self,
@@ -319,19 +319,6 @@ class _GlobalBatches:
             start, stop = batch_bounds(self._length, self._batch_size, step)
             rows = slice(start, stop) if order is None else order[start:stop]
             yield tuple([array[rows] for array in self._arrays])
-
-
-def _optimizer_of(identifier: Any) -> Any:
-    if not isinstance(identifier, str):
-        return identifier
-    known: dict[str, Callable[[], Any]] = {
-        name.lower(): cls
-        for name, cls in vars(optimizers).items()
-        if isinstance(cls, type) and issubclass(cls, optimizers.Optimizer) and cls is not optimizers.Optimizer
-    }
-    if identifier.lower() not in known:
-        raise ValueError(f"unknown optimizer {identifier!r}; known are {', '.join(sorted(known))}")
-    return known[identifier.lower()]()
 
 
 def _params(layer: Layer) -> str:

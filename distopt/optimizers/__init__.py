@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+from distopt.optimizers.adadelta import Adadelta
+from distopt.optimizers.adagrad import Adagrad
 from distopt.optimizers.adam import Adam
+from distopt.optimizers.adamax import Adamax
 from distopt.optimizers.engine import Engine, get_engine, set_default_engine
+from distopt.optimizers.ftrl import Ftrl
 from distopt.optimizers.keras_legacy import Optimizer
+from distopt.optimizers.nadam import Nadam
+from distopt.optimizers.rmsprop import RMSprop
 from distopt.optimizers.sgd import SGD
 
-__all__ = ["SGD", "Adam", "Engine", "Optimizer", "get_engine", "set_default_engine"]
+__all__ = [
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "Adamax",
+    "Engine",
+    "Ftrl",
+    "Nadam",
+    "Optimizer",
+    "RMSprop",
+    "get_engine",
+    "set_default_engine",
+]

@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 
 from distopt.optimizers import rules
-from distopt.optimizers.hypers import bias_correction
+from distopt.optimizers.hypers import BACKEND_EPSILON, bias_correction
 from distopt.optimizers.keras_legacy import Optimizer
 from distopt.optimizers.rule import Rule
-
-BACKEND_EPSILON = 1e-7
 
 
 class Adam(Optimizer):

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import ml_dtypes
 import numpy as np
@@ -73,6 +74,8 @@ class OptimizerCore:
         self._name = name
         self._hypers = HyperTable(name)
         self._iterations: Variable | None = None
+        self._weights: list[Variable] = []
+        self._own_weights: dict[str, Variable] = {}
         self._initial_decay = 0.0
         self._variables: list[Variable] = []
         self._known: set[int] = set()
@@ -86,7 +89,7 @@ class OptimizerCore:
         self._bound_engine: Engine | None = None
         self._accumulated: Variable | None = None
         self._has_rules_after_norms = False
-        self.slots = SlotStore(name)
+        self.slots = SlotStore(name, self._weights)
         self.clips = Clips()
         self.features = Features()
 
@@ -118,8 +121,27 @@ class OptimizerCore:
         if self._iterations is None:
             with self._building:
                 if self._iterations is None:
-                    self._iterations = Variable(0, trainable=False, dtype=np.dtype(np.int64), name=f"{self._name}/iter")
+                    self._adopt_iterations(
+                        Variable(0, trainable=False, dtype=np.dtype(np.int64), name=f"{self._name}/iter")
+                    )
+                    assert self._iterations is not None
         return self._iterations
+
+    def _adopt_iterations(self, variable: Variable) -> None:
+        self._iterations = variable
+        self._weights.append(variable)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return an optimizer in the same state, for the same variables; strategy and variables are shared."""
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        shared = {id(variable): variable for variable in self._variables}
+        fresh: dict[int, Any] = {id(self._building): threading.RLock()}
+        fresh |= {id(kept): {} for kept in (self._layouts, self._owners, self._bound, self._batches)}
+        own_memo = {**memo, **shared, **fresh}
+        for name, value in self.__dict__.items():
+            twin.__dict__[name] = deepcopy(value, own_memo)
+        return twin
 
     def scalars(self, hypers: Mapping[str, float], dtype: np.dtype[Any]) -> tuple[Any, ...]:
         """Return the rule's scalars, in its order, in ``dtype``; by default the hypers of the same names."""
@@ -161,7 +183,7 @@ class OptimizerCore:
             for rule, variable in zip(rules, var_list, strict=True):
                 if name in rule.slots:
                     shape = rule.shapes_of_slots(variable.storage.shape)[rule.slots.index(name)]
-                    self.slots.add(variable, name, shape=shape)
+                    self.slots.add(variable, name, self.initial_slot(name), shape)
 
     def _create_feature_slots(self, var_list: Sequence[Variable]) -> None:
         """Create accumulators, at zero, and averages, at the variables' values, if the optimizer has them."""
@@ -178,6 +200,10 @@ class OptimizerCore:
         count = self._accumulated
         return count is not None and int(count.storage) + 1 < self.features.accumulation_steps
 
+    def initial_slot(self, name: str) -> Any:  # noqa: ARG002 - for those that do not start at zero
+        """Return the initializer of the slot ``name``, as ``SlotStore.add`` takes it."""
+        return "zeros"
+
     def step_hypers(self) -> dict[str, float]:
         """Return the hypers of the next step as plain numbers; callables and schedules are called, once each.
 
@@ -187,9 +213,14 @@ class OptimizerCore:
         iterations = int(self.iterations.storage)
         values = self._hypers.evaluate_all(iterations)
         values.pop("decay", None)
-        if self._initial_decay > 0 and "learning_rate" in values:
-            values["learning_rate"] = hyper_arithmetic.decayed(values["learning_rate"], self._initial_decay, iterations)
+        if "learning_rate" in values:
+            values["learning_rate"] = self._decayed(values["learning_rate"], iterations)
         return values
+
+    def _decayed(self, learning_rate: float, iterations: int) -> float:
+        if self._initial_decay > 0:
+            return hyper_arithmetic.decayed(learning_rate, self._initial_decay, iterations)
+        return learning_rate
 
     @property
     def has_callable_hypers(self) -> bool:
@@ -458,6 +489,7 @@ class OptimizerCore:
         extras = {name: np.array(value) for name, value in self._hypers.numbers().items()}
         if self._accumulated is not None:
             extras["gradients_accumulated"] = self._accumulated.numpy()
+        extras |= {name: variable.numpy() for name, variable in self._own_weights.items()}
         return OptimizerState(int(self.iterations.storage), slots, extras)
 
     def load_state(self, state: OptimizerState) -> None:
@@ -484,6 +516,8 @@ class OptimizerCore:
                 self._accumulated.storage[...] = value
             elif name in self._hypers and name in self._hypers.numbers():
                 self._hypers.set(name, float(value))
+            elif name in self._own_weights:
+                self._own_weights[name].write_all("assign", value)
 
 
 def dense_gradient(gradient: Any, variable: Variable) -> Array:

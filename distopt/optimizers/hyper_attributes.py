@@ -8,7 +8,7 @@ import numpy as np
 
 from distopt import schedules
 from distopt.optimizers.core import OptimizerCore
-from distopt.optimizers.hypers import as_number
+from distopt.optimizers.hypers import as_number, rounded
 from distopt.tensor import Operand, Tensor
 
 
@@ -25,7 +25,9 @@ class HyperAttributes(OptimizerCore):
     def _get_hyper(self, name: str, dtype: Any = None) -> Any:
         """Return the hyper ``name``, cast to ``dtype`` if given; a schedule comes back uncalled."""
         value = self._hypers.get(name)
-        return value if dtype is None else Tensor(np.asarray(value).astype(dtype))
+        if dtype is None or isinstance(value, schedules.LearningRateSchedule):
+            return value
+        return Tensor(np.asarray(rounded(value), dtype))
 
     def _serialize_hyperparameter(self, name: str) -> Any:
         """Return the hyper as a configuration holds it: a number, or the dictionary of a schedule."""

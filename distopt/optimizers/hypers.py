@@ -21,6 +21,9 @@ from distopt.tensor import Tensor
 from distopt.types import Array
 from distopt.variable import Variable
 
+BACKEND_EPSILON = 1e-7
+"""What an ``epsilon`` of 0 or ``None`` means. Source: ``keras.backend.epsilon``."""
+
 
 def through_float32(number: Any) -> float:
     """Return ``number`` rounded to float32, as a Python float.
@@ -29,6 +32,12 @@ def through_float32(number: Any) -> float:
     0.10000000149011612
     """
     return float(np.float32(number))
+
+
+def rounded(value: Any) -> Any:
+    """Return a Python number rounded to float32; a tensor or NumPy scalar, which has a dtype, as it is."""
+    is_python_number = isinstance(value, int | float) and not isinstance(value, np.generic)
+    return through_float32(value) if is_python_number else value
 
 
 class HyperTable:
@@ -93,11 +102,7 @@ class HyperTable:
             value = value()
         if isinstance(value, Variable):
             return float(value.storage)
-        return (
-            through_float32(value)
-            if isinstance(value, int | float) and not isinstance(value, np.generic)
-            else float(value)
-        )
+        return float(rounded(value))
 
     def evaluate_all(self, iterations: int) -> dict[str, float]:
         """Return what :meth:`evaluate` gives for every hyper, by name."""
@@ -121,7 +126,7 @@ class HyperTable:
         for name, value in self._values.items():
             if isinstance(value, Variable):
                 kept[name] = float(value.storage)
-            elif isinstance(value, int | float):
+            elif isinstance(value, int | float | np.number):
                 kept[name] = float(value)
         return kept
 
@@ -131,7 +136,7 @@ class HyperTable:
         self._created = True
         for name in sorted(self._values):
             value = self._values[name]
-            if isinstance(value, int | float):
+            if isinstance(value, int | float | np.number):
                 self._values[name] = Variable(
                     value, trainable=False, dtype=np.dtype(np.float32), name=f"{self._scope}/{name}"
                 )
@@ -143,13 +148,13 @@ _PRECISE = Context(prec=40, traps=[])
 
 
 @functools.lru_cache(maxsize=64)
-def power(base: float, exponent: int) -> float:
+def power(base: float, exponent: float) -> float:
     """Return ``base ** exponent``, rounded once; the one implementation of powers in bias corrections.
 
     >>> power(0.5, 3)
     0.125
     """
-    return float(_PRECISE.power(Decimal(base), exponent))
+    return float(_PRECISE.power(Decimal(base), Decimal(exponent)))
 
 
 def bias_correction(beta_1: Any, beta_2: Any, step: int) -> Any:
@@ -163,6 +168,19 @@ def bias_correction(beta_1: Any, beta_2: Any, step: int) -> Any:
         first = one - scalar(power(float(beta_1), step))
         second = one - scalar(power(float(beta_2), step))
         return np.sqrt(second) / first
+
+
+def uses_momentum(momentum: Any) -> bool:
+    """Return whether a rule with momentum is wanted: not for a number that is 0; callables and tensors may change.
+
+    Raises: ValueError for a Python number outside of 0..1.
+
+    >>> uses_momentum(0.0), uses_momentum(0.9), uses_momentum(lambda: 0.0)
+    (False, True, True)
+    """
+    if isinstance(momentum, int | float) and not 0 <= momentum <= 1:
+        raise ValueError(f"momentum must lie in 0..1, but is {momentum}")
+    return callable(momentum) or isinstance(momentum, Tensor) or bool(momentum > 0)
 
 
 def decayed(learning_rate: float, decay: float, iterations: int) -> float:

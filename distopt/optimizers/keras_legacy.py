@@ -14,18 +14,18 @@ from distopt.aggregation import Sum
 from distopt.autodiff.tape import GradientTape
 from distopt.nest import flatten
 from distopt.optimizers.clip_options import CLIP_OPTIONS, ClipOptions, Transformer
-from distopt.optimizers.core import VALID_DTYPES
 from distopt.optimizers.hyper_attributes import HyperAttributes
 from distopt.optimizers.names import unique_name
 from distopt.optimizers.pipeline import GradientPath, Pair, check_gradients, filter_empty_gradients, fit_of
 from distopt.optimizers.slots_and_weights import SlotsAndWeights
+from distopt.optimizers.update_methods import UpdateMethods
 from distopt.tensor import Operand
 from distopt.variable import Variable
 
 _OPTIONS = (*CLIP_OPTIONS, "lr", "decay")
 
 
-class Optimizer(HyperAttributes, ClipOptions, SlotsAndWeights):
+class Optimizer(UpdateMethods, HyperAttributes, ClipOptions, SlotsAndWeights):
     """Base of the Keras optimizers.
 
     ``gradient_aggregator`` sums over replicas unless given: an element-wise ``Aggregator``, or a function from one
@@ -76,7 +76,7 @@ class Optimizer(HyperAttributes, ClipOptions, SlotsAndWeights):
     def iterations(self, variable: Variable) -> None:
         if self._iterations is not None:
             raise RuntimeError(f"iterations of {self._name} exist already; assign to the variable instead")
-        self._iterations = variable
+        self._adopt_iterations(variable)
 
     # The gradients' path. The underscored stages may be overridden; then they run on each replica.
 
@@ -120,13 +120,32 @@ class Optimizer(HyperAttributes, ClipOptions, SlotsAndWeights):
                 raise ValueError(f"var_list must hold variables, not {variable!r}")
         pairs = self._get_gradients(tape, loss, variables, grad_loss)
         for gradient, variable in pairs:
-            if gradient is not None and variable.dtype not in VALID_DTYPES:
+            if gradient is not None and variable.dtype not in self._valid_dtypes():
                 raise ValueError(f"variable {variable.name!r} of dtype {variable.dtype} cannot be minimized")
         return pairs
 
     def _get_gradients(self, tape: GradientTape, loss: Any, var_list: list[Any], grad_loss: Any = None) -> list[Pair]:
         gradients = tape.gradient(loss, var_list, grad_loss)
         return list(zip(gradients, var_list, strict=True))
+
+    def get_gradients(self, loss: Any, params: Any) -> list[Any]:
+        """Return the gradients, not clipped, of ``loss``, a function without arguments, with respect to ``params``.
+
+        Raises: ValueError if one of them has no gradient; TypeError if ``loss`` is no function: the reference takes a
+            symbolic tensor here, in graph mode only.
+        """
+        if not callable(loss):
+            raise TypeError(f"get_gradients takes a function that computes the loss, not {loss!r}; or use GradientTape")
+        pairs = self._compute_gradients(loss, params)
+        for gradient, variable in pairs:
+            if gradient is None:
+                raise ValueError(f"variable {variable.name!r} has no gradient; does the loss depend on it?")
+        return [gradient for gradient, _ in pairs]
+
+    def get_updates(self, loss: Any, params: Any) -> list[Any]:
+        """Apply :meth:`get_gradients` and return what :meth:`apply_gradients` does, in a list."""
+        variables = flatten(params)
+        return [self.apply_gradients(zip(self.get_gradients(loss, variables), variables, strict=True))]
 
     def apply_gradients(
         self,

@@ -221,7 +221,7 @@ class GradientPath:
         """Return the names of what has to see whole gradients, on each replica."""
         optimizer = self.optimizer
         optimizer_class: Any = type(optimizer)
-        hooks = list(overridden_stages(optimizer_class))
+        hooks = [*overridden_stages(optimizer_class), *overridden_updates(optimizer_class)]
         aggregator = optimizer.gradient_aggregator
         if type(aggregator) is not Sum and not isinstance(aggregator, Aggregator):
             hooks.append(name_of(optimizer.gradient_aggregator))
@@ -241,13 +241,27 @@ class GradientPath:
         return check_gradients(remaining)
 
 
+_STAGES = ("_transform_unaggregated_gradients", "_aggregate_gradients", "_transform_gradients")
+_UPDATES = ("_resource_apply_dense", "_resource_apply_sparse", "_resource_apply_sparse_duplicate_indices")
+
+
 @functools.cache
 def overridden_stages(optimizer_class: type) -> tuple[str, ...]:
     """Return the stages that a class of the user's defines itself, as ``Class.method``."""
+    return _overridden(optimizer_class, _STAGES)
+
+
+@functools.cache
+def overridden_updates(optimizer_class: type) -> tuple[str, ...]:
+    """Return the methods that update a variable which a class of the user's defines itself, as ``Class.method``."""
+    return _overridden(optimizer_class, _UPDATES)
+
+
+def _overridden(optimizer_class: type, methods: Iterable[str]) -> tuple[str, ...]:
     return tuple(
-        f"{definer.__name__}.{stage}"
-        for stage in ("_transform_unaggregated_gradients", "_aggregate_gradients", "_transform_gradients")
-        for definer in [next((base for base in optimizer_class.__mro__ if stage in base.__dict__), None)]
+        f"{definer.__name__}.{method}"
+        for method in methods
+        for definer in [next((base for base in optimizer_class.__mro__ if method in base.__dict__), None)]
         if definer is not None and not definer.__module__.startswith("distopt.optimizers.")
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from distopt.optimizers import rules
+from distopt.optimizers.hypers import uses_momentum
 from distopt.optimizers.keras_legacy import Optimizer
 from distopt.optimizers.rule import Rule
 
@@ -28,14 +29,11 @@ class SGD(Optimizer):
         **kwargs: Any,
     ) -> None:
         super().__init__(name, **kwargs)
-        is_number = isinstance(momentum, int | float)
-        if is_number and not 0 <= momentum <= 1:
-            raise ValueError(f"momentum must lie in 0..1, but is {momentum}")
+        self._has_momentum = uses_momentum(momentum)
         self._set_hyper("learning_rate", kwargs.get("lr", learning_rate))
         self._set_hyper("decay", self._initial_decay)
         self._set_hyper("momentum", momentum)
         self.nesterov = nesterov
-        self._has_momentum = not is_number or momentum > 0
 
     @property
     def rule(self) -> Rule:

@@ -6,31 +6,32 @@ what a constant initializer gives, so that a rule run over it meets no value tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from distopt import initializers
 from distopt.arena import Segment, aligned_zeros, place
 from distopt.types import Array
 from distopt.variable import Variable
 
 
 class SlotStore:
-    """The slots of one optimizer; ``scope`` prefixes the names of the slot variables."""
+    """The slots of one optimizer; ``scope`` prefixes the names of the slot variables.
 
-    def __init__(self, scope: str) -> None:
+    New slots are also appended to ``weights``, the optimizer's list of all that it keeps, in the order of creation.
+    """
+
+    def __init__(self, scope: str, weights: list[Variable] | None = None) -> None:
         self._scope = scope
         self._buffers: dict[int, dict[str, Array]] = {}
         self._by_variable: dict[int, dict[str, Variable]] = {}
         self._apart: dict[int, dict[str, Variable]] = {}
         self._variables: list[Variable] = []
-        self._created: list[Variable] = []
+        self._weights = [] if weights is None else weights
         self.names: list[str] = []
-
-    def __iter__(self) -> Iterator[Variable]:
-        """Iterate over all slot variables in the order of creation."""
-        return iter(self._created)
 
     @property
     def variables(self) -> tuple[Variable, ...]:
@@ -42,8 +43,9 @@ class SlotStore:
     ) -> Variable:
         """Return the slot ``name`` of ``variable``, creating it if need be; then ``initializer`` gives its value.
 
-        ``initializer`` is ``"zeros"``, ``"ones"``, a number, an array, or a function ``f(shape, dtype)``. The slot has
-        the variable's shape, and a place in the arena, or ``shape``, and an array of its own.
+        ``initializer`` is a name as :func:`distopt.initializers.get` takes it, a number, an array, or a function
+        ``f(shape, dtype)``. The slot has the variable's shape, and a place in the arena, or ``shape``, and an array of
+        its own.
 
         Raises: ValueError for an unknown initializer name, or a value of another shape.
         """
@@ -63,14 +65,14 @@ class SlotStore:
             name=f"{self._scope}/{variable.name.partition(':')[0]}/{name}",
         )
         if own_shape == storage.shape:
-            buffer = self._buffer(segment, name, value if np.ndim(value) == 0 else 0)
-            slot.rebind(buffer[offset : offset + storage.size].reshape(own_shape))
+            self._add_buffer(segment, name, value if np.ndim(value) == 0 else 0)
+            self._bind(slot, name, segment, offset)
         else:
             self._apart.setdefault(id(variable), {})[name] = slot
         if id(variable) not in self._by_variable:
             self._variables.append(variable)
         self._by_variable.setdefault(id(variable), {})[name] = slot
-        self._created.append(slot)
+        self._weights.append(slot)
         if name not in self.names:
             self.names.append(name)
         return slot
@@ -123,20 +125,52 @@ class SlotStore:
         slots = self._by_variable.get(id(variable), {})
         return {name: slot.copy_of(replica_id) if slot.is_split else slot.storage for name, slot in slots.items()}
 
-    def _buffer(self, segment: Segment, name: str, padding: Any) -> Array:
+    def __deepcopy__(self, memo: dict[int, Any]) -> SlotStore:
+        """Return a store with the same values for the same variables, in buffers of its own."""
+        twin = SlotStore(self._scope, copy.deepcopy(self._weights, memo))
+        memo[id(self)] = twin
+        twin.names = list(self.names)
+        twin._variables = list(self._variables)
+        twin._buffers = {
+            segment: {name: _aligned_copy(buffer) for name, buffer in buffers.items()}
+            for segment, buffers in self._buffers.items()
+        }
+        twin._by_variable = {
+            variable: {name: copy.deepcopy(slot, memo) for name, slot in slots.items()}
+            for variable, slots in self._by_variable.items()
+        }
+        for variable in twin._variables:
+            assert variable.placement is not None, "it has slots"
+            apart = self._apart.get(id(variable), {})
+            for name, slot in twin._by_variable[id(variable)].items():
+                if name in apart:
+                    twin._apart.setdefault(id(variable), {})[name] = slot
+                else:
+                    twin._bind(slot, name, *variable.placement)
+        return twin
+
+    def _bind(self, slot: Variable, name: str, segment: Segment, offset: int) -> None:
+        slot.rebind(self._buffers[id(segment)][name][offset : offset + slot.storage.size].reshape(slot.shape))
+
+    def _add_buffer(self, segment: Segment, name: str, padding: Any) -> None:
         buffers = self._buffers.setdefault(id(segment), {})
         if name not in buffers:
             buffers[name] = aligned_zeros(segment.buffer.size, segment.dtype)
             if padding != 0:  # zeros that are not written take no memory until they are
                 buffers[name][:] = padding
-        return buffers[name]
+
+
+def _aligned_copy(array: Array) -> Array:
+    twin = aligned_zeros(array.size, array.dtype)
+    twin[:] = array
+    return twin
 
 
 def _initial_value(initializer: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
     if isinstance(initializer, str):
-        if initializer not in _NAMED:
-            raise ValueError(f"there is no initializer {initializer!r}; choose one of {', '.join(_NAMED)}")
-        return dtype.type(_NAMED[initializer])
+        if initializer in _NAMED:
+            return dtype.type(_NAMED[initializer])
+        initializer = initializers.get(initializer)
     value = initializer(shape, dtype) if callable(initializer) else initializer
     array = np.asarray(value)
     if array.ndim and array.shape != shape:

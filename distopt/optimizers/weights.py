@@ -16,6 +16,11 @@ def get_weights(variables: Sequence[Variable]) -> list[Array]:
     return [variable.numpy() for variable in variables]
 
 
+def with_iterations(variables: Sequence[Variable], weights: Sequence[Any]) -> list[Any]:
+    """Return ``weights`` with the count of steps, 0, put first if just that is missing: lists of old Keras lack it."""
+    return [np.array(0), *weights] if len(weights) == len(variables) - 1 else list(weights)
+
+
 def set_weights(owner: str, variables: Sequence[Variable], weights: Sequence[Any]) -> None:
     """Assign each of ``weights`` to its variable, on every copy.
 

@@ -3,6 +3,22 @@
 from __future__ import annotations
 
 from distopt.keras.optimizers import legacy, schedules
-from distopt.optimizers import SGD, Adam, Optimizer
+from distopt.keras.optimizers.serialization import deserialize, get, serialize
+from distopt.optimizers import SGD, Adadelta, Adagrad, Adam, Adamax, Ftrl, Nadam, Optimizer, RMSprop
 
-__all__ = ["SGD", "Adam", "Optimizer", "legacy", "schedules"]
+__all__ = [
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "Adamax",
+    "Ftrl",
+    "Nadam",
+    "Optimizer",
+    "RMSprop",
+    "deserialize",
+    "get",
+    "legacy",
+    "schedules",
+    "serialize",
+]

@@ -1,0 +1,62 @@
+"""Adamax with the Keras face."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from distopt.optimizers import rules
+from distopt.optimizers.hypers import BACKEND_EPSILON, power
+from distopt.optimizers.keras_legacy import Optimizer
+from distopt.optimizers.rule import Rule
+
+
+class Adamax(Optimizer):
+    """Adam with the infinity norm of past gradients instead of their root mean square.
+
+    ``epsilon``: 0 and ``None`` mean 1e-7. A row-sparse gradient touches its own rows only.
+
+    Source: Kingma and Ba 2015, section 7.1; tf_keras ``legacy.Adamax``.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        beta_1: Any = 0.9,
+        beta_2: Any = 0.999,
+        epsilon: float | None = 1e-7,
+        name: str | None = "Adamax",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(name, **kwargs)
+        self._set_hyper("learning_rate", kwargs.get("lr", learning_rate))
+        self._set_hyper("decay", self._initial_decay)
+        self._set_hyper("beta_1", beta_1)
+        self._set_hyper("beta_2", beta_2)
+        self.epsilon = epsilon or BACKEND_EPSILON
+
+    @property
+    def rule(self) -> Rule:
+        """The update rule."""
+        return rules.ADAMAX
+
+    def scalars(self, hypers: Mapping[str, float], dtype: np.dtype[Any]) -> tuple[Any, ...]:
+        """Return the rule's scalars; ``alpha`` holds the bias correction of the step that is being made."""
+        one = dtype.type(1)
+        learning_rate, beta_1, beta_2 = (dtype.type(hypers[name]) for name in ("learning_rate", "beta_1", "beta_2"))
+        with np.errstate(all="ignore"):
+            alpha = learning_rate / (one - dtype.type(power(float(beta_1), int(self.iterations.storage) + 1)))
+        return alpha, beta_2, one - beta_1, dtype.type(self.epsilon)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "learning_rate": self._serialize_hyperparameter("learning_rate"),
+            "decay": self._initial_decay,
+            "beta_1": self._serialize_hyperparameter("beta_1"),
+            "beta_2": self._serialize_hyperparameter("beta_2"),
+            "epsilon": self.epsilon,
+        }
