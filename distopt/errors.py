@@ -9,6 +9,7 @@
     ├── PlacementError (ValueError)           a placement that cannot do what the job asks of it
     ├── TapeError (RuntimeError)              misuse of a gradient tape
     ├── UninitializedVariableError (RuntimeError)  a variable of a graph without a value in this session
+    ├── NotOfferedError (AttributeError)      a name of TensorFlow that is not offered; says what to use
     ├── ReplicaError                          the user's code failed on one replica
     ├── MissingDependencyError (ModuleNotFoundError)  an optional package is not installed; names the extra with it
     ├── ProtocolError
@@ -74,6 +75,10 @@ class TapeError(DistoptError, RuntimeError):
 
 class UninitializedVariableError(DistoptError, RuntimeError):
     """A variable of a graph was used in a session that has not given it a value."""
+
+
+class NotOfferedError(DistoptError, AttributeError):
+    """A name of TensorFlow that distopt does not offer; the message says what to use instead."""
 
 
 class ReplicaError(DistoptError):

@@ -5,7 +5,7 @@ Dictionaries are visited in the order of their sorted keys, as in TensorFlow's `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
@@ -50,6 +50,29 @@ def map_structure(function: Callable[..., Any], structure: Any, *others: Any) ->
     return function(structure, *others)
 
 
+def assert_same_structure(nest1: Any, nest2: Any) -> None:
+    """Check that two structures are built alike.
+
+    Raises: ValueError if they are not.
+    """
+    map_structure(lambda *_: None, nest1, nest2)
+
+
+def pack_sequence_as(structure: Any, flat_sequence: Iterable[Any]) -> Any:
+    """Return the leaves ``flat_sequence``, in the order of :func:`flatten`, in a structure like ``structure``.
+
+    Raises: ValueError if their number differs.
+
+    >>> pack_sequence_as({"b": [0, 0], "a": 0}, [1, 2, 3])
+    {'b': [2, 3], 'a': 1}
+    """
+    leaves, places = list(flat_sequence), len(flatten(structure))
+    if len(leaves) != places:
+        raise ValueError(f"a structure with {places} leaves cannot hold {len(leaves)}")
+    following = iter(leaves)
+    return map_structure(lambda _: next(following), structure)
+
+
 def rebuild(like: Any, items: list[Any]) -> Any:
     """Return ``items`` in a container of the type of ``like``: a list, a tuple or a named tuple."""
     if hasattr(like, "_fields"):
@@ -66,3 +89,6 @@ def _collect(structure: Any, leaves: list[Any]) -> None:
             _collect(item, leaves)
     else:
         leaves.append(structure)
+
+
+__all__ = ["assert_same_structure", "flatten", "is_nested", "map_structure", "pack_sequence_as"]

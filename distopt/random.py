@@ -1,8 +1,10 @@
-"""Random numbers that are a function of named integers, so that every process draws the same ones.
+"""Random numbers that are a function of named integers, so that every process draws the same ones; ``tf.random``.
 
 A *stream* is a Philox counter generator whose key is ``(seed, index)`` and whose highest counter word is a *domain*,
 one for each use. Streams of different domains, seeds or indices never overlap: no stream is long enough to count its
-lowest three words through.
+lowest two words through. The third word is for replicas: inside ``strategy.run`` each draws values of its own, which
+depend on its number and on how much *it* drew before, and not on which process hosts it. How much was drawn is no part
+of a checkpoint: a resumed job draws as if it began.
 
 What is drawn as raw integers (shuffles, splits) is the same in every version of NumPy, which keeps the output
 of its bit generators; what goes through its ``Generator`` (normal variates) may change between versions.
@@ -16,12 +18,16 @@ import enum
 import itertools
 import operator
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import numpy as np
 
+from distopt import replica_context
+from distopt.tensor import Operand, Tensor, to_array
 from distopt.types import Array
 
 _WORD = 2**64
@@ -35,17 +41,19 @@ class Domain(enum.IntEnum):
     SPLIT = 3
     SHUFFLE_SEED = 4
     BUFFER = 5
+    VALUES = 6
+    SEEDED_VALUES = 7
 
 
-def stream(domain: Domain, seed: int, index: int = 0) -> np.random.Philox:
-    """Return the bit generator of ``(domain, seed, index)``, at its start.
+def stream(domain: Domain, seed: int, index: int = 0, part: int = 0) -> np.random.Philox:
+    """Return the bit generator of ``(domain, seed, index, part)``, at its start.
 
-    ``seed`` and ``index`` are taken modulo 2**64.
+    ``seed`` and ``index`` are taken modulo 2**64; ``part`` is a small number, 0 unless replicas draw for themselves.
 
     Raises: TypeError if one of them is not an integer.
     """
     key = np.array([operator.index(seed) % _WORD, operator.index(index) % _WORD], np.uint64)
-    counter = np.array([0, 0, 0, domain], np.uint64)
+    counter = np.array([0, 0, operator.index(part), domain], np.uint64)
     return np.random.Philox(key=key, counter=counter)
 
 
@@ -102,6 +110,88 @@ def next_stream(domain: Domain = Domain.VARIABLE) -> np.random.Philox:
     return _current().next_stream(domain)
 
 
+# ---------------------------------------------------------------- tensors of random values
+
+
+def normal(
+    shape: Any,
+    mean: float = 0.0,
+    stddev: float = 1.0,
+    dtype: Any = np.float32,
+    seed: int | None = None,
+    name: str | None = None,
+) -> Tensor:
+    """Return values of a normal distribution.
+
+    With a ``seed`` they depend on it, and on how often it was drawn from since ``set_seed``; else on the global seed
+    and on how many draws there were. In ``strategy.run`` every replica draws values of its own.
+    """
+    del name
+    drawn = np.random.Generator(_values(seed)).standard_normal(_shape(shape))
+    return Tensor(np.asarray(drawn * stddev + mean).astype(dtype))
+
+
+def truncated_normal(
+    shape: Any,
+    mean: float = 0.0,
+    stddev: float = 1.0,
+    dtype: Any = np.float32,
+    seed: int | None = None,
+    name: str | None = None,
+) -> Tensor:
+    """Return values of a normal distribution, those beyond two standard deviations drawn again; see :func:`normal`."""
+    del name
+    generator = np.random.Generator(_values(seed))
+    drawn = np.asarray(generator.standard_normal(_shape(shape)))
+    while (beyond := np.abs(drawn) > 2).any():
+        drawn[beyond] = generator.standard_normal(int(beyond.sum()))
+    return Tensor((drawn * stddev + mean).astype(dtype))
+
+
+def uniform(
+    shape: Any,
+    minval: float = 0,
+    maxval: float | None = None,
+    dtype: Any = np.float32,
+    seed: int | None = None,
+    name: str | None = None,
+) -> Tensor:
+    """Return values evenly distributed over ``minval <= x < maxval`` (None: 1); see :func:`normal` for the seed.
+
+    Raises: ValueError for an integer ``dtype`` without ``maxval``, or an interval without integers.
+    """
+    del name
+    generator, wanted, lengths = np.random.Generator(_values(seed)), np.dtype(dtype), _shape(shape)
+    if wanted.kind in "iu":
+        if maxval is None or not minval < maxval:
+            raise ValueError(f"uniform integers need minval < maxval, not {minval} and {maxval}")
+        return Tensor(np.asarray(generator.integers(int(minval), int(maxval), lengths)).astype(wanted))
+    high = 1.0 if maxval is None else float(maxval)
+    drawn = np.asarray(generator.random(lengths) * (high - minval) + minval).astype(wanted)
+    # Rounding to the dtype may reach the end that is left out.
+    return Tensor(np.where(drawn < high, drawn, np.nextafter(wanted.type(high), wanted.type(minval))))
+
+
+def shuffle(value: Any, seed: int | None = None, name: str | None = None) -> Tensor:
+    """Return ``value`` with the slices along its first axis in random order; see :func:`normal` for the seed."""
+    del name
+    array = np.asarray(value.numpy() if isinstance(value, Operand) else to_array(value))
+    return Tensor(array[permutation(_values(seed), len(array))])
+
+
+def _values(seed: int | None) -> np.random.Philox:
+    context = replica_context.current()
+    alone = context.is_default or context.replica is None
+    part = 0 if alone else int(context.replica.replica_id_in_sync_group) + 1  # type: ignore[union-attr]  # alone if None
+    if seed is None:
+        return _current().next_stream(Domain.VALUES, part=part)
+    return _current().next_stream(Domain.SEEDED_VALUES, operator.index(seed), part)
+
+
+def _shape(shape: Any) -> Any:
+    return shape.numpy().tolist() if isinstance(shape, Operand) else shape
+
+
 class _Streams:
     """A seed, and for each domain how many streams were taken."""
 
@@ -112,11 +202,12 @@ class _Streams:
     def reset(self, seed: int) -> None:
         with self._lock:
             self.seed = seed
-            self._taken: dict[Domain, Iterator[int]] = {domain: itertools.count() for domain in Domain}
+            self._taken: dict[tuple[Domain, int, int], Iterator[int]] = defaultdict(itertools.count)
 
-    def next_stream(self, domain: Domain) -> np.random.Philox:
+    def next_stream(self, domain: Domain, seed: int | None = None, part: int = 0) -> np.random.Philox:
+        used = self.seed if seed is None else seed
         with self._lock:
-            return stream(domain, self.seed, next(self._taken[domain]))
+            return stream(domain, used, next(self._taken[domain, used, part]), part)
 
 
 _process = _Streams(0)

@@ -37,3 +37,10 @@ class ReduceOp(enum.Enum):
         if member is None:
             raise ValueError(f"reduce_op must be one of {', '.join(cls.__members__)}, not {value!r}")
         return member
+
+
+class UnconnectedGradients(enum.Enum):
+    """What a tape returns for a source on which the target does not depend. Source: TensorFlow's enumeration."""
+
+    NONE = "none"
+    ZERO = "zero"

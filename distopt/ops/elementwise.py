@@ -1,4 +1,4 @@
-"""Element-wise operations, and short backward functions for arithmetic.
+"""The element-wise operations that models spend their time in, and short backward functions for arithmetic.
 
 Where two arguments are equal, ``maximum`` and ``minimum`` give the gradient to the first, as TensorFlow does.
 """
@@ -15,74 +15,64 @@ from autograd.extend import defvjp, primitive
 from autograd.numpy.numpy_boxes import ArrayBox
 
 from distopt.autodiff.nodes import FUSED, Fused, Node
-from distopt.ops.shapes import fit, operand, unbroadcast
+from distopt.ops.shapes import fit, operand, operands, unbroadcast
 from distopt.tensor import Tensor, call
 from distopt.types import Array
 
 
-def exp(x: Any) -> Tensor:
+def exp(x: Any, name: str | None = None) -> Tensor:
     """Return e to the power of ``x``."""
     return call(anp.exp, operand(x))
 
 
-def log(x: Any) -> Tensor:
+def log(x: Any, name: str | None = None) -> Tensor:
     """Return the natural logarithm."""
     return call(anp.log, operand(x))
 
 
-def square(x: Any) -> Tensor:
+def square(x: Any, name: str | None = None) -> Tensor:
     """Return ``x * x``."""
     return call(anp.square, operand(x))
 
 
-def sqrt(x: Any) -> Tensor:
+def sqrt(x: Any, name: str | None = None) -> Tensor:
     """Return the square root."""
     return call(_sqrt, operand(x))
 
 
-def abs(x: Any) -> Tensor:
+def abs(x: Any, name: str | None = None) -> Tensor:
     """Return the absolute value; its gradient at zero is zero."""
     return call(_abs, operand(x))
 
 
-def sign(x: Any) -> Tensor:
-    """Return -1, 0 or 1; no gradient flows through it."""
-    return call(anp.sign, operand(x))
+def sign(x: Any, name: str | None = None) -> Tensor:
+    """Return -1, 0 or 1; its gradient is zero."""
+    return call(_sign, operand(x))
 
 
-def maximum(x: Any, y: Any) -> Tensor:
+def maximum(x: Any, y: Any, name: str | None = None) -> Tensor:
     """Return the larger of two values, element by element."""
-    return call(_maximum, x, y)
+    return call(_maximum, *operands(x, y))
 
 
-def minimum(x: Any, y: Any) -> Tensor:
+def minimum(x: Any, y: Any, name: str | None = None) -> Tensor:
     """Return the smaller of two values, element by element."""
-    return call(_minimum, x, y)
+    return call(_minimum, *operands(x, y))
 
 
-def clip_by_value(x: Any, clip_value_min: Any, clip_value_max: Any) -> Tensor:
-    """Return ``x`` limited to an interval; the gradient is zero outside of it."""
-    return minimum(maximum(operand(x), clip_value_min), clip_value_max)
-
-
-def relu(x: Any) -> Tensor:
+def relu(x: Any, name: str | None = None) -> Tensor:
     """Return ``max(x, 0)``; its gradient at zero is zero."""
     return call(_relu, operand(x))
 
 
-def tanh(x: Any) -> Tensor:
+def tanh(x: Any, name: str | None = None) -> Tensor:
     """Return the hyperbolic tangent."""
     return call(_tanh, operand(x))
 
 
-def sigmoid(x: Any) -> Tensor:
+def sigmoid(x: Any, name: str | None = None) -> Tensor:
     """Return ``1 / (1 + exp(-x))``."""
     return call(_sigmoid, operand(x))
-
-
-def equal(x: Any, y: Any) -> Tensor:
-    """Return where two values are equal."""
-    return call(anp.equal, operand(x), operand(y))
 
 
 def relu_of(x: Array, out: Array | None = None) -> Array:
@@ -103,6 +93,7 @@ def sigmoid_of(x: Array, out: Array | None = None) -> Array:
 _LARGEST_EXPONENT = {"float64": 709, "float32": 88, "bfloat16": 88}
 
 _sqrt = primitive(lambda x: np.sqrt(x))
+_sign = primitive(lambda x: np.sign(x))
 _abs = primitive(lambda x: np.abs(x))
 _maximum = primitive(lambda x, y: np.maximum(x, y))
 _minimum = primitive(lambda x, y: np.minimum(x, y))
@@ -111,6 +102,7 @@ _sigmoid = primitive(lambda x: sigmoid_of(x))
 _relu = primitive(lambda x: relu_of(x))
 
 defvjp(_sqrt, lambda ans, x: lambda g: g * 0.5 / ans)
+defvjp(_sign, lambda ans, x: lambda g: anp.zeros_like(g))
 defvjp(_abs, lambda ans, x: lambda g: g * anp.sign(x))
 defvjp(_tanh, lambda ans, x: lambda g: g * (1 - ans * ans))
 defvjp(_sigmoid, lambda ans, x: lambda g: g * (ans * (1 - ans)))

@@ -16,19 +16,29 @@ from distopt.tensor import Operand, Tensor, call
 from distopt.types import Array
 
 
-def gather(params: Any, indices: Any, axis: int = 0) -> Tensor:
-    """Return the slices of ``params`` at ``indices`` along ``axis``.
+def gather(
+    params: Any,
+    indices: Any,
+    validate_indices: Any = None,
+    axis: int | None = None,
+    batch_dims: int = 0,
+    name: str | None = None,
+) -> Tensor:
+    """Return the slices of ``params`` at ``indices`` along ``axis`` (None: 0).
 
     Shapes: ``params`` ``[a.., n, b..]`` with n at ``axis``, ``indices`` ``[i..]``; the result is ``[a.., i.., b..]``.
     The gradient of a variable gathered along axis 0 is IndexedSlices with a row for every lookup, duplicates kept;
     that of anything else is dense.
 
-    Raises: IndexError for an index that is negative or not below n; TypeError for indices that are no integers.
+    Raises: IndexError for an index that is negative or not below n; TypeError for indices that are no integers;
+        ValueError for ``batch_dims``, which are not offered.
     """
+    if batch_dims:
+        raise ValueError("gather is offered without batch_dims; use one_hot and matmul, or a loop and stack")
     positions = indices.numpy() if isinstance(indices, Operand) else np.asarray(indices)
     if positions.dtype.kind not in "iu":
         raise TypeError(f"indices must be integers, not {positions.dtype}")
-    return call(_gather, operand(params), positions, axis)
+    return call(_gather, operand(params), positions, 0 if axis is None else axis)
 
 
 @primitive  # type: ignore[untyped-decorator]  # autograd is untyped

@@ -18,6 +18,26 @@ def operand(value: Any) -> Any:
     return value if isinstance(value, _OPERANDS) else to_array(value)
 
 
+def operands(x: Any, y: Any) -> tuple[Any, Any]:
+    """Return two arguments that an operation combines: a number or a list takes part in the dtype of the other.
+
+    So a float32 tensor stays float32 when it meets ``2``, ``0.5`` or ``[1.0, 2.0]``.
+    """
+    return _beside(x, y), _beside(y, x)
+
+
+def _beside(value: Any, other: Any) -> Any:
+    if isinstance(value, _OPERANDS):
+        return value
+    if not isinstance(other, _OPERANDS):
+        return to_array(value)
+    if isinstance(value, int | float):
+        if other.dtype.kind == "V":  # bfloat16, for which NumPy's rule for Python numbers does not hold
+            return other.dtype.type(value)
+        return float(value) if isinstance(value, float) else value  # NumPy's own float64 scalars would widen
+    return to_array(value, other.dtype if other.dtype.kind in "fV" else None)
+
+
 def unbroadcast(gradient: Any, shape: Shape) -> Any:
     """Return ``gradient`` summed over the axes along which a value of ``shape`` was repeated.
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
-from distopt import random
+from distopt import distribute, random
 from distopt.comm.communicator import Communicator
 from distopt.random import Domain
 from distopt.testing import run_replicas
@@ -98,3 +99,65 @@ def test_permutation_holds_each_number_once(length: int) -> None:
     order = random.permutation(random.stream(Domain.EPOCH, 0), length)
     assert sorted(order) == list(range(length))
     assert order.dtype == np.int64
+
+
+# ---------------------------------------------------------------- tensors of random values
+
+
+def test_values_follow_their_distribution_and_dtype() -> None:
+    random.set_seed(5)
+    normal = random.normal([4000], mean=3.0, stddev=2.0, dtype=np.float64).numpy()
+    assert abs(normal.mean() - 3) < 0.2
+    assert abs(normal.std() - 2) < 0.1
+    cut = random.truncated_normal((2000,), stddev=0.5).numpy()
+    assert cut.dtype == np.float32
+    assert np.abs(cut).max() <= 1.0
+    even = random.uniform([2000], -1, 3).numpy()
+    assert -1 <= even.min() < -0.9 < 2.9 < even.max() < 3
+    whole = random.uniform([300], 2, 5, np.int32).numpy()
+    assert whole.dtype == np.int32
+    assert set(whole.tolist()) == {2, 3, 4}
+    assert sorted(random.shuffle([3, 1, 2]).numpy().tolist()) == [1, 2, 3]
+    assert random.uniform([]).shape == ()
+
+
+def test_uniform_of_a_coarse_dtype_never_reaches_its_end() -> None:
+    assert float(random.uniform([20000], dtype=np.float16).numpy().max()) < 1
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, None), (3, 3)])
+def test_uniform_integers_without_an_interval_are_refused(low: int, high: int | None) -> None:
+    with pytest.raises(ValueError, match="minval < maxval"):
+        random.uniform([1], low, high, np.int32)
+
+
+def test_values_are_a_function_of_the_seed_and_of_how_much_was_drawn() -> None:
+    def draws(seed: int | None) -> list[bytes]:
+        random.set_seed(3)
+        return [random.normal([3], seed=seed).numpy().tobytes() for _ in range(2)]
+
+    for seed in (None, 3):
+        first, second = draws(seed)
+        assert [first, second] == draws(seed)
+        assert first != second
+    assert draws(None) != draws(3)
+    random.set_seed(4)
+    assert random.normal([3]).numpy().tobytes() != draws(None)[0]
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2, 5])
+def test_every_replica_draws_values_of_its_own_whoever_draws_before(num_replicas: int) -> None:
+    strategy = distribute.MirroredStrategy(num_replicas)
+
+    def draw(extra: bool) -> list[bytes]:
+        def step() -> Any:
+            return random.normal([2])
+
+        random.set_seed(1)
+        if extra:
+            random.normal([7])
+        return [value.numpy().tobytes() for value in strategy.experimental_local_results(strategy.run(step))]
+
+    values = draw(extra=False)
+    assert len(set(values)) == num_replicas
+    assert values == draw(extra=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distopt import ops
+from distopt import nn, ops
 from distopt.autodiff.tape import GradientTape
 from distopt.tensor import Tensor
 from distopt.types import Array
@@ -24,6 +24,11 @@ P = _RANDOM.uniform(0.1, 1.0, (3, 4))
 LABELS = np.array([1, 3, 0])
 MANY = _RANDOM.normal(size=(2, 40))
 X3 = _RANDOM.normal(size=(2, 3, 4))
+SQUARE = _RANDOM.normal(size=(3, 3)) + 3 * np.eye(3)
+SMALL = _RANDOM.uniform(-0.9, 0.9, (3, 4))
+WITH_ZEROS = np.where(np.eye(3, 4) > 0, 0.0, S)
+IMAGES = _RANDOM.normal(size=(2, 5, 4, 2))
+KERNEL = _RANDOM.normal(size=(3, 2, 2, 3))
 
 CASES: dict[str, tuple[Callable[..., Any], list[Array]]] = {
     "add": (lambda a, b: a + b, [A, ROW]),
@@ -80,6 +85,94 @@ CASES: dict[str, tuple[Callable[..., Any], list[Array]]] = {
     "cross_entropy_labels_three_axes": (lambda z: ops.softmax_cross_entropy(np.array([[1, 3, 0], [2, 2, 1]]), z), [X3]),
     "cross_entropy_many_classes": (lambda z: ops.softmax_cross_entropy(np.array([39, 0]), z), [MANY]),
     "cross_entropy_probabilities": (lambda p, z: ops.softmax_cross_entropy(p, z), [P, S]),
+    "add_by_name": (ops.add, [A, ROW]),
+    "subtract_by_name": (ops.subtract, [ROW, A]),
+    "multiply_by_name": (ops.multiply, [A, ROW]),
+    "divide_by_name": (ops.divide, [ROW, A]),
+    "divide_no_nan": (ops.divide_no_nan, [A, B]),
+    "multiply_no_nan": (ops.multiply_no_nan, [A, B]),
+    "floormod": (lambda a: ops.floormod(a, 0.37), [A]),
+    "pow": (ops.pow, [A, ROW]),
+    "squared_difference": (ops.squared_difference, [A, ROW]),
+    "atan2": (ops.atan2, [S, A]),
+    "add_n": (lambda a, b: ops.add_n([a, b, a]), [A, B]),
+    "scalar_mul": (lambda a: ops.scalar_mul(3.0, a), [A]),
+    "negative_by_name": (ops.negative, [S]),
+    "log1p": (ops.log1p, [A]),
+    "expm1": (ops.expm1, [S]),
+    "sin": (ops.sin, [S]),
+    "cos": (ops.cos, [S]),
+    "tan": (ops.tan, [SMALL]),
+    "asin": (ops.asin, [SMALL]),
+    "acos": (ops.acos, [SMALL]),
+    "atan": (ops.atan, [S]),
+    "sinh": (ops.sinh, [S]),
+    "cosh": (ops.cosh, [S]),
+    "asinh": (ops.asinh, [S]),
+    "acosh": (lambda a: ops.acosh(a + 1.0), [A]),
+    "atanh": (ops.atanh, [SMALL]),
+    "reciprocal": (ops.reciprocal, [A]),
+    "rsqrt": (ops.rsqrt, [A]),
+    "softplus": (ops.softplus, [S]),
+    "log_sigmoid": (ops.log_sigmoid, [S]),
+    "softsign": (ops.softsign, [S]),
+    "relu6": (lambda a: ops.relu6(4 * a), [S]),
+    "leaky_relu": (lambda a: ops.leaky_relu(a, 0.3), [S]),
+    "elu": (ops.elu, [S]),
+    "selu": (ops.selu, [S]),
+    "silu": (ops.silu, [S]),
+    "sigmoid_cross_entropy": (ops.sigmoid_cross_entropy, [P, S]),
+    "prod": (ops.reduce_prod, [S]),
+    "prod_axis": (lambda a: ops.reduce_prod(a, axis=0), [WITH_ZEROS]),
+    "prod_axes": (lambda a: ops.reduce_prod(a, axis=[0, -1], keepdims=True), [X3]),
+    "variance": (lambda a: ops.reduce_variance(a, axis=1), [S]),
+    "std": (ops.reduce_std, [S]),
+    "euclidean_norm": (lambda a: ops.reduce_euclidean_norm(a, axis=1), [S]),
+    "logsumexp": (ops.reduce_logsumexp, [S]),
+    "logsumexp_axis": (lambda a: ops.reduce_logsumexp(a, axis=[0, 2], keepdims=True), [X3]),
+    "cumsum": (ops.cumsum, [S]),
+    "cumsum_exclusive": (lambda a: ops.cumsum(a, axis=-1, exclusive=True, reverse=True), [S]),
+    "identity": (ops.identity, [S]),
+    "squeeze": (lambda a: ops.squeeze(a[None, :, :, None], -1), [S]),
+    "expand_dims": (lambda a: ops.expand_dims(a, -2), [S]),
+    "broadcast_to": (lambda a: ops.broadcast_to(a, [3, 4]), [ROW]),
+    "tile": (lambda a: ops.tile(a, [2, 3]), [S]),
+    "repeat": (lambda a: ops.repeat(a, 2, axis=1), [S]),
+    "split": (lambda a: ops.split(a, [1, -1], axis=1)[1], [S]),
+    "unstack": (lambda a: ops.stack(ops.unstack(a, axis=1)[::-1]), [S]),
+    "slice": (lambda a: ops.slice(a, [1, 0], [-1, 2]), [S]),
+    "reverse": (lambda a: ops.reverse(a, [0]), [S]),
+    "pad": (lambda a: ops.pad(a, [[1, 0], [0, 2]], constant_values=3), [S]),
+    "boolean_mask": (lambda a: ops.boolean_mask(a, A > 1.0), [S]),
+    "clip_by_norm_above": (lambda a: ops.clip_by_norm(a, 0.7), [S]),
+    "clip_by_norm_below": (lambda a: ops.clip_by_norm(a, 70.0), [S]),
+    "clip_by_norm_axes": (lambda a: ops.clip_by_norm(a, 1.1, axes=1), [S]),
+    "clip_by_global_norm": (lambda a, b: ops.concat(ops.clip_by_global_norm([a, b], 1.3)[0], 0), [A, S]),
+    "global_norm": (lambda a, b: ops.global_norm([a, None, b]), [A, ROW]),
+    "matmul_transposed": (lambda a, b: ops.matmul(a, b, transpose_a=True, transpose_b=True), [S, K[:, :1] @ S[:1, :3]]),
+    "matvec": (ops.matvec, [S, ROW]),
+    "tensordot": (lambda a, k: ops.tensordot(a, k, [[2], [0]]), [X3, K]),
+    "einsum": (lambda a, k: ops.einsum("bij,jk->bik", a, k), [X3, K]),
+    "trace": (ops.trace, [SQUARE]),
+    "diag": (ops.diag, [S]),
+    "diag_part": (ops.diag_part, [X3]),
+    "inv": (ops.inv, [SQUARE]),
+    "solve": (ops.solve, [SQUARE, S]),
+    "det": (ops.det, [SQUARE]),
+    "norm": (lambda a: ops.norm(a, axis=1), [S]),
+    "norm_1": (lambda a: ops.norm(a, 1, axis=0, keepdims=True), [S]),
+    "norm_inf": (lambda a: ops.norm(a, np.inf), [S]),
+    "l2_normalize": (lambda a: ops.l2_normalize(a, axis=-1), [S]),
+    "conv2d": (ops.conv2d, [IMAGES, KERNEL]),
+    "conv2d_same": (lambda x, k: ops.conv2d(x, k, strides=2, padding="SAME"), [IMAGES, KERNEL]),
+    "conv2d_dilated": (lambda x, k: ops.conv2d(x, k, strides=(1, 2), dilations=(2, 1)), [IMAGES, KERNEL]),
+    "max_pool": (lambda x: ops.max_pool2d(x, 2), [IMAGES]),
+    "max_pool_overlapping": (lambda x: ops.max_pool2d(x, 3, 2, "SAME"), [IMAGES]),
+    "avg_pool": (lambda x: ops.avg_pool2d(x, (2, 3), 1), [IMAGES]),
+    "avg_pool_same": (lambda x: ops.avg_pool2d(x, 3, 2, "SAME"), [IMAGES]),
+    "moments": (lambda a: ops.concat(nn.moments(a, [0]), 0), [S]),
+    "bias_add": (nn.bias_add, [S, ROW]),
+    "l2_loss": (nn.l2_loss, [S]),
     "cross_entropy_of_transposed": (lambda z: ops.softmax_cross_entropy(LABELS, ops.transpose(z)), [S.T.copy()]),
 }
 case = pytest.mark.parametrize("name", CASES)
