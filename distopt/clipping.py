@@ -15,6 +15,7 @@ import numpy as np
 
 from distopt import norms
 from distopt.indexed_slices import IndexedSlices
+from distopt.marks import inherit
 from distopt.tensor import Tensor
 from distopt.types import Array
 
@@ -31,7 +32,9 @@ def with_values(gradient: Any, values: Array) -> Any:
     """Return a gradient of the kind of ``gradient`` that holds ``values`` instead."""
     if isinstance(gradient, IndexedSlices):
         return gradient.with_values(values)
-    return Tensor(values) if isinstance(gradient, Tensor) else values
+    clipped = Tensor(values) if isinstance(gradient, Tensor) else values
+    inherit(values_of(gradient), values_of(clipped))
+    return clipped
 
 
 def squares_of(gradient: Any, sum_of_squares: SumOfSquares = norms.sum_of_squares) -> Any:

@@ -41,7 +41,15 @@
         ├── CountedManyTimesError (ValueError)           a sum over replicas of what is no value of a replica
         ├── PerReplicaAsTensorError (ValueError)         one value a replica used as if it were one value
         ├── VariableListChangedError (PlacementError)    other variables than those that the servers own
-        └── TapeReusedError (TapeError)                  gradients asked of a tape that has given them
+        ├── TapeReusedError (TapeError)                  gradients asked of a tape that has given them
+        ├── ReducedByHandError (ValueError)              gradients that were reduced by hand are aggregated again
+        ├── AggregatedTwiceError (ValueError)            ... or by a hook
+        ├── NeverReducedError (ValueError)               replicas apply unequal gradients that nobody reduces
+        ├── MeanTakenTwiceError (ValueError)             the mean over replicas of what was averaged already
+        ├── AppliedTwiceError (ValueError)               the same gradient in two steps
+        ├── NonFiniteGradientError (ArithmeticError)     a gradient that is infinite or not a number
+        ├── TwoStrategiesError (ValueError)              one optimizer under two strategies
+        └── ForeignVariableError (ValueError)            a variable of another strategy
 
 A caller's wrong argument is a plain ``ValueError`` or ``TypeError``, raised before any state changes.
 """
@@ -207,3 +215,35 @@ class VariableListChangedError(MistakeError, PlacementError):
 
 class TapeReusedError(MistakeError, TapeError):
     """A tape that is not persistent was asked for gradients a second time."""
+
+
+class ReducedByHandError(MistakeError, ValueError):
+    """Gradients that a reduction returned are given to ``apply_gradients``, which would reduce them once more."""
+
+
+class AggregatedTwiceError(MistakeError, ValueError):
+    """Gradients that one hook has reduced are given to an aggregator."""
+
+
+class NeverReducedError(MistakeError, ValueError):
+    """Replicas apply unequal gradients to their copies of a variable, and nobody has reduced them."""
+
+
+class MeanTakenTwiceError(MistakeError, ValueError):
+    """Gradients of a loss that was divided by the global batch are divided by the number of replicas as well."""
+
+
+class AppliedTwiceError(MistakeError, ValueError):
+    """The same gradient is applied in two steps."""
+
+
+class NonFiniteGradientError(MistakeError, ArithmeticError):
+    """A gradient is infinite or not a number; names variable, replica and step."""
+
+
+class TwoStrategiesError(MistakeError, ValueError):
+    """An optimizer that made steps under one strategy is used under another."""
+
+
+class ForeignVariableError(MistakeError, ValueError):
+    """A variable was created under another strategy than the one that is to update it."""

@@ -7,6 +7,7 @@ because a tape may hold a view. One stored value, until an unaggregated write in
 # ruff: noqa: ARG002  (TensorFlow's arguments, in its order, some of which have no meaning here)
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,7 @@ class Variable(Operand):
         "_trainable",
         "aggregation",
         "constraint",
+        "creator",
         "is_followed",
         "is_split",
         "name",
@@ -127,6 +129,8 @@ class Variable(Operand):
         self.aggregation = aggregation
         self.placement: tuple[Segment, int] | None = None
         """Where the arena keeps the value: the segment, and the offset in elements."""
+        self.creator: weakref.ref[Any] | None = None
+        """The strategy under which the variable was created; None outside of all of them."""
         replica_context.current().writer.created(self)
 
     @property

@@ -184,6 +184,8 @@ class ThreadState(threading.local):
 
     active: tuple[ActiveTape, ...] = ()
     sole: ActiveTape | None = None
+    watcher: Callable[[Any, Sequence[Any]], None] | None = None
+    """Told the target's node and the gradients whenever a tape was asked for some."""
 
 
 state = ThreadState()

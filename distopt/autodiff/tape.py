@@ -166,6 +166,8 @@ class GradientTape:
                 results.append(tensor_of(gradient))
             else:
                 results.append(self._result(leaf, gradient, unconnected_gradients))
+        if state.watcher is not None and type(target) is Tensor and (node := self._node_of(target)) is not None:
+            state.watcher(node, results)
         if not self._persistent:
             self._forget()
         if is_flat:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from distopt.distribute.checks import Checks
 from distopt.distribute.mirrored import DefaultStrategy, MirroredStrategy
 from distopt.distribute.multi_worker import CommunicationOptions, MultiWorkerMirroredStrategy
 from distopt.distribute.parameter_server import SyncParameterServerStrategy
+from distopt.distribute.receipts import Receipt
 from distopt.distribute.strategy import Strategy
 from distopt.distribute.values import DistributedValues, Mirrored, PerReplica
 from distopt.replica_context import (
@@ -17,6 +19,7 @@ from distopt.replica_context import (
 from distopt.types import ReduceOp
 
 __all__ = [
+    "Checks",
     "CommunicationOptions",
     "DefaultStrategy",
     "DistributedValues",
@@ -24,6 +27,7 @@ __all__ = [
     "MirroredStrategy",
     "MultiWorkerMirroredStrategy",
     "PerReplica",
+    "Receipt",
     "ReduceOp",
     "ReplicaContext",
     "Strategy",

@@ -5,6 +5,7 @@ Source: TensorFlow's table of variable writes (synchronization x aggregation x c
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,13 +25,15 @@ from distopt.variable import VariableAggregation, VariableSynchronization
 class StrategyReplicaContext:
     """One replica's side of ``strategy.run``; made by the strategy, found by ``get_replica_context()``."""
 
-    __slots__ = ("_context", "_index", "_replica_id", "_strategy")
+    __slots__ = ("_context", "_index", "_replica_id", "_strategy", "origin")
 
     def __init__(self, strategy: Any, replica_id: int, index: int) -> None:
         self._strategy = strategy
         self._replica_id = replica_id
         self._index = index
         self._context = Context(strategy, self, InReplicaWriter(strategy))
+        self.origin: Any = None
+        """What is known of the loss of the gradients that this replica took last; see ``loss_origin``."""
 
     @property
     def context(self) -> Context:
@@ -77,7 +80,9 @@ class StrategyReplicaContext:
         Raises: UnequalShapesError, UnequalDtypesError, UnequalReduceOpsError or MergeOrderError where replicas differ.
         """
         operation = ReduceOp.parse(reduce_op)
-        return map_structure(lambda leaf: call(_all_reduce, leaf, self, operation), value)
+        reduced = map_structure(lambda leaf: call(_all_reduce, leaf, self, operation), value)
+        map_structure(lambda leaf: self._strategy.extended.inspector.mark_reduced(leaf, operation.name), reduced)
+        return reduced
 
     def __repr__(self) -> str:
         return f"ReplicaContext(replica {self._replica_id} of {self.num_replicas_in_sync})"
@@ -121,6 +126,8 @@ class _StrategyWriter:
                 f"{variable.name} is synchronized ON_READ, which strategies do not offer yet; keep one value a replica "
                 "yourself and reduce it with `strategy.reduce`"
             )
+        if not self._strategy.extended.inspector.is_default:
+            variable.creator = weakref.ref(self._strategy)
         if variable.trainable:
             self._strategy.extended.share_initial_value(variable)
 

@@ -12,10 +12,15 @@ import numpy as np
 
 from distopt import replica_context
 from distopt.aggregation import Aggregator, Mean, Sum
+from distopt.autodiff.nodes import state
 from distopt.comm.communicator import Communicator, Hosting
 from distopt.distribute import values
+from distopt.distribute.checks import Checks
 from distopt.distribute.contexts import CrossReplicaWriter, StrategyReplicaContext
-from distopt.distribute.owners import EveryProcess, Owners, Phases, same_variables
+from distopt.distribute.inspector import Inspector
+from distopt.distribute.loss_origin import note_origin
+from distopt.distribute.owners import EveryProcess, Owners, Phases, num_bytes_of, same_variables
+from distopt.distribute.receipts import Note, Receipt, ReceiptBook, path_name
 from distopt.distribute.replica_greenlets import ReplicaGreenlets
 from distopt.replica_context import Context
 from distopt.types import Array, ReduceOp
@@ -38,11 +43,13 @@ class Extended:
         self.rank = rank
         self.communicator = communicator
         self.phases = phases
-        self.every_process = EveryProcess(hosting, rank, communicator, phases)
-        self.owners: Owners = self.every_process
         self.hosted = hosting.hosted[rank]
         ids = self.hosted or (hosting.num_replicas - 1,)
         self.contexts = tuple(StrategyReplicaContext(strategy, replica, i) for i, replica in enumerate(ids))
+        self.book = ReceiptBook(hosting, communicator, path_name(hosting, communicator))
+        self.inspector = Inspector(strategy, hosting, self.contexts, communicator, self.book, rank)
+        self.every_process = EveryProcess(hosting, rank, communicator, phases, self.inspector)
+        self.owners: Owners = self.every_process
         self.num_hosted = len(self.contexts)
         """How many replica contexts run in this process, a stand-in included."""
         self.cross_context = Context(strategy, None, CrossReplicaWriter(strategy))
@@ -58,12 +65,46 @@ class Extended:
         """Whether the owner runs whole-gradient hooks; see :class:`~distopt.distribute.owners.Owners`."""
         return self.owners.re_enact_replicas
 
+    @property
+    def checks(self) -> Checks:
+        """What is checked in every step, and what is done about it; may be set at any time, alike on all processes."""
+        return self.inspector.checks
+
+    @checks.setter
+    def checks(self, checks: Checks) -> None:
+        self.inspector.checks = checks
+
+    @property
+    def last_receipts(self) -> tuple[Receipt, ...]:
+        """The receipts of the reductions of the latest ``strategy.run``, in their order; the last 256 at most.
+
+        One replica reduces nothing and leaves none.
+
+        >>> import numpy as np
+        >>> import distopt as tf
+        >>> strategy, w = tf.distribute.MirroredStrategy(2), tf.Variable(np.zeros(3, np.float32), name="w")
+        >>> optimizer = tf.keras.optimizers.SGD(0.1)
+        >>> _ = strategy.run(lambda: optimizer.apply_gradients([(np.ones(3, np.float32), w)]))
+        >>> (receipt,) = strategy.extended.last_receipts
+        >>> receipt.variables, receipt.participants, receipt.operation, receipt.weight, receipt.num_bytes
+        (('w:0',), (0, 1), 'sum', 1.0, 24)
+        """
+        return self.book.receipts()
+
+    def observe_reductions(self, observer: Callable[[Receipt], Any]) -> Callable[[], None]:
+        """Call ``observer`` with the receipt of every reduction from now on; return a function that ends it."""
+        return self.book.observe(observer)
+
     def run_replicas(
         self, function: Callable[..., Any], args_of: Sequence[Sequence[Any]], kwargs_of: Sequence[dict[str, Any]] = ()
     ) -> Sequence[Any]:
         """Call ``function`` on every hosted replica, each with its own arguments, and return the results in order."""
         started = time.perf_counter()
         self._merging_s = 0.0
+        watcher = state.watcher
+        if self.inspector.several:
+            self.book.begin()
+            state.watcher = note_origin
         try:
             if self.num_hosted == 1:
                 kwargs = kwargs_of[0] if kwargs_of else _NO_KWARGS
@@ -76,6 +117,7 @@ class Extended:
             ]
             return self._greenlets.run(calls, self._merge_laps)
         finally:
+            state.watcher = watcher
             self.phases.gradient += time.perf_counter() - started - self._merging_s
 
     def merge(self, merge_fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -86,16 +128,25 @@ class Extended:
 
     def combine(self, aggregator: Aggregator, gradients: Any) -> list[Any]:
         """Return the aggregate over all replicas of a list of gradients; called through ``merge_call``."""
+        self.inspector.before_hook(aggregator, gradients)
         columns = [values.local_components(gradient, self.num_hosted) for gradient in gradients]
-        return self.every_process.aggregate(aggregator, columns)
+        return self._aggregate("gradients (hook)", aggregator, columns)
 
     def all_reduce_arrays(self, operation: ReduceOp | str, value: Any) -> Array:
         """Return ``value`` (an array, or one a hosted replica) reduced over all replicas."""
         column = values.local_components(value, self.num_hosted)
         if ReduceOp.parse(operation) is ReduceOp.MEAN and np.asarray(column[0]).dtype.kind in "biu":
             return np.asarray(self.all_reduce_arrays(ReduceOp.SUM, value) / self.hosting.num_replicas)
-        (total,) = self.every_process.aggregate(_AGGREGATOR_OF[ReduceOp.parse(operation)], [column])
+        (total,) = self._aggregate("value", _AGGREGATOR_OF[ReduceOp.parse(operation)], [column])
         return np.asarray(total)
+
+    def _aggregate(self, what: str, aggregator: Aggregator, columns: Sequence[Sequence[Any]]) -> list[Any]:
+        before = self.book.traffic()
+        totals = self.every_process.aggregate(aggregator, columns)
+        if self.inspector.several:
+            num_bytes = sum(num_bytes_of(value) for column in columns for value in column)
+            self.book.add(Note(what, aggregator, num_bytes, traffic_before=before))
+        return totals
 
     def of_first_replica(self, value: Any) -> Array:
         """Return replica 0's ``value`` on every process."""
@@ -133,18 +184,27 @@ class Extended:
     def apply_at_owners(self, path: Any, pairs: Any) -> None:
         """Run the rest of the gradient's path at the owners of the variables."""
         path = values.local_components(path, self.num_hosted)[0]
-        hypers = self._hypers_of(path.optimizer)
-        self.owners.apply(path, values.local_components(pairs, self.num_hosted), hypers)
+        pairs_of = values.local_components(pairs, self.num_hosted)
+        self.inspector.adopt(path.optimizer)
+        if self.inspector.looks_at_applies:
+            self.inspector.before_apply(path, pairs_of)
+        self.owners.apply(path, pairs_of, self._hypers_of(path.optimizer))
 
     def update_copies(self, path: Any, pairs: Any) -> None:
         """Apply each replica's finished gradients; where they are bit-equal, one update serves all copies."""
-        optimizer = values.local_components(path, self.num_hosted)[0].optimizer
+        path = values.local_components(path, self.num_hosted)[0]
+        optimizer = path.optimizer
         started = time.perf_counter()
         pairs_of = values.local_components(pairs, self.num_hosted)
-        hypers = self._hypers_of(optimizer)
         first = pairs_of[0]
         variables = same_variables(pairs_of)
         alike = all(same_bits(first, other) for other in pairs_of[1:])
+        self.inspector.adopt(optimizer)
+        if self.inspector.looks_at_applies:
+            self.inspector.before_update(path, pairs_of, alike)
+        if self.inspector.looks_for_non_finite and not self.inspector.lets_copies_pass(path, pairs_of):
+            return
+        hypers = self._hypers_of(optimizer)
         if self.num_hosted == 1 or (alike and not any(v.is_split for v in variables)):
             optimizer.finish_pairs(first, hypers)
         else:

@@ -37,6 +37,7 @@ class DefaultStrategy(Strategy):
 
     def __init__(self) -> None:
         self._extended = Extended(self, Hosting.contiguous(1, 1), 0, None, Phases())
+        self._extended.inspector.is_default = True
         replica = self.extended.contexts[0]
         self.context = Context(self, replica, CrossReplicaWriter(self), is_default=True)
         replica.use_context(self.context)

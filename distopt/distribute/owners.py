@@ -22,6 +22,8 @@ from distopt.arena import Span
 from distopt.canonical_sum import add_nodes
 from distopt.comm import combining
 from distopt.comm.communicator import Communicator, Contribution, Hosting
+from distopt.distribute.inspector import Inspector
+from distopt.distribute.receipts import Note
 from distopt.distribute.row_exchange import Combine, gather_rows, is_row_sparse, sum_rows
 from distopt.errors import PlacementError, UnequalDtypesError, UnequalShapesError
 from distopt.indexed_slices import IndexedSlices
@@ -78,11 +80,14 @@ class EveryProcess:
     placement = "replica"
     re_enact_replicas = False
 
-    def __init__(self, hosting: Hosting, rank: int, communicator: Communicator | None, phases: Phases) -> None:
+    def __init__(
+        self, hosting: Hosting, rank: int, communicator: Communicator | None, phases: Phases, inspector: Inspector
+    ) -> None:
         self._hosting = hosting
         self._rank = rank
         self._communicator = communicator
         self._phases = phases
+        self._inspector = inspector
         self._scratch = _Scratch()
         self._is_alone = hosting.num_replicas == 1 and communicator is None
         self._rows_somewhere: weakref.WeakKeyDictionary[Any, dict[tuple[int, ...], bool]] = weakref.WeakKeyDictionary()
@@ -97,22 +102,45 @@ class EveryProcess:
             pairs = pairs_of[0]
             if type(path.aggregator) is not Sum:
                 columns = [[gradient] for gradient, _ in pairs]
-                pairs = zip(self.aggregate(path.aggregator, columns), variables, strict=True)
+                pairs = list(zip(self.aggregate(path.aggregator, columns), variables, strict=True))
             combined = time.perf_counter()
+            if self._inspector.looks_for_non_finite and not self._lets_pass(optimizer, [g for g, _ in pairs], pairs_of):
+                return
             optimizer.finish_aggregated(pairs, hypers)
         elif not (have_rows := self._have_rows(optimizer, pairs_of)) and all(map(fits_flat_arrays, pairs_of)):
             layout = optimizer.layout(variables)
+            before = self._inspector.book.traffic()
             total = self.combine(path.aggregator, self._scratch.pack(layout, pairs_of))
             combined = time.perf_counter()
+            note = Note("gradients", path.aggregator, layout.num_bytes * len(pairs_of), layout.variables, before)
+            if self._noted(note, optimizer, total, pairs_of):
+                return
             optimizer.finish(layout, total, hypers)
         else:
             columns = [[pairs[i][0] for pairs in pairs_of] for i in range(len(variables))]
+            before = self._inspector.book.traffic()
             combine_rows = (sum_rows if path.may_sum_rows else gather_rows) if have_rows else None
-            aggregated = zip(self._aggregate(path.aggregator, columns, combine_rows), variables, strict=True)
+            gradients = self._aggregate(path.aggregator, columns, combine_rows)
             combined = time.perf_counter()
-            optimizer.finish_aggregated(aggregated, hypers)
+            num_bytes = sum(num_bytes_of(gradient) for column in columns for gradient in column)
+            note = Note("gradients", path.aggregator, num_bytes, variables, before)
+            if self._noted(note, optimizer, gradients, pairs_of):
+                return
+            optimizer.finish_aggregated(zip(gradients, variables, strict=True), hypers)
         self._phases.combine += combined - started
         self._phases.apply += time.perf_counter() - combined
+
+    def _noted(self, note: Note, optimizer: Any, gradients: Sequence[Any], pairs_of: Sequence[Any]) -> bool:
+        """Leave the receipt of a reduction; return whether the step is to be skipped."""
+        inspector = self._inspector
+        if inspector.several:
+            note.step = int(optimizer.iterations.storage)
+            note.skipped = inspector.looks_for_non_finite and not self._lets_pass(optimizer, gradients, pairs_of)
+            inspector.book.add(note)
+        return note.skipped
+
+    def _lets_pass(self, optimizer: Any, gradients: Sequence[Any], pairs_of: Sequence[Any]) -> bool:
+        return self._inspector.lets_pass(gradients, pairs_of, int(optimizer.iterations.storage))
 
     def aggregate(self, aggregator: Aggregator, columns: Sequence[Sequence[Any]]) -> list[Any]:
         """Return the aggregate over all replicas of each gradient; ``columns[i]`` has those of each hosted replica.
@@ -193,11 +221,12 @@ class Servers:
 
     placement = "server"
 
-    def __init__(self, hosting: Hosting, rank: int, communicator: Any, phases: Phases) -> None:
+    def __init__(self, hosting: Hosting, rank: int, communicator: Any, phases: Phases, inspector: Inspector) -> None:
         self._hosting = hosting
         self._rank = rank
         self._communicator = communicator
         self._phases = phases
+        self._inspector = inspector
         self._scratch = _Scratch()
         self.re_enact_replicas = communicator.num_servers == 1
 
@@ -216,7 +245,11 @@ class Servers:
             )
         for variable in variables:
             variable.check_writable()
+        inspector = self._inspector
+        if inspector.looks_for_non_finite:
+            inspector.refuse_non_finite_here(pairs_of, int(optimizer.iterations.storage))
         layout = optimizer.layout(variables)
+        before = inspector.book.traffic()
         flat_of = self._scratch.pack(layout, pairs_of)
         summed = path.runs_at_owners and path.aggregator.sums
         parts = contributions(self._hosting, self._rank, flat_of, summed=summed)
@@ -229,6 +262,10 @@ class Servers:
         self._phases.combine += packed - started
         self._phases.wait += traffic.wait_s - waited
         self._phases.send += traffic.send_s - sent
+        if inspector.several:
+            note = Note("gradients", path.aggregator, layout.num_bytes * len(pairs_of), layout.variables, before)
+            note.step = int(optimizer.iterations.storage)
+            inspector.book.add(note)
         optimizer.advance(hypers)
 
     def check(self, path: Any) -> None:
@@ -240,6 +277,11 @@ class Servers:
             )
         if not path.runs_at_owners and not self.re_enact_replicas:
             raise PlacementError(whole_gradient_refusal(path.whole_gradient_hooks(), self._communicator.num_servers))
+        if self._inspector.checks.non_finite == "skip":
+            raise PlacementError(
+                "non_finite='skip' needs the aggregate before the update, but with placement 'server' both are made by "
+                "the servers; use non_finite='raise', or placement 'replica'"
+            )
 
     def may_split(self, what: str) -> None:
         """Refuse: the servers hold one value for all replicas."""
@@ -284,6 +326,13 @@ class _Scratch:
 def densified(gradient: Any) -> Array:
     """Return a gradient as an array, duplicates of row-sparse ones added left to right."""
     return gradient.to_dense() if isinstance(gradient, IndexedSlices) else np.asarray(gradient)
+
+
+def num_bytes_of(gradient: Any) -> int:
+    """Return the bytes that a gradient contributes to a reduction."""
+    if isinstance(gradient, IndexedSlices):
+        return np.asarray(gradient.values).nbytes + np.asarray(gradient.indices).nbytes
+    return np.asarray(gradient).nbytes
 
 
 def check_alike(arrays: Sequence[Array]) -> None:

@@ -31,7 +31,7 @@ class SyncParameterServerStrategy(Strategy):
         super().__init__(hosting, communicator.rank, communicator)
         if placement == "server":
             extended = self.extended
-            extended.owners = Servers(hosting, communicator.rank, communicator, extended.phases)
+            extended.owners = Servers(hosting, communicator.rank, communicator, extended.phases, extended.inspector)
         elif placement != "replica":
             raise PlacementError(
                 f"placement {placement!r} is not known to parameter servers; use 'server' or 'replica'"

@@ -67,7 +67,7 @@ class ServedReplicas:
         self._segments = {segment.index: segment for segment in layout.segments}
         self._strategy = MirroredStrategy(num_replicas)
         extended = self._strategy.extended
-        extended.owners = _OneValueForAll(extended.hosting, 0, None, extended.phases)
+        extended.owners = _OneValueForAll(extended.hosting, 0, None, extended.phases, extended.inspector)
 
     def apply_replicas(
         self,

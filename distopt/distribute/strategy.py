@@ -122,7 +122,9 @@ class Strategy:
                 total = total / total.dtype.type(
                     self._extended.all_reduce_arrays(ReduceOp.SUM, values.PerReplica(counts))
                 )
-        return Tensor(np.array(total))
+        reduced = Tensor(np.array(total))
+        self._extended.inspector.mark_reduced(reduced, operation.name)
+        return reduced
 
     def _reduce_plain(self, operation: ReduceOp, value: Any, axis: Any) -> Any:
         if operation is ReduceOp.SUM and np.any(np.asarray(value) != 0):

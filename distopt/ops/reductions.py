@@ -294,3 +294,9 @@ def _mean_backward(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
 FUSED[_sum] = Fused(_sum_backward, fresh=True)
 FUSED[_divided_sum] = Fused(_divided_sum_backward, fresh=True)
 FUSED[_mean] = Fused(_mean_backward, fresh=True)
+
+MEANS = frozenset({_mean, anp.mean})
+"""The operations that divide by the number of elements of what they are given."""
+
+DIVIDED_SUMS = frozenset({_divided_sum})
+"""Those that divide by a number that they are told."""

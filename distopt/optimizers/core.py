@@ -8,6 +8,7 @@ not simply hypers.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -16,8 +17,10 @@ from typing import Any, NamedTuple, Self
 import ml_dtypes
 import numpy as np
 
+from distopt import replica_context
 from distopt.arena import Span, place
 from distopt.clipping import clip_by_global_norm, clip_by_norm, clip_by_value
+from distopt.errors import ForeignVariableError
 from distopt.indexed_slices import IndexedSlices, scatter_rows
 from distopt.norms import add_sums
 from distopt.optimizers import hypers as hyper_arithmetic
@@ -85,6 +88,8 @@ class OptimizerCore:
         self.fits: dict[tuple[int, ...], Fit] = {}
         """Of variables that have been built, for :func:`~distopt.optimizers.pipeline.check_gradients`."""
         self._bound: dict[int, _Bound] = {}
+        self.used_by: weakref.ref[Any] | None = None
+        """The strategy under which the first step was made; None before, and outside of all of them."""
         self._batches: dict[tuple[int, ...], Batches] = {}
         self._bound_engine: Engine | None = None
         self._accumulated: Variable | None = None
@@ -159,7 +164,8 @@ class OptimizerCore:
     def build(self, var_list: Iterable[Variable]) -> None:
         """Create whatever applying gradients to ``var_list`` needs; what exists is left alone.
 
-        Raises: ValueError for a variable whose dtype no optimizer updates.
+        Raises: ValueError for a variable whose dtype no optimizer updates; ForeignVariableError for one that was
+            created under another strategy than the current one.
         """
         variables = list(var_list)
         if self._known.issuperset(map(id, variables)):
@@ -169,6 +175,7 @@ class OptimizerCore:
             for variable in new:
                 if variable.dtype not in VALID_DTYPES:
                     raise ValueError(f"variable {variable.name!r} has dtype {variable.dtype}; optimizers update floats")
+                _check_strategy(variable)
             _ = self.iterations
             place(new)
             self._create_slots(new)
@@ -526,6 +533,17 @@ def dense_gradient(gradient: Any, variable: Variable) -> Array:
         merged = gradient.merged()
         return scatter_rows(merged.values.numpy(), merged.indices, variable.storage.shape)
     return np.asarray(gradient)
+
+
+def _check_strategy(variable: Variable) -> None:
+    context = replica_context.current()
+    if variable.creator is None or context.is_default or variable.creator() is context.strategy:
+        return
+    creator = variable.creator() or "a strategy that is gone"
+    raise ForeignVariableError(
+        f"variable {variable.name!r} was created under {creator}, and is to be updated under "
+        f"{context.strategy!r}; create it under the strategy that trains it"
+    )
 
 
 def _sum_of_squares(values: Array) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -68,6 +69,11 @@ class Layout:
     def segments(self) -> tuple[Segment, ...]:
         """The segments that the variables lie in, in order."""
         return tuple({id(run.segment): run.segment for run in self.runs}.values())
+
+    @functools.cached_property
+    def num_bytes(self) -> int:
+        """Of the gradients of all variables, without padding."""
+        return sum(variable.storage.nbytes for variable in self.variables)
 
     @property
     def spans(self) -> tuple[Span, ...]:

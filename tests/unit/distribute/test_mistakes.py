@@ -7,17 +7,23 @@ docs/mistakes.md.
 from __future__ import annotations
 
 import re
+import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import distopt as tf
 from distopt import errors
-from distopt.distribute import MirroredStrategy, PerReplica
+from distopt.aggregation import Mean, Sum
+from distopt.clipping import clip_by_global_norm
+from distopt.distribute import Checks, MirroredStrategy, PerReplica
+from distopt.distribute.inspector import is_finite
 from distopt.errors import MistakeError
+from distopt.testing import run_strategy
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "mistakes.md"
 Test = TypeVar("Test", bound=Callable[..., Any])
@@ -192,7 +198,207 @@ def test_gradient_of_another_dtype_is_refused(strategy: MirroredStrategy) -> Non
         strategy.run(lambda: apply(optimizer, (np.ones(2), w)))
 
 
+# ---------------------------------------------------------------- reduced once, and once only
+
+
+@catches(errors.ReducedByHandError)
+@pytest.mark.parametrize("operation", ["SUM", "MEAN"])
+def test_gradients_reduced_by_hand_and_aggregated_again_are_refused(strategy: MirroredStrategy, operation: str) -> None:
+    w, optimizer = variable(), tf.keras.optimizers.SGD(1.0)
+    with pytest.raises(errors.ReducedByHandError, match=rf"w:0 .*all_reduce\({operation}\).*=False"):
+        strategy.run(lambda: apply(optimizer, (all_reduce(operation, gradient(1, 2)), w)))
+    assert w.numpy().tolist() == [0.0, 0.0]
+
+
+def test_gradients_reduced_and_clipped_by_hand_and_aggregated_again_are_refused(strategy: MirroredStrategy) -> None:
+    w, optimizer = variable(), tf.keras.optimizers.SGD(1.0)
+
+    def step() -> None:
+        (clipped,), _ = clip_by_global_norm([all_reduce("SUM", gradient(3, 4))], 1.0)
+        apply(optimizer, (clipped, w))
+
+    with pytest.raises(errors.ReducedByHandError):
+        strategy.run(step)
+
+
+def test_gradients_reduced_outside_of_run_and_aggregated_again_are_refused(strategy: MirroredStrategy) -> None:
+    w, optimizer = variable(), tf.keras.optimizers.SGD(1.0)
+    total = strategy.reduce("SUM", strategy.run(lambda: gradient(1, replica_id())), axis=None)
+    with pytest.raises(errors.ReducedByHandError):
+        strategy.run(lambda: apply(optimizer, (total, w)))
+
+
+def test_reducing_a_copy_for_a_log_and_applying_the_gradient_is_not_refused(strategy: MirroredStrategy) -> None:
+    w, optimizer = variable(), tf.keras.optimizers.SGD(1.0)
+
+    def step() -> None:
+        own = gradient(1, 2)
+        all_reduce("MEAN", own)
+        apply(optimizer, (own, w))
+
+    strategy.run(step)
+    assert w.numpy().tolist() == [-2.0, -4.0]
+
+
+def test_one_replica_may_reduce_by_hand_and_aggregate() -> None:
+    w, optimizer, alone = variable(), tf.keras.optimizers.SGD(1.0), MirroredStrategy(1)
+    alone.run(lambda: apply(optimizer, (all_reduce("SUM", gradient(1, 2)), w)))
+    assert w.numpy().tolist() == [-1.0, -2.0]
+
+
+@catches(errors.AggregatedTwiceError)
+def test_hook_that_reduces_before_the_aggregator_is_refused(strategy: MirroredStrategy) -> None:
+    class ReducesTooEarly(tf.keras.optimizers.SGD):
+        def _transform_unaggregated_gradients(self, grads_and_vars: Any) -> Any:
+            return [(all_reduce("SUM", g), v) for g, v in grads_and_vars]
+
+    w, optimizer = variable(), ReducesTooEarly(1.0)
+    with pytest.raises(errors.AggregatedTwiceError, match=r"'sum'.*all_reduce\(SUM\)"):
+        strategy.run(lambda: apply(optimizer, (gradient(1, 1), w)))
+    assert w.numpy().tolist() == [0.0, 0.0]
+
+
+def test_hook_that_reduces_in_place_of_the_aggregator_is_not_refused(strategy: MirroredStrategy) -> None:
+    w = variable()
+    optimizer = tf.keras.optimizers.SGD(
+        1.0, gradient_aggregator=lambda pairs: [(all_reduce("SUM", g), v) for g, v in pairs]
+    )
+    strategy.run(lambda: apply(optimizer, (gradient(1, 1), w)))
+    assert w.numpy().tolist() == [-2.0, -2.0]
+
+
+def unequal_and_unreduced(strategy: tf.distribute.Strategy) -> list[Any]:
+    """Apply what nobody reduces; return the copies."""
+    w, optimizer = variable(), tf.keras.optimizers.SGD(1.0)
+    strategy.run(lambda: apply(optimizer, (gradient(1, 1 + replica_id()), w), experimental_aggregate_gradients=False))
+    return [w.copy_of(replica).tolist() for replica in w.replica_ids]
+
+
+@catches(errors.NeverReducedError)
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_unequal_gradients_that_nobody_reduces_are_refused_where_asked_for(num_workers: int) -> None:
+    def worker(strategy: tf.distribute.Strategy) -> None:
+        strategy.extended.checks = Checks(never_reduced="raise")
+        unequal_and_unreduced(strategy)
+
+    with pytest.raises(errors.NeverReducedError, match="w:0 drift apart"):
+        run_strategy(worker, num_replicas=2, num_workers=num_workers)
+
+
+def test_unequal_gradients_that_nobody_reduces_are_applied_as_in_the_reference_and_logged_once(
+    strategy: MirroredStrategy, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        assert unequal_and_unreduced(strategy) == [[-1.0, -1.0], [-1.0, -2.0]]
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["NeverReducedError"]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_gradients_reduced_by_hand_and_not_aggregated_are_not_refused(num_workers: int) -> None:
+    def worker(strategy: tf.distribute.Strategy) -> list[float]:
+        strategy.extended.checks = Checks.strict()
+        w, optimizer = variable(), tf.keras.optimizers.SGD(1.0)
+
+        def step() -> None:
+            total = all_reduce("SUM", gradient(1, replica_id()))
+            apply(optimizer, (total, w), experimental_aggregate_gradients=False)
+
+        strategy.run(step)
+        values: list[float] = w.numpy().tolist()
+        return values
+
+    assert run_strategy(worker, 2, num_workers) == [[-2.0, -1.0]] * num_workers
+
+
+@catches(errors.AppliedTwiceError)
+def test_gradient_of_the_step_before_is_refused_where_asked_for() -> None:
+    strategy = MirroredStrategy(1)
+    strategy.extended.checks = Checks(applied_twice="raise")
+    w, optimizer, own = variable(), tf.keras.optimizers.SGD(1.0), gradient(1, 1)
+    strategy.run(lambda: apply(optimizer, (own, w)))
+    with pytest.raises(errors.AppliedTwiceError, match=r"w:0.*anew"):
+        strategy.run(lambda: apply(optimizer, (own, w)))
+    strategy.run(lambda: apply(optimizer, (gradient(1, 1), w)))
+    assert w.numpy().tolist() == [-2.0, -2.0]
+
+
 # ---------------------------------------------------------------- scaling
+
+
+def step_down(optimizer: Any, w: tf.Variable, loss_of: Callable[[Any], Any]) -> None:
+    """Make one step down a loss of ``w * [1, 3]``, from one replica."""
+    with tf.GradientTape() as tape:
+        loss = loss_of(w * np.float32([1, 3]))
+    apply(optimizer, (tape.gradient(loss, w), w))
+
+
+def average(losses: Any) -> Any:
+    return tf.nn.compute_average_loss(losses, global_batch_size=4)
+
+
+@catches(errors.MeanTakenTwiceError)
+def test_mean_over_replicas_of_a_loss_divided_by_the_global_batch_is_refused(strategy: MirroredStrategy) -> None:
+    w, optimizer = variable(value=1.0), tf.keras.optimizers.SGD(1.0, gradient_aggregator=Mean())
+    with pytest.raises(errors.MeanTakenTwiceError, match=r"'mean'.*compute_average_loss"):
+        strategy.run(lambda: step_down(optimizer, w, lambda losses: average(losses) + tf.reduce_sum(losses)))
+    assert float(w.numpy()) == 1.0
+
+
+def test_mean_over_replicas_of_row_sparse_gradients_of_an_averaged_loss_is_refused(strategy: MirroredStrategy) -> None:
+    w, optimizer = variable(value=[1.0, 2.0]), tf.keras.optimizers.SGD(1.0, gradient_aggregator=Mean())
+
+    def step() -> None:
+        with tf.GradientTape() as tape:
+            loss = average(tf.gather(w, [0, 0]))
+        apply(optimizer, (tape.gradient(loss, w), w))
+
+    with pytest.raises(errors.MeanTakenTwiceError):
+        strategy.run(step)
+
+
+def test_mean_by_hand_of_a_loss_divided_by_the_global_batch_is_refused(strategy: MirroredStrategy) -> None:
+    w, optimizer = variable(value=1.0), tf.keras.optimizers.SGD(1.0)
+
+    def step() -> None:
+        with tf.GradientTape() as tape:
+            loss = average(w * np.float32([1, 3]))
+        mean = all_reduce("MEAN", tape.gradient(loss, w))
+        apply(optimizer, (mean, w), experimental_aggregate_gradients=False)
+
+    with pytest.raises(errors.MeanTakenTwiceError, match=r"all_reduce\(MEAN\)"):
+        strategy.run(step)
+
+
+@pytest.mark.parametrize(
+    ("aggregator", "loss_of", "expected"),
+    [
+        (Sum(), average, -1.0),
+        (Mean(), tf.reduce_mean, -1.0),
+        (Sum(), lambda losses: tf.reduce_mean(losses) / 2.0, -1.0),
+        (Mean(), lambda losses: average(losses) * 2.0, -1.0),
+        (Sum(), lambda losses: tf.reduce_sum(tf.reduce_mean(tf.reshape(losses, (2, 1)), axis=1)), -7.0),
+    ],
+)
+def test_right_scalings_are_not_refused(
+    strategy: MirroredStrategy, aggregator: Any, loss_of: Callable[[Any], Any], expected: float
+) -> None:
+    strategy.extended.checks = Checks.strict()
+    w, optimizer = variable(value=1.0), tf.keras.optimizers.SGD(1.0, gradient_aggregator=aggregator)
+    strategy.run(lambda: step_down(optimizer, w, loss_of))
+    assert float(w.numpy()) == expected
+
+
+def test_logged_average_beside_the_loss_is_not_refused(strategy: MirroredStrategy) -> None:
+    w, optimizer = variable(value=1.0), tf.keras.optimizers.SGD(1.0, gradient_aggregator=Mean())
+
+    def step() -> None:
+        with tf.GradientTape() as tape:
+            losses = w * np.float32([1, 3])
+            loss, _ = tf.reduce_mean(losses), average(losses)
+        apply(optimizer, (tape.gradient(loss, w), w))
+
+    strategy.run(step)
+    assert float(w.numpy()) == -1.0
 
 
 @catches(errors.LocalMeanLossError)
@@ -201,6 +407,19 @@ def test_loss_averaged_by_the_local_batch_is_refused(strategy: MirroredStrategy,
     loss = tf.keras.losses.MeanSquaredError(reduction)
     with pytest.raises(errors.LocalMeanLossError, match="compute_average_loss"):
         strategy.run(lambda: loss([[1.0]], [[2.0]]))
+
+
+@pytest.mark.parametrize("loss_of", [tf.reduce_mean, lambda losses: tf.reduce_mean(losses) + average(losses)])
+def test_gradients_of_a_local_mean_are_summed_as_in_the_reference_and_logged_or_refused_where_asked_for(
+    strategy: MirroredStrategy, caplog: pytest.LogCaptureFixture, loss_of: Callable[[Any], Any]
+) -> None:
+    w, optimizer = variable(value=1.0), tf.keras.optimizers.SGD(1.0)
+    strategy.run(lambda: step_down(optimizer, w, loss_of))
+    assert float(w.numpy()) < -1.0
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["LocalMeanLossError"]
+    strategy.extended.checks = Checks(local_mean_loss="raise")
+    with pytest.raises(errors.LocalMeanLossError, match="2 replicas"):
+        strategy.run(lambda: step_down(optimizer, w, loss_of))
 
 
 @catches(errors.NumberToSumVariableError)
@@ -247,6 +466,110 @@ def test_tape_asked_for_gradients_twice_is_refused() -> None:
         tape.gradient(loss, w)
 
 
+# ---------------------------------------------------------------- whose optimizer, whose variable
+
+
+@catches(errors.TwoStrategiesError)
+def test_optimizer_under_two_strategies_is_refused(strategy: MirroredStrategy) -> None:
+    w, optimizer, other = variable(), tf.keras.optimizers.SGD(1.0), MirroredStrategy(3)
+    strategy.run(lambda: apply(optimizer, (gradient(1, 1), w)))
+    with pytest.raises(errors.TwoStrategiesError, match=r"2 replicas.*3 replicas"):
+        other.run(lambda: apply(optimizer, (gradient(1, 1), w)))
+    assert w.numpy().tolist() == [-2.0, -2.0]
+
+
+def test_optimizer_may_make_steps_outside_of_strategies_and_then_under_one(strategy: MirroredStrategy) -> None:
+    w, optimizer = variable(), tf.keras.optimizers.SGD(1.0)
+    apply(optimizer, (gradient(1, 1), w))
+    strategy.run(lambda: apply(optimizer, (gradient(1, 1), w)))
+    apply(optimizer, (gradient(1, 1), w))
+    assert w.numpy().tolist() == [-4.0, -4.0]
+
+
+@catches(errors.ForeignVariableError)
+def test_variable_of_another_strategy_is_refused(strategy: MirroredStrategy) -> None:
+    other = MirroredStrategy(3)
+    with other.scope():
+        w = variable()
+    optimizer = tf.keras.optimizers.SGD(1.0)
+    with pytest.raises(errors.ForeignVariableError, match=r"w:0.*3 replicas.*2 replicas"):
+        strategy.run(lambda: apply(optimizer, (gradient(1, 1), w)))
+
+
+# ---------------------------------------------------------------- finite
+
+
+@catches(errors.NonFiniteGradientError)
+@pytest.mark.parametrize("num_replicas", [1, 2, 5])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_non_finite_gradient_is_refused_with_variable_replica_and_step(num_replicas: int, value: float) -> None:
+    strategy, last = MirroredStrategy(num_replicas), num_replicas - 1
+    w, b, optimizer = variable("w"), variable("b"), tf.keras.optimizers.SGD(1.0)
+
+    def step(bad: float) -> None:
+        own = bad if replica_id() == last else 1.0
+        apply(optimizer, (gradient(1, 1), w), (gradient(1, own), b))
+
+    strategy.extended.checks = Checks(non_finite="raise")
+    strategy.run(step, (1.0,))
+    with pytest.raises(errors.NonFiniteGradientError, match=f"at step 1: b:0 on replica {last}$"):
+        strategy.run(step, (value,))
+    assert (w.numpy().tolist(), int(optimizer.iterations.numpy())) == ([-num_replicas] * 2, 1)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+def test_every_process_names_the_replica_of_a_non_finite_gradient(num_workers: int) -> None:
+    def worker(strategy: tf.distribute.Strategy) -> str:
+        w, optimizer = variable(), tf.keras.optimizers.SGD(1.0)
+        strategy.extended.checks = Checks(non_finite="raise")
+        with pytest.raises(errors.NonFiniteGradientError) as caught:
+            strategy.run(lambda: apply(optimizer, (gradient(1, [1.0, np.inf][replica_id()]), w)))
+        return str(caught.value)
+
+    expected = "a gradient is infinite or not a number at step 0: w:0 on replica 1"
+    assert run_strategy(worker, 2, num_workers) == [expected] * num_workers
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("aggregate", [True, False])
+@pytest.mark.parametrize("sparse", [True, False])
+def test_step_with_a_non_finite_gradient_is_skipped_by_all(num_workers: int, aggregate: bool, sparse: bool) -> None:
+    def worker(strategy: tf.distribute.Strategy) -> tuple[Any, int]:
+        w, optimizer = variable(), tf.keras.optimizers.SGD(1.0, momentum=0.5)
+        strategy.extended.checks = Checks(non_finite="skip", never_reduced="ignore")
+
+        def step(value: float) -> None:
+            own: Any = gradient(value if replica_id() else 1.0, 1.0)
+            own = tf.IndexedSlices(own.numpy(), [0, 1], (2,)) if sparse else own
+            apply(optimizer, (own, w), experimental_aggregate_gradients=aggregate)
+
+        for value in (1.0, np.nan, 1.0):
+            strategy.run(step, (value,))
+        return w.numpy().tolist(), int(optimizer.iterations.numpy())
+
+    expected = [-5.0, -5.0] if aggregate else [-2.5, -2.5]
+    assert run_strategy(worker, 2, num_workers) == [(expected, 2)] * num_workers
+
+
+def test_non_finite_gradient_is_applied_as_in_the_reference_unless_asked_for(strategy: MirroredStrategy) -> None:
+    w, optimizer = variable(), tf.keras.optimizers.SGD(1.0)
+    strategy.run(lambda: apply(optimizer, (gradient(np.nan, 1), w)))
+    np.testing.assert_array_equal(w.numpy(), [np.nan, -2.0])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+def test_finite_numbers_whose_sum_overflows_are_finite(dtype: Any) -> None:
+    largest = ml_dtypes.finfo(dtype).max
+    assert is_finite(np.full(3, largest, dtype))
+    assert not is_finite(np.array([1, np.inf, -np.inf], dtype))
+    assert not is_finite(tf.IndexedSlices(np.array([[np.nan]], dtype), [0], (1, 1)))
+
+
+def test_checks_refuse_what_they_do_not_know() -> None:
+    with pytest.raises(ValueError, match=r"non_finite.*raise, skip, ignore.*'warn'"):
+        Checks(non_finite="warn")  # type: ignore[arg-type]  # the mistake under test
+
+
 # ---------------------------------------------------------------- the catalogue
 
 
@@ -275,3 +598,11 @@ def test_page_lists_every_mistake_once_and_says_what_else_it_is() -> None:
 def test_tree_of_errors_names_every_mistake() -> None:
     tree = errors.__doc__ or ""
     assert [name for name in (error.__name__ for error in tests) if f"── {name} (" not in tree] == []
+
+
+def test_code_of_the_page_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    (tmp_path / "page.py").write_text("".join(blocks))
+    runpy.run_path(str(tmp_path / "page.py"))
+    said = re.findall(r"^print.*\n# (.*)$", "".join(blocks), flags=re.MULTILINE)
+    assert capsys.readouterr().out.splitlines() == said

@@ -1,0 +1,130 @@
+"""What a reduction leaves behind: who took part, how, of how many bytes, on which path.
+
+Theory of operation. While a step runs, one small tuple a reduction is kept: no object for each gradient, and nothing
+is looked up. Receipts are made of them when somebody asks, or at once where somebody observes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from distopt.aggregation import Aggregator, Mean, Sum
+from distopt.comm.communicator import Communicator, Hosting
+
+MOST_RECEIPTS = 256
+"""So many are kept of one ``strategy.run``; older ones are dropped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """One reduction over the replicas.
+
+    Units: ``num_bytes`` are those of the contributions of the replicas hosted here, together; ``bytes_sent`` and
+        ``bytes_received`` crossed the boundary of this process for it, both 0 where all replicas are in it.
+    """
+
+    what: str
+    """``"gradients"`` of an apply call, ``"gradients (hook)"`` where an aggregator ran as a hook, or ``"value"``."""
+    variables: tuple[str, ...]
+    """The names of the variables whose gradients were reduced; empty for values."""
+    participants: tuple[int, ...]
+    """The replicas whose contributions are in the result."""
+    operation: str
+    """``"sum"``, ``"mean"`` or the name of an aggregator."""
+    divisor: int | None
+    """What the sum was divided by; None where the result is no sum."""
+    weight: float | None
+    """What each contribution was multiplied by, ``1 / divisor``; None where the result is no sum."""
+    num_bytes: int
+    bytes_sent: int
+    bytes_received: int
+    path: str
+    """``"1 process"``, ``"all-reduce over 2 processes"``, ``"1 server for 2 workers"``."""
+    step: int | None
+    """The optimizer's ``iterations`` before the step; None for values."""
+    skipped: bool
+    """Whether the result was thrown away, because it was not finite."""
+
+
+@dataclass(slots=True)
+class Note:
+    """What is kept of one reduction until somebody asks."""
+
+    what: str
+    aggregator: Aggregator
+    num_bytes: int
+    variables: tuple[Any, ...] = ()
+    traffic_before: tuple[int, int] = (0, 0)
+    step: int | None = None
+    traffic_after: tuple[int, int] = (0, 0)
+    skipped: bool = False
+
+
+def path_name(hosting: Hosting, communicator: Any) -> str:
+    """Return what receipts call the way between the processes of a strategy."""
+    processes = len(hosting.hosted)
+    servers = getattr(communicator, "num_servers", 0)
+    if servers:
+        return f"{servers} server{'s' if servers > 1 else ''} for {processes} worker{'s' if processes > 1 else ''}"
+    return "1 process" if processes == 1 else f"all-reduce over {processes} processes"
+
+
+class ReceiptBook:
+    """The reductions of the latest ``strategy.run``, in their order."""
+
+    def __init__(self, hosting: Hosting, communicator: Communicator | None, path: str) -> None:
+        self.path = path
+        self._hosting = hosting
+        self._communicator = communicator
+        self._notes: deque[Note] = deque(maxlen=MOST_RECEIPTS)
+        self._observers: list[Callable[[Receipt], Any]] = []
+
+    def begin(self) -> None:
+        """Forget what is there: a new run begins."""
+        self._notes.clear()
+
+    def traffic(self) -> tuple[int, int]:
+        """Return the bytes that this process has sent and received so far."""
+        if self._communicator is None:
+            return 0, 0
+        traffic = self._communicator.traffic
+        return traffic.bytes_sent, traffic.bytes_received
+
+    def add(self, note: Note) -> None:
+        """Keep ``note``; its reduction is done."""
+        if self._communicator is not None:
+            note.traffic_after = self.traffic()
+        self._notes.append(note)
+        for observer in self._observers:
+            observer(self._receipt(note))
+
+    def observe(self, observer: Callable[[Receipt], Any]) -> Callable[[], None]:
+        """Call ``observer`` with the receipt of each reduction from now on; return a function that ends it."""
+        self._observers.append(observer)
+        return lambda: self._observers.remove(observer)
+
+    def receipts(self) -> tuple[Receipt, ...]:
+        """Return the receipts of the latest run."""
+        return tuple(map(self._receipt, self._notes))
+
+    def _receipt(self, note: Note) -> Receipt:
+        replicas = self._hosting.num_replicas
+        divisor = {Sum: 1, Mean: replicas}.get(type(note.aggregator))
+        sent, received = (after - before for before, after in zip(note.traffic_before, note.traffic_after, strict=True))
+        return Receipt(
+            what=note.what,
+            variables=tuple(variable.name for variable in note.variables),
+            participants=tuple(range(replicas)),
+            operation=note.aggregator.name,
+            divisor=divisor,
+            weight=None if divisor is None else 1.0 / divisor,
+            num_bytes=note.num_bytes,
+            bytes_sent=sent,
+            bytes_received=received,
+            path=self.path,
+            step=note.step,
+            skipped=note.skipped,
+        )
