@@ -138,7 +138,9 @@ def _collect_sources(
     if not source.startswith("def "):
         raise UnprintableFunctionError(f"{function.__name__} is decorated")
     # Annotations may name anything, so they are not evaluated.
-    texts[own_name] = f'@njit(error_model="numpy", nogil=True)\n{ast.unparse(transform(_bare(source, own_name)))}'
+    texts[own_name] = (
+        f'@njit(error_model="numpy", nogil=True, forceinline=True)\n{ast.unparse(transform(_bare(source, own_name)))}'
+    )
 
 
 def _bare(source: str, name: str) -> ast.FunctionDef:

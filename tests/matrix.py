@@ -22,7 +22,8 @@ from tests.multiprocess.harness import ROOT, mpirun, run_job
 
 REPLICAS = 8
 EPOCHS = 2
-CONFIGS = {"sgd-momentum": "digits.toml", "adam": "digits-adam.toml"}
+CONFIGS = {"sgd-momentum": "digits.toml", "adam": "digits-adam.toml", "a user's": "digits-adam.toml"}
+OWN = {"optimizer.name": "benchmarks.yogi:Yogi", "optimizer.options": "{beta_2 = 0.99}"}
 VARIANTS = {
     "plain": {},
     "global_clipnorm": {"optimizer.global_clipnorm": "0.5"},
@@ -105,6 +106,7 @@ def run_cell(cell: Cell, *, limit_s: float = 90.0) -> str:
             "numerics.engine": cell.engine,
             "run.directory": directory,
             **VARIANTS[cell.variant],
+            **(OWN if cell.optimizer == "a user's" else {}),
         }
         if deployment.on == "cluster":
             settings["deployment.workers"] = str(deployment.workers)

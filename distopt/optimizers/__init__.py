@@ -6,11 +6,14 @@ from distopt.optimizers.adadelta import Adadelta
 from distopt.optimizers.adagrad import Adagrad
 from distopt.optimizers.adam import Adam
 from distopt.optimizers.adamax import Adamax
+from distopt.optimizers.choose import maximum, minimum, select
 from distopt.optimizers.engine import Engine, get_engine, set_default_engine
 from distopt.optimizers.ftrl import Ftrl
 from distopt.optimizers.keras_legacy import Optimizer
 from distopt.optimizers.nadam import Nadam
 from distopt.optimizers.rmsprop import RMSprop
+from distopt.optimizers.rule import Rows, Rule, SparseUse
+from distopt.optimizers.rule_optimizer import RuleOptimizer, rule_of
 from distopt.optimizers.sgd import SGD
 
 __all__ = [
@@ -24,6 +27,14 @@ __all__ = [
     "Nadam",
     "Optimizer",
     "RMSprop",
+    "Rows",
+    "Rule",
+    "RuleOptimizer",
+    "SparseUse",
     "get_engine",
+    "maximum",
+    "minimum",
+    "rule_of",
+    "select",
     "set_default_engine",
 ]

@@ -72,10 +72,6 @@ def _load(typing_context, stored):
     return types.float32(types.uint16), generate
 
 
-def _rounded(builder, number):
-{rounded}
-
-
 @intrinsic
 def _round(typing_context, number):
     """Return ``number`` rounded to {dtype}, as a float32; what is no number, a comparison, is left alone."""
@@ -84,7 +80,7 @@ def _round(typing_context, number):
 
     def generate(context, builder, signature, arguments):
         (number,) = arguments
-{widened}
+{round}
 
     return types.float32(types.float32), generate
 
@@ -94,7 +90,19 @@ def _store(typing_context, number):
     """Return the 16 bits of ``number`` rounded to {dtype}."""
 
     def generate(context, builder, signature, arguments):
-        return _rounded(builder, arguments[0])
+        (number,) = arguments
+{store}
+
+    return types.uint16(types.float32), generate
+
+
+@intrinsic
+def _store_rounded(typing_context, number):
+    """Return the 16 bits of ``number``, which is a {dtype}."""
+
+    def generate(context, builder, signature, arguments):
+        (number,) = arguments
+{store_rounded}
 
     return types.uint16(types.float32), generate
 '''
@@ -104,26 +112,34 @@ _BFLOAT16_CONVERSIONS = _CONVERSIONS_TEMPLATE.format(
     load="""\
         wide = builder.zext(stored, _bits32)
         return builder.bitcast(builder.shl(wide, _bits32(16)), _float)""",
-    # To nearest, ties to even: add just less than half of the last place kept, and one more if that place is odd.
-    rounded="""\
-    bits = builder.bitcast(number, _bits32)
-    odd = builder.and_(builder.lshr(bits, _bits32(16)), _bits32(1))
-    near = builder.lshr(builder.add(builder.add(bits, _bits32(0x7FFF)), odd), _bits32(16))
-    is_nan = builder.fcmp_unordered("uno", number, number)
-    return builder.trunc(builder.select(is_nan, _bits32(0x7FC0), near), _bits16)""",
-    widened="""\
-        wide = builder.zext(_rounded(builder, number), _bits32)
-        return builder.bitcast(builder.shl(wide, _bits32(16)), _float)""",
+    # To nearest, ties to even: add just less than half of the last place kept, and one more if that place is odd. A NaN
+    # stays one: here it comes from bfloat16 or from the processor, so the places that are dropped are zero.
+    round="""\
+        bits = builder.bitcast(number, _bits32)
+        odd = builder.and_(builder.lshr(bits, _bits32(16)), _bits32(1))
+        near = builder.add(builder.add(bits, _bits32(0x7FFF)), odd)
+        return builder.bitcast(builder.and_(near, _bits32(0xFFFF0000)), _float)""",
+    store_rounded="""\
+        return builder.trunc(builder.lshr(builder.bitcast(number, _bits32), _bits32(16)), _bits16)""",
+    # A NaN may come from a float32 slot with any payload, which the addition could carry away.
+    store="""\
+        bits = builder.bitcast(number, _bits32)
+        odd = builder.and_(builder.lshr(bits, _bits32(16)), _bits32(1))
+        near = builder.lshr(builder.add(builder.add(bits, _bits32(0x7FFF)), odd), _bits32(16))
+        is_nan = builder.fcmp_unordered("uno", number, number)
+        return builder.trunc(builder.select(is_nan, _bits32(0x7FC0), near), _bits16)""",
 )
 
 _FLOAT16_CONVERSIONS = _CONVERSIONS_TEMPLATE.format(
     dtype="float16",
     load="""\
         return builder.fpext(builder.bitcast(stored, _half), _float)""",
-    rounded="""\
-    return builder.bitcast(builder.fptrunc(number, _half), _bits16)""",
-    widened="""\
+    round="""\
         return builder.fpext(builder.fptrunc(number, _half), _float)""",
+    store="""\
+        return builder.bitcast(builder.fptrunc(number, _half), _bits16)""",
+    store_rounded="""\
+        return builder.bitcast(builder.fptrunc(number, _half), _bits16)""",
 )
 
 _CONVERSIONS = {_BFLOAT16: _BFLOAT16_CONVERSIONS, _FLOAT16: _FLOAT16_CONVERSIONS}
@@ -137,11 +153,10 @@ class _Storage(NamedTuple):
     store: str
 
 
-_NARROW_STORAGE = _Storage("uint16", "_load({})", "_store({})")
-
-
-def _storage(dtype: np.dtype[Any]) -> _Storage:
-    return _Storage(dtype.name, "{}", "{}") if dtype in _WIDE else _NARROW_STORAGE
+def _storage(dtype: np.dtype[Any], *, rounded: bool) -> _Storage:
+    if dtype in _WIDE:
+        return _Storage(dtype.name, "{}", "{}")
+    return _Storage("uint16", "_load({})", "_store_rounded({})" if rounded else "_store({})")
 
 
 def can_compile(dtype: np.dtype[Any], slot_dtype: np.dtype[Any]) -> bool:
@@ -204,7 +219,8 @@ def _rule_source(rule: Rule, dtype: np.dtype[Any], slot_dtype: np.dtype[Any], fu
     # The rule names its arguments; ours are prefixed, so that a scalar and a slot may share a name.
     slots = [f"slot_{name}" for name in rule.slots]
     scalars = [f"scalar_{name}" for name in rule.scalars]
-    own, of_slots = _storage(dtype), _storage(slot_dtype)
+    rounded = slot_dtype == dtype
+    own, of_slots = _storage(dtype, rounded=rounded), _storage(slot_dtype, rounded=rounded)
     scalar = slot_dtype.name if slot_dtype in _WIDE else "float32"
     stored = [("variable", own), *((name, of_slots) for name in slots)]
     signature = [

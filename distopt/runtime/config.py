@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta, Struct, structs
 
-OptimizerName: TypeAlias = Literal["SGD", "Adam"]
 DeploymentName: TypeAlias = Literal["auto", "process", "mpi", "cluster"]
 PlacementName: TypeAlias = Literal["auto", "replica", "server"]
 EngineName: TypeAlias = Literal["compiled", "numpy"]
@@ -35,6 +34,9 @@ Name: TypeAlias = Annotated[
 _DOTTED = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
 TaskName: TypeAlias = Annotated[
     str, Meta(pattern=rf"^(digits|{_DOTTED})$", description='"digits" or "package.module:Class"')
+]
+OptimizerName: TypeAlias = Annotated[
+    str, Meta(pattern=rf"^(SGD|Adam|{_DOTTED})$", description='"Adam", "SGD" or "package.module:Class"')
 ]
 AggregatorName: TypeAlias = Annotated[
     str, Meta(pattern=rf"^(sum|mean|{_DOTTED})$", description='"sum", "mean" or "package.module:function"')
@@ -127,15 +129,17 @@ class OptimizerConfig(Section, frozen=True, kw_only=True):
     gradient_aggregator: AggregatorName = "sum"
     gradient_transformers: tuple[FunctionName, ...] = ()
     schedule: ScheduleConfig | None = None
+    options: dict[str, float | bool | str] = {}
+    """Further keyword arguments for an optimizer of your own."""
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments for the optimizer's class that are plain numbers and flags, and were given.
 
         Without ``learning_rate`` (a schedule may replace it), the aggregator and the transformers (names to look up).
         """
-        others = {"name", "learning_rate", "gradient_aggregator", "gradient_transformers", "schedule"}
+        others = {"name", "learning_rate", "gradient_aggregator", "gradient_transformers", "schedule", "options"}
         given = structs.asdict(self).items()
-        return {key: value for key, value in given if key not in others and value is not None}
+        return {key: value for key, value in given if key not in others and value is not None} | self.options
 
     def schedule_arguments(self) -> tuple[str, dict[str, Any]] | None:
         """Return the class name and keyword arguments of the schedule in ``tf.keras.optimizers.schedules``, or None."""

@@ -23,6 +23,10 @@ _ONLY_FOR: dict[str, tuple[str, ...]] = {
 """Which optimizers take an argument; those that all take are absent."""
 
 
+_OPEN = ("task.options", "optimizer.options")
+"""Keys whose values are for others to judge."""
+
+
 def check(config: JobConfig) -> None:
     """Return if the values of ``config`` agree.
 
@@ -46,19 +50,25 @@ def _not_finite(key: str, value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from _not_finite(f"{key}[{index}]", item)
-    elif isinstance(value, float) and not math.isfinite(value) and not key.startswith("task.options"):
+    elif isinstance(value, float) and not math.isfinite(value) and not key.startswith(_OPEN):
         yield f"{key} = {value} is refused; allowed: a finite number"
 
 
 def _of_optimizer(config: JobConfig) -> Iterator[str]:
     optimizer = config.optimizer
     given = optimizer.arguments()
+    is_own = ":" in optimizer.name
     for argument, names in _ONLY_FOR.items():
-        if argument in given and optimizer.name not in names:
+        if argument in given and not is_own and optimizer.name not in names:
             yield exclude(
                 "optimizer.name", optimizer.name, f"optimizer.{argument}", given[argument],
                 f"{argument} is an argument of {' and '.join(names)}",
             )  # fmt: skip
+    if optimizer.options and not is_own:
+        yield exclude(
+            "optimizer.name", optimizer.name, "optimizer.options", optimizer.options,
+            "options are for an optimizer of your own; the built-in ones have keys for their arguments",
+        )  # fmt: skip
     if optimizer.clipnorm is not None and optimizer.global_clipnorm is not None:
         yield exclude(
             "optimizer.clipnorm", optimizer.clipnorm, "optimizer.global_clipnorm", optimizer.global_clipnorm,

@@ -83,21 +83,27 @@ def make_task(config: JobConfig) -> Task:
 def make_optimizer(config: OptimizerConfig) -> Any:
     """Return the optimizer that ``config`` describes.
 
-    Raises: ConfigError for a function that cannot be found.
+    Raises: ConfigError for a class or function that cannot be found, or a class that does not take the arguments.
     """
     schedule = config.schedule_arguments()
     learning_rate: Any = config.learning_rate
     if schedule is not None:
         name, arguments = schedule
         learning_rate = getattr(schedules, name)(**arguments)
-    return getattr(optimizers, config.name)(
-        learning_rate=learning_rate,
-        gradient_aggregator=_aggregator(config.gradient_aggregator),
-        gradient_transformers=[
+    is_own = ":" in config.name
+    optimizer = load_object(config.name, "optimizer.name") if is_own else getattr(optimizers, config.name)
+    hooks = {
+        "gradient_aggregator": _aggregator(config.gradient_aggregator),
+        "gradient_transformers": [
             load_object(name, "optimizer.gradient_transformers") for name in config.gradient_transformers
         ],
-        **config.arguments(),
-    )
+    }
+    try:
+        return optimizer(learning_rate=learning_rate, **hooks, **config.arguments())
+    except TypeError as error:
+        if is_own:
+            raise ConfigError(f"optimizer.name = {config.name!r}: {error}") from error
+        raise
 
 
 def load_object(name: str, key: str) -> Any:

@@ -140,18 +140,22 @@ def freshly_compiled() -> Iterator[None]:
     kernels.set_cache_directory(before)
 
 
-def kernel_code(rule: Rule) -> str:
+VECTORS = re.compile(r"= f(add|sub|mul) <\d+ x float>")
+
+
+def kernel_code(rule: Rule, dtype: Any = np.float32) -> str:
     """The machine-independent code of a kernel, without the wrapper that takes Python's numbers apart."""
-    kernel: Any = rule_kernels.load_rule(rule, np.dtype(np.float32))
-    (text,) = kernel.inspect_llvm().values()
+    kernel: Any = rule_kernels.load_rule(rule, np.dtype(dtype))
+    (text,) = getattr(kernel, "compiled", kernel).inspect_llvm().values()
     functions = re.findall(r"^define .*?^\}", text, re.MULTILINE | re.DOTALL)
     return "\n".join(f for f in functions if "@_ZN7cpython" not in f and "@cfunc." not in f and "NRT_" not in f[:80])
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if not rule.numpy_only], ids=lambda rule: rule.name)
 @pytest.mark.usefixtures("freshly_compiled")
-def test_a_float32_kernel_holds_no_float64(rule: Rule) -> None:
+def test_a_float32_kernel_works_on_whole_vectors_and_holds_no_float64(rule: Rule) -> None:
     code = kernel_code(rule)
+    assert VECTORS.search(code) is not None
     assert "float" in code
     assert "double" not in code
 
@@ -220,3 +224,8 @@ def test_a_compiled_choice_is_made_of_whole_vectors() -> None:
     code = kernel_code(CHOOSING)
     assert "double" not in code
     assert re.search(r"select <\d+ x i1>", code) is not None
+
+
+@pytest.mark.usefixtures("freshly_compiled")
+def test_a_half_precision_kernel_works_on_whole_vectors() -> None:
+    assert VECTORS.search(kernel_code(rules.ADAM, ml_dtypes.bfloat16)) is not None

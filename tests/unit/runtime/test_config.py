@@ -107,7 +107,7 @@ def test_config_with_a_wrong_type_names_key_value_and_type(override: str, messag
         ("optimizer.learning_rate=inf", "optimizer.learning_rate = inf is refused; allowed: a finite number"),
         ("optimizer.learning_rate=nan", "optimizer.learning_rate = nan is refused; allowed: a number > 0"),
         ("optimizer.momentum=2", "optimizer.momentum = 2 is refused; allowed: a number >= 0 and <= 1"),
-        ("optimizer.name=Adm", 'optimizer.name = "Adm" is refused; did you mean "Adam"?; allowed: "Adam" or "SGD"'),
+        ("optimizer.name=Adm", 'optimizer.name = "Adm" is refused; did you mean "Adam"?; allowed: "Adam", "SGD" or'),
         ("deployment.on=clusters", 'deployment.on = "clusters" is refused; did you mean "cluster"?'),
         ("deployment.address=x", 'deployment.address = "x" is refused; allowed: "tcp://HOST:PORT"'),
         ("deployment.peer_timeout_s=-1", "deployment.peer_timeout_s = -1 is refused; allowed: a number of seconds > 0"),
@@ -134,6 +134,10 @@ def test_config_with_a_value_out_of_range_names_key_value_and_range(override: st
         (
             ["optimizer.name=Adam", "optimizer.momentum=0.9"],
             'optimizer.name = "Adam" and optimizer.momentum = 0.9 exclude each other: momentum is an argument of SGD',
+        ),
+        (
+            ["optimizer.options={rate=1}"],
+            'optimizer.name = "SGD" and optimizer.options = {rate = 1.0} exclude each other: options are for',
         ),
         (["optimizer.amsgrad=true"], 'optimizer.name = "SGD" and optimizer.amsgrad = true exclude each other'),
         (
