@@ -6,6 +6,7 @@ takes its arguments out of tensors and variables, runs it, and wraps what comes 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -294,16 +295,15 @@ def call(primitive: Any, /, *args: Any, **kwargs: Any) -> Tensor:
     run = getattr(primitive, "fun", None)
     if run is None:
         return _call_nested(primitive, args, kwargs)
-    values: list[Any] = []
+    values = list(args)
     parents: list[Node] = []
     argnums: list[int] = []
     reads_variable = False
-    for argument in args:
-        kind = type(argument)
+    for position, kind in _operands(tuple(map(type, args))):
+        argument = values[position]
         if kind is Tensor:
             argument = argument._value
-            kind = type(argument)
-        elif kind is not _ndarray and isinstance(argument, Operand):
+        elif kind is not ArrayBox:
             if argument.defers:
                 return argument.record(call, (primitive, *args), kwargs)
             reads_variable = True
@@ -311,12 +311,11 @@ def call(primitive: Any, /, *args: Any, **kwargs: Any) -> Tensor:
                 node = tape.read(argument)
                 if node is not None:
                     parents.append(node)
-                    argnums.append(len(values))
-                    values.append(node.value)
+                    argnums.append(position)
+                    values[position] = node.value
                     continue
             argument = argument.read_operand()
-            kind = type(argument)
-        if kind is ArrayBox:
+        if type(argument) is ArrayBox:
             value = argument._value
             if argument._trace != trace or type(value) is ArrayBox:
                 argument = strip(argument, state.active)
@@ -324,9 +323,9 @@ def call(primitive: Any, /, *args: Any, **kwargs: Any) -> Tensor:
                     return _call_nested(primitive, args, kwargs)
             else:
                 parents.append(argument._node)
-                argnums.append(len(values))
+                argnums.append(position)
                 argument = value
-        values.append(argument)
+        values[position] = argument
     fused = FUSED.get(primitive)
     if not parents or (fused is None and primitive in NOT_RECORDED):
         result = run(*values, **kwargs)
@@ -354,6 +353,12 @@ def call(primitive: Any, /, *args: Any, **kwargs: Any) -> Tensor:
     box._trace = trace
     box._node = Node(result, primitive, values, kwargs, argnums, parents, fused, saved)
     return tensor
+
+
+@functools.cache
+def _operands(kinds: tuple[type, ...]) -> tuple[tuple[int, type], ...]:
+    """Return position and type of those arguments that :func:`call` has to take a value out of."""
+    return tuple((i, kind) for i, kind in enumerate(kinds) if kind is ArrayBox or issubclass(kind, Operand))
 
 
 def _call_nested(primitive: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
