@@ -239,14 +239,17 @@ class Tensor(Operand):
     @property
     def shape(self) -> Shape:
         value = self._value
-        while type(value) is ArrayBox:
+        if type(value) is ArrayBox:
             value = value._value
-        shape: Shape = getattr(value, "shape", ())  # autograd may have boxed a Python number
+        shape: Shape = value.shape if type(value) is _ndarray else np.shape(strip_all(value))
         return shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        dtype: np.dtype[Any] = dtype_of(self._value)
+        value = self._value
+        if type(value) is ArrayBox:
+            value = value._value
+        dtype: np.dtype[Any] = value.dtype if type(value) is _ndarray else dtype_of(value)
         return dtype
 
     def numpy(self) -> Array:

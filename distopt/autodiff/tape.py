@@ -296,10 +296,15 @@ class GradientTape:
 
     def _seeds(self, target: Any, output_gradients: Any) -> list[tuple[Node, Any]]:
         if output_gradients is None and type(target) is Tensor:
-            node = self._node_of(target)
+            value = target._value
+            node = value._node if type(value) is ArrayBox else None
+            if type(node) is not Node or node.recording is not self._recording:
+                node = self._node_of(target)
             if node is None:
                 return []
-            value = nodes.strip_all(node.value)
+            value = node.value
+            if type(value) is ArrayBox:
+                value = nodes.strip_all(value)
             return [(node, np.ones_like(value) if type(value) is _ndarray else type(value)(1))]
         targets = flatten(target)
         weights: Sequence[Any] = [None] * len(targets) if output_gradients is None else flatten(output_gradients)
