@@ -308,7 +308,8 @@ def call(primitive: Any, /, *args: Any, **kwargs: Any) -> Tensor:
             argument = argument._value
         elif kind is not ArrayBox:
             if argument.defers:
-                return argument.record(call, (primitive, *args), kwargs)
+                deferred: Tensor = argument.record(call, (primitive, *args), kwargs)
+                return deferred
             reads_variable = True
             if tape is not None:
                 node = tape.read(argument)
