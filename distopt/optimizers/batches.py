@@ -14,6 +14,7 @@ import numpy as np
 
 from distopt.arena import Run, aligned_zeros, runs
 from distopt.optimizers.engine import Engine, Kernel
+from distopt.optimizers.features import Features
 from distopt.optimizers.rule import Rule
 from distopt.optimizers.slots import SlotStore
 from distopt.types import Array
@@ -30,6 +31,7 @@ class RuleUser(Protocol):
     """What batches need of an optimizer."""
 
     slots: SlotStore
+    features: Features
 
     @property
     def rule(self) -> Rule: ...
@@ -47,7 +49,7 @@ class _Batch(NamedTuple):
     written: tuple[Array, ...]
     gradients: Array | None
     copies: tuple[tuple[Array, int], ...]
-    dtype: np.dtype[Any]
+    slot_dtype: np.dtype[Any]
 
 
 class Batches:
@@ -82,10 +84,10 @@ class Batches:
     def update(self, gradients: Sequence[Any], hypers: Mapping[str, float]) -> None:
         """Run the rule on all variables; ``gradients`` are arrays of their variables' shapes and dtypes."""
         dtype = scalars = None
-        for kernel, written, flat, copies, own_dtype in self._batches:
-            if own_dtype is not dtype:
-                dtype = own_dtype
-                scalars = self._optimizer.scalars(hypers, own_dtype)
+        for kernel, written, flat, copies, slot_dtype in self._batches:
+            if slot_dtype is not dtype:
+                dtype = slot_dtype
+                scalars = self._optimizer.scalars(hypers, slot_dtype)
             assert scalars is not None
             if flat is None:
                 gradient = gradients[copies[0][1]]
@@ -107,15 +109,16 @@ class Batches:
         start, stop = places[0][0], places[-1][0] + places[-1][1].size
         buffers = self._optimizer.slots.buffers(segment)
         written = tuple(array[start:stop] for array in (segment.buffer, *(buffers[name] for name in rule.slots)))
-        kernel = self.engine.kernel(rule, dtype)
+        slot_dtype = self._optimizer.features.dtype_of_slots(rule, dtype)
+        kernel = self.engine.kernel(rule, dtype, slot_dtype)
         if len(members) == 1:
-            return _Batch(kernel, written, None, ((written[0], members[0][1]),), dtype)
+            return _Batch(kernel, written, None, ((written[0], members[0][1]),), slot_dtype)
         flat = aligned_zeros(stop - start, dtype)
         copies = tuple(
             (flat[offset - start : offset - start + storage.size].reshape(storage.shape), position)
             for (offset, storage), (_, position) in zip(places, members, strict=True)
         )
-        return _Batch(kernel, written, flat, copies, dtype)
+        return _Batch(kernel, written, flat, copies, slot_dtype)
 
 
 def _cut(run: Run) -> list[list[Variable]]:

@@ -66,7 +66,7 @@ class _Bound(NamedTuple):
     flat: tuple[Array, ...]
     storage: Array
     slots: list[Array]
-    dtype: np.dtype[Any]
+    slot_dtype: np.dtype[Any]
     piece: Piece | None
 
 
@@ -176,6 +176,7 @@ class OptimizerCore:
                 if variable.dtype not in VALID_DTYPES:
                     raise ValueError(f"variable {variable.name!r} has dtype {variable.dtype}; optimizers update floats")
                 _check_strategy(variable)
+                self._check_slot_dtype(variable)
             _ = self.iterations
             place(new)
             self._create_slots(new)
@@ -184,13 +185,22 @@ class OptimizerCore:
             self._variables += new
             self._known.update(map(id, new))
 
+    def _check_slot_dtype(self, variable: Variable) -> None:
+        rule = self.rule_of(variable)
+        if rule.kind is not Kind.ELEMENT_WISE and self.features.dtype_of_slots(rule, variable.dtype) != variable.dtype:
+            raise ValueError(
+                f"variable {variable.name!r} of dtype {variable.dtype} cannot have slots of "
+                f"{self.features.slot_dtype}: that is for element-wise rules, and {rule.name} is {rule.kind.value}"
+            )
+
     def _create_slots(self, var_list: Sequence[Variable]) -> None:
         rules = [self.rule_of(variable) for variable in var_list]
         for name in dict.fromkeys(name for rule in rules for name in rule.slots):
             for rule, variable in zip(rules, var_list, strict=True):
                 if name in rule.slots:
                     shape = rule.shapes_of_slots(variable.storage.shape)[rule.slots.index(name)]
-                    self.slots.add(variable, name, self.initial_slot(name), shape)
+                    dtype = self.features.dtype_of_slots(rule, variable.dtype)
+                    self.slots.add(variable, name, self.initial_slot(name), shape, dtype)
 
     def _create_feature_slots(self, var_list: Sequence[Variable]) -> None:
         """Create accumulators, at zero, and averages, at the variables' values, if the optimizer has them."""
@@ -338,16 +348,16 @@ class OptimizerCore:
             variable.check_writable()
         scalars: dict[np.dtype[Any], tuple[Any, ...]] = {}
         step: Step | None = None
-        for (gradient, variable), array, (kernel, flat, storage, slots, dtype, piece) in zip(
+        for (gradient, variable), array, (kernel, flat, storage, slots, slot_dtype, piece) in zip(
             checked, checked.arrays, bounds, strict=True
         ):
             if piece is not None:
                 step = step or Step(self, hypers)
                 self._update_piece(piece, step, gradient, variable, storage, slots)
                 continue
-            own = scalars.get(dtype)
+            own = scalars.get(slot_dtype)
             if own is None:
-                own = scalars[dtype] = self.scalars(hypers, dtype)
+                own = scalars[slot_dtype] = self.scalars(hypers, slot_dtype)
             if array is None:
                 update_rows(engine, self.rule, storage, slots, gradient, own)
                 continue
@@ -380,7 +390,7 @@ class OptimizerCore:
         rule = piece.treatment.rule
         if isinstance(gradient, IndexedSlices) and rule.kind is Kind.ELEMENT_WISE:
             piece.decay(step)
-            update_rows(piece.engine, rule, storage, slots, gradient, step.scalars(rule, piece.dtype))
+            update_rows(piece.engine, rule, storage, slots, gradient, step.scalars(rule, piece.slot_dtype))
         else:
             flat = np.require(dense_gradient(gradient, variable), requirements=["C", "A"]).reshape(-1)
             if rule.kind is Kind.AFTER_NORMS:
@@ -411,13 +421,14 @@ class OptimizerCore:
         slots = [by_name[name] for name in rule.slots]
         flat = tuple(array.reshape(-1) for array in (storage, *slots))
         if self._is_plain(variable):
-            bound = _Bound(engine.kernel(rule, storage.dtype), flat, storage, slots, storage.dtype, None)
+            slot_dtype = self.features.dtype_of_slots(rule, storage.dtype)
+            bound = _Bound(engine.kernel(rule, storage.dtype, slot_dtype), flat, storage, slots, slot_dtype, None)
         else:
             shaped = (storage, *slots) if rule.kind is Kind.WHOLE_VARIABLE else ()
             average = by_name[AVERAGE].reshape(-1) if AVERAGE in by_name else None
             parts = (Part(0, 0, storage.size),)
             piece = Piece(engine, treatment, flat[:1] if shaped else flat, parts, shaped, average=average)
-            bound = _Bound(piece.kernel, flat, storage, slots, storage.dtype, piece)
+            bound = _Bound(piece.kernel, flat, storage, slots, piece.slot_dtype, piece)
         if not variable.is_split:
             self._bound[id(variable)] = bound
         return bound

@@ -27,8 +27,9 @@ AVERAGE = "average"
 class Features:
     """The features of one optimizer.
 
-    ``ema_momentum`` is None where variables are not averaged; ``accumulation_steps`` is the number of apply calls that
-    make one step.
+    ``slot_dtype`` is float32 where float16 and bfloat16 variables have slots of that dtype, in which their updates are
+    then computed; None where slots have the variable's dtype, as in the reference. ``ema_momentum`` is None where
+    variables are not averaged; ``accumulation_steps`` is the number of apply calls that make one step.
     """
 
     weight_decay: float | None = None
@@ -36,6 +37,12 @@ class Features:
     ema_overwrite_frequency: int | None = None
     accumulation_steps: int = 1
     loss_scale_factor: float | None = None
+    slot_dtype: np.dtype[Any] | None = None
+
+    def dtype_of_slots(self, rule: Rule, dtype: np.dtype[Any]) -> np.dtype[Any]:
+        """Return the dtype of the slots and scalars of ``rule`` for variables of ``dtype``."""
+        wider = self.slot_dtype
+        return dtype if wider is None or not rule.slots or wider.itemsize < dtype.itemsize else wider
 
     @property
     def slots(self) -> tuple[str, ...]:

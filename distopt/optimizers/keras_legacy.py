@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
+import numpy as np
+
 from distopt import replica_context, schedules
 from distopt.aggregation import Sum
 from distopt.autodiff.tape import GradientTape
@@ -22,7 +24,7 @@ from distopt.optimizers.update_methods import UpdateMethods
 from distopt.tensor import Operand
 from distopt.variable import Variable
 
-_OPTIONS = (*CLIP_OPTIONS, "lr", "decay")
+_OPTIONS = (*CLIP_OPTIONS, "lr", "decay", "slot_dtype")
 
 
 class Optimizer(UpdateMethods, HyperAttributes, ClipOptions, SlotsAndWeights):
@@ -32,6 +34,9 @@ class Optimizer(UpdateMethods, HyperAttributes, ClipOptions, SlotsAndWeights):
     replica's ``[(gradient, variable)]`` to the aggregated ones. ``gradient_transformers`` are functions from pairs to
     pairs, run in order after clipping. Keyword arguments: ``clipvalue``, ``clipnorm`` and ``global_clipnorm`` clip
     aggregated gradients; ``decay`` divides the rate by ``1 + decay * iterations``; ``lr`` is ``learning_rate``.
+
+    ``slot_dtype="float32"``: float16 and bfloat16 variables get slots of float32, the update is computed in it, and
+    only the new variable is rounded. The reference has no such option: there, slots have the variable's dtype.
 
     Hypers may be read and overwritten as attributes: ``optimizer.learning_rate = 0.05``, or ``lr``.
 
@@ -48,6 +53,7 @@ class Optimizer(UpdateMethods, HyperAttributes, ClipOptions, SlotsAndWeights):
         gradient_transformers: Sequence[Transformer] | None = None,
         **kwargs: Any,
     ) -> None:
+        slot_dtype = kwargs.pop("slot_dtype", None)
         for option, value in kwargs.items():
             if option not in _OPTIONS:
                 raise TypeError(f"{type(self).__name__} takes no argument {option!r}; besides its own: {_OPTIONS}")
@@ -66,6 +72,9 @@ class Optimizer(UpdateMethods, HyperAttributes, ClipOptions, SlotsAndWeights):
         if decay is None or decay < 0:
             raise TypeError(f"decay must be a number, not {decay!r}")
         self._initial_decay = decay
+        if slot_dtype is not None and np.dtype(slot_dtype) != np.float32:
+            raise ValueError(f"slot_dtype must be None or float32, but is {slot_dtype!r}")
+        self.features.slot_dtype = None if slot_dtype is None else np.dtype(np.float32)
 
     @property
     def iterations(self) -> Variable:
@@ -197,7 +206,9 @@ class Optimizer(UpdateMethods, HyperAttributes, ClipOptions, SlotsAndWeights):
     def get_config(self) -> dict[str, Any]:
         """Return the arguments from which :meth:`from_config` makes an equal optimizer, without functions."""
         clips = {option: getattr(self, option) for option in CLIP_OPTIONS}
-        return {"name": self._name, **{option: value for option, value in clips.items() if value is not None}}
+        config = {"name": self._name, **{option: value for option, value in clips.items() if value is not None}}
+        slot_dtype = self.features.slot_dtype
+        return config if slot_dtype is None else {**config, "slot_dtype": slot_dtype.name}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Self:

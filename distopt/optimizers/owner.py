@@ -158,8 +158,8 @@ class SpanOwner:
         if self._is_plain:
             dtype = scalars = rule = None
             for piece, gradient in zip(self._pieces, gradients, strict=True):
-                if piece.dtype is not dtype or piece.treatment.rule is not rule:
-                    dtype, rule = piece.dtype, piece.treatment.rule
+                if piece.slot_dtype is not dtype or piece.treatment.rule is not rule:
+                    dtype, rule = piece.slot_dtype, piece.treatment.rule
                     scalars = self._optimizer.scalars_of(rule, hypers, dtype)
                 assert scalars is not None
                 piece.kernel(*piece.arrays, gradient, *scalars)

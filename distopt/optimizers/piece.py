@@ -45,11 +45,12 @@ class Piece:
 
     def __post_init__(self) -> None:
         self.dtype: np.dtype[Any] = self.arrays[0].dtype
+        self.slot_dtype: np.dtype[Any] = self.arrays[1].dtype if len(self.arrays) > 1 else self.dtype
         rule = self.treatment.rule
         if rule.kind is Kind.WHOLE_VARIABLE:
             self.kernel = self._run_whole
         else:
-            self.kernel = self.engine.kernel(self.treatment.fused or rule, self.dtype)
+            self.kernel = self.engine.kernel(self.treatment.fused or rule, self.dtype, self.slot_dtype)
 
     @property
     def scratch(self) -> Array:
@@ -74,10 +75,10 @@ class Piece:
     def update(self, gradient: Array, step: Step) -> None:
         """Carry out the treatment with a flat gradient; the rule needs no norms."""
         rule, weight_decay = self.treatment
-        scalars = step.scalars(rule, self.dtype)
+        scalars = step.scalars(rule, self.slot_dtype)
         if weight_decay is not None:
             if rule.decayed is not None:
-                scalars = (*scalars, *step.decay(weight_decay, self.dtype))
+                scalars = (*scalars, *step.decay(weight_decay, self.slot_dtype))
             else:
                 self.decay(step)
         self.kernel(*self.arrays, gradient, *scalars)

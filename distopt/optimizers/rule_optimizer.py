@@ -109,10 +109,9 @@ class RuleOptimizer(Optimizer):
                 values.append(one - dtype.type(hypers[name.removeprefix(_COMPLEMENT)]))
         return tuple(values)
 
-    def _create_slots(self, var_list: Any) -> None:
-        for name in self.rule.slots:
-            for variable in var_list:
-                self.slots.add(variable, name, self.initial_slots.get(name, "zeros"))
+    def initial_slot(self, name: str) -> Any:
+        """Return the initializer of the slot ``name``: that of ``initial_slots``, else zeros."""
+        return self.initial_slots.get(name, "zeros")
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""

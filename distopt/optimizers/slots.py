@@ -39,13 +39,18 @@ class SlotStore:
         return tuple(self._variables)
 
     def add(
-        self, variable: Variable, name: str, initializer: Any = "zeros", shape: Sequence[int] | None = None
+        self,
+        variable: Variable,
+        name: str,
+        initializer: Any = "zeros",
+        shape: Sequence[int] | None = None,
+        dtype: np.dtype[Any] | None = None,
     ) -> Variable:
         """Return the slot ``name`` of ``variable``, creating it if need be; then ``initializer`` gives its value.
 
         ``initializer`` is a name as :func:`distopt.initializers.get` takes it, a number, an array, or a function
         ``f(shape, dtype)``. The slot has the variable's shape, and a place in the arena, or ``shape``, and an array of
-        its own.
+        its own; ``dtype`` is the variable's unless given, and the same for all slots ``name`` of variables of a dtype.
 
         Raises: ValueError for an unknown initializer name, or a value of another shape.
         """
@@ -57,15 +62,16 @@ class SlotStore:
         segment, offset = variable.placement
         storage = variable.storage
         own_shape = storage.shape if shape is None else tuple(shape)
-        value = _initial_value(initializer, own_shape, storage.dtype)
+        own_dtype = storage.dtype if dtype is None else dtype
+        value = _initial_value(initializer, own_shape, own_dtype)
         slot = Variable(
-            np.broadcast_to(value, own_shape).astype(storage.dtype),
+            np.broadcast_to(value, own_shape).astype(own_dtype),
             trainable=False,
-            dtype=storage.dtype,
+            dtype=own_dtype,
             name=f"{self._scope}/{variable.name.partition(':')[0]}/{name}",
         )
         if own_shape == storage.shape:
-            self._add_buffer(segment, name, value if np.ndim(value) == 0 else 0)
+            self._add_buffer(segment, name, own_dtype, value if np.ndim(value) == 0 else 0)
             self._bind(slot, name, segment, offset)
         else:
             self._apart.setdefault(id(variable), {})[name] = slot
@@ -152,10 +158,10 @@ class SlotStore:
     def _bind(self, slot: Variable, name: str, segment: Segment, offset: int) -> None:
         slot.rebind(self._buffers[id(segment)][name][offset : offset + slot.storage.size].reshape(slot.shape))
 
-    def _add_buffer(self, segment: Segment, name: str, padding: Any) -> None:
+    def _add_buffer(self, segment: Segment, name: str, dtype: np.dtype[Any], padding: Any) -> None:
         buffers = self._buffers.setdefault(id(segment), {})
         if name not in buffers:
-            buffers[name] = aligned_zeros(segment.buffer.size, segment.dtype)
+            buffers[name] = aligned_zeros(segment.buffer.size, dtype)
             if padding != 0:  # zeros that are not written take no memory until they are
                 buffers[name][:] = padding
 
