@@ -7,6 +7,7 @@
     ├── CheckpointError                       a checkpoint that is absent, damaged or of another job
     ├── ReplicaContextError (RuntimeError)    a call from the wrong side of ``strategy.run``
     ├── PlacementError (ValueError)           a placement that cannot do what the job asks of it
+    │   └── UnaggregatedGradientsError (NotImplementedError)  own updates, where replicas share a value
     ├── TapeError (RuntimeError)              misuse of a gradient tape
     ├── UninitializedVariableError (RuntimeError)  a variable of a graph without a value in this session
     ├── NotOfferedError (AttributeError)      a name of TensorFlow that is not offered; says what to use
@@ -75,6 +76,10 @@ class ReplicaContextError(DistoptError, RuntimeError):
 
 class PlacementError(DistoptError, ValueError):
     """The chosen placement cannot run what the job asks for."""
+
+
+class UnaggregatedGradientsError(PlacementError, NotImplementedError):
+    """Gradients that were not aggregated would give each replica a value of its own where there is one for all."""
 
 
 class TapeError(DistoptError, RuntimeError):

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from distopt.errors import OutsideReplicaError
+from distopt.errors import OutsideReplicaError, ReplicaContextError
 
 
 class ReplicaContext(Protocol):
@@ -38,11 +38,15 @@ class ReplicaContext(Protocol):
         ...
 
 
-class VariableWriter(Protocol):
-    """How an assignment is carried out where it was written; see :mod:`distopt.variable`."""
+class VariableAccess(Protocol):
+    """What reading a variable and assigning to it mean where it is done; see :mod:`distopt.variable`."""
+
+    def read(self, variable: Any) -> Any:
+        """Return the array that a read sees here, of a variable that holds one copy a replica."""
+        ...
 
     def assign(self, variable: Any, operation: str, value: Any) -> None:
-        """Carry out ``operation`` (``"assign"``, ``"assign_add"``, ``"assign_sub"``) on ``variable``."""
+        """Carry out ``operation``, the name of one of the variable's methods (``"assign_add"``), on ``variable``."""
         ...
 
     def created(self, variable: Any) -> None:
@@ -56,7 +60,7 @@ class Context:
 
     strategy: Any
     replica: ReplicaContext | None
-    writer: VariableWriter
+    access: VariableAccess
     is_default: bool = False
 
 
@@ -74,8 +78,11 @@ class _OneReplica:
         return value
 
 
-class _WriteAll:
-    """Assignments outside of every strategy."""
+class _OneValue:
+    """Variables outside of every strategy."""
+
+    def read(self, variable: Any) -> Any:
+        return variable.storage
 
     def assign(self, variable: Any, operation: str, value: Any) -> None:
         variable.write_all(operation, value)
@@ -85,7 +92,7 @@ class _WriteAll:
 
 
 _current: ContextVar[Context] = ContextVar("distopt_context")
-_default: list[Context] = [Context(strategy=None, replica=_OneReplica(), writer=_WriteAll(), is_default=True)]
+_default: list[Context] = [Context(strategy=None, replica=_OneReplica(), access=_OneValue(), is_default=True)]
 
 
 def install_default(context: Context) -> None:
@@ -133,6 +140,26 @@ def call_in(context: Context, function: Callable[..., Any], args: Sequence[Any],
         return function(*args, **kwargs)
     finally:
         _current.reset(token)
+
+
+_set_for_good: ContextVar[Any] = ContextVar("distopt_global_strategy")
+
+
+def experimental_set_strategy(strategy: Any) -> None:
+    """Make ``strategy`` the current one from here on, as if its scope were never left; ``None`` ends that.
+
+    Raises: ReplicaContextError inside a scope.
+    """
+    if _set_for_good.get(None) is not None and get_strategy() is _set_for_good.get(None):
+        _current.set(_default[0])
+        _set_for_good.set(None)
+    if has_strategy():
+        raise ReplicaContextError(
+            "experimental_set_strategy was called inside the scope of a strategy; leave it before"
+        )
+    if strategy is not None:
+        _current.set(strategy.extended.cross_context)
+        _set_for_good.set(strategy)
 
 
 def has_strategy() -> bool:

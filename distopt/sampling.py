@@ -73,6 +73,26 @@ def replica_chunk(batch_length: int, num_replicas: int, replica: int) -> slice:
     return slice(min(replica * chunk, batch_length), min((replica + 1) * chunk, batch_length))
 
 
+def batch_sizes_for_worker(
+    global_batch_size: int, num_workers: int, num_replicas_per_worker: int, worker_index: int
+) -> list[int]:
+    """Return the sizes by which one worker cuts its stream of rows, so that every step of all workers takes one batch.
+
+    Sizes differ by at most one; each worker's list starts at its own offset, since step s takes entries
+    ``s * num_replicas_per_worker + ...`` of each.
+
+    Source: TensorFlow's rebatching under ``AutoShardPolicy.OFF`` and ``FILE``.
+
+    >>> batch_sizes_for_worker(7, 2, 1, 0), batch_sizes_for_worker(7, 2, 1, 1)
+    ([4, 3], [3, 4])
+    """
+    chunks = num_workers * num_replicas_per_worker
+    small, larger = divmod(global_batch_size, chunks)
+    sizes = [small + 1] * larger + [small] * (chunks - larger)
+    offset = worker_index * num_replicas_per_worker
+    return sizes[offset:] + sizes[:offset]
+
+
 def step_indices(seed: int, epoch: int, step: int, num_samples: int, batch_size: int) -> Array:
     """Return the samples of the global batch of one step, in order: int64, shape ``[b]``.
 

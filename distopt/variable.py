@@ -7,7 +7,6 @@ because a tape may hold a view. One stored value, until an unaggregated write in
 # ruff: noqa: ARG002  (TensorFlow's arguments, in its order, some of which have no meaning here)
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distopt import deferral, replica_context
+from distopt.assignments import OPERATIONS, operand
 from distopt.autodiff.nodes import Recording, state
 from distopt.errors import TapeError
 from distopt.tensor import Operand, Tensor, to_array
@@ -42,13 +42,6 @@ class VariableAggregation(Enum):
     ONLY_FIRST_REPLICA = 3
 
 
-_OPERATIONS: dict[str, Callable[[Array, Array], Any]] = {
-    "assign": lambda stored, value: np.copyto(stored, value),
-    "assign_add": lambda stored, value: np.add(stored, value, out=stored),
-    "assign_sub": lambda stored, value: np.subtract(stored, value, out=stored),
-}
-
-
 class Variable(Operand):
     """A stored value with a name, that tapes follow if it is ``trainable`` and optimizers update.
 
@@ -68,13 +61,13 @@ class Variable(Operand):
         "_trainable",
         "aggregation",
         "constraint",
-        "creator",
         "is_followed",
         "is_split",
         "name",
         "placement",
         "readers",
         "storage",
+        "strategy",
         "synchronization",
     )
 
@@ -129,9 +122,10 @@ class Variable(Operand):
         self.aggregation = aggregation
         self.placement: tuple[Segment, int] | None = None
         """Where the arena keeps the value: the segment, and the offset in elements."""
-        self.creator: weakref.ref[Any] | None = None
-        """The strategy under which the variable was created; None outside of all of them."""
-        replica_context.current().writer.created(self)
+        context = replica_context.current()
+        self.strategy: Any = None if context.is_default else context.strategy
+        """The strategy in whose scope the variable was made, or which gave it one copy a replica; None: neither."""
+        context.access.created(self)
 
     @property
     def trainable(self) -> bool:
@@ -166,13 +160,14 @@ class Variable(Operand):
         return value
 
     def local_array(self) -> Array:
-        """Return the stored array that a read here sees: this replica's copy, or the one value."""
+        """Return the array that a read here sees: the one value, this replica's copy, or what the copies come to.
+
+        Not to be written to.
+        """
         if self._copies is None:
             return self.storage
-        replica = replica_context.current().replica
-        if replica is None:
-            return self.storage
-        return self._copies.get(replica.replica_id_in_sync_group, self.storage)
+        value: Array = replica_context.current().access.read(self)
+        return value
 
     def numpy(self) -> Array:
         """Return a copy of the value."""
@@ -197,21 +192,60 @@ class Variable(Operand):
         Raises: ValueError for another shape; TypeError for a dtype that cannot be cast; TapeError as
             :meth:`check_writable`.
         """
-        replica_context.current().writer.assign(self, "assign", value)
+        replica_context.current().access.assign(self, "assign", value)
         return self
 
     def assign_add(
         self, delta: Any, use_locking: bool = False, name: str | None = None, read_value: bool = True
     ) -> Any:
         """Add ``delta`` to the value, and return the variable; errors as :meth:`assign`."""
-        replica_context.current().writer.assign(self, "assign_add", delta)
+        replica_context.current().access.assign(self, "assign_add", delta)
         return self
 
     def assign_sub(
         self, delta: Any, use_locking: bool = False, name: str | None = None, read_value: bool = True
     ) -> Any:
         """Subtract ``delta`` from the value, and return the variable; errors as :meth:`assign`."""
-        replica_context.current().writer.assign(self, "assign_sub", delta)
+        replica_context.current().access.assign(self, "assign_sub", delta)
+        return self
+
+    def scatter_add(self, sparse_delta: Any, use_locking: bool = False, name: str | None = None) -> Any:
+        """Add each of the slices to the row that it names, and return the variable.
+
+        Raises: as :func:`distopt.assignments.operand`; under a strategy NotImplementedError for a variable synchronized
+        ON_READ, and for ``scatter_min``, ``scatter_max``, ``scatter_update`` where the aggregation is SUM or MEAN.
+        """
+        replica_context.current().access.assign(self, "scatter_add", sparse_delta)
+        return self
+
+    def scatter_sub(self, sparse_delta: Any, use_locking: bool = False, name: str | None = None) -> Any:
+        """Subtract each of the slices from the row that it names; see :meth:`scatter_add`."""
+        replica_context.current().access.assign(self, "scatter_sub", sparse_delta)
+        return self
+
+    def scatter_mul(self, sparse_delta: Any, use_locking: bool = False, name: str | None = None) -> Any:
+        """Multiply each row by the slices that name it; see :meth:`scatter_add`."""
+        replica_context.current().access.assign(self, "scatter_mul", sparse_delta)
+        return self
+
+    def scatter_div(self, sparse_delta: Any, use_locking: bool = False, name: str | None = None) -> Any:
+        """Divide each row by the slices that name it; see :meth:`scatter_add`."""
+        replica_context.current().access.assign(self, "scatter_div", sparse_delta)
+        return self
+
+    def scatter_min(self, sparse_delta: Any, use_locking: bool = False, name: str | None = None) -> Any:
+        """Replace each row by the smaller of it and the slices that name it; see :meth:`scatter_add`."""
+        replica_context.current().access.assign(self, "scatter_min", sparse_delta)
+        return self
+
+    def scatter_max(self, sparse_delta: Any, use_locking: bool = False, name: str | None = None) -> Any:
+        """Replace each row by the larger of it and the slices that name it; see :meth:`scatter_add`."""
+        replica_context.current().access.assign(self, "scatter_max", sparse_delta)
+        return self
+
+    def scatter_update(self, sparse_delta: Any, use_locking: bool = False, name: str | None = None) -> Any:
+        """Replace each row by the last of the slices that name it; see :meth:`scatter_add`."""
+        replica_context.current().access.assign(self, "scatter_update", sparse_delta)
         return self
 
     def check_writable(self) -> None:
@@ -227,11 +261,11 @@ class Variable(Operand):
 
     def write_all(self, operation: str, value: Any) -> None:
         """Carry out ``operation``, the name of an assigning method, on the stored value and on every copy."""
-        array = self._operand(value)
+        prepared = self.operand(operation, value)
         self.check_writable()
-        write = _OPERATIONS[operation]
+        write = OPERATIONS[operation]
         for stored in self._copies.values() if self._copies is not None else (self.storage,):
-            write(stored, array)
+            write(stored, prepared)
 
     # For the arena and for strategies.
 
@@ -271,9 +305,20 @@ class Variable(Operand):
 
     def write_copy(self, replica_id: int, operation: str, value: Any) -> None:
         """Carry out ``operation`` on the copy of one replica."""
-        array = self._operand(value)
+        prepared = self.operand(operation, value)
         self.check_writable()
-        _OPERATIONS[operation](self.copy_of(replica_id), array)
+        OPERATIONS[operation](self.copy_of(replica_id), prepared)
+
+    def operand(self, operation: str, value: Any) -> Any:
+        """Return ``value`` as the method ``operation`` writes it; errors as :func:`distopt.assignments.operand`."""
+        return operand(operation, value, self.name, self.shape, self.dtype)
+
+    def merge_equal_copies(self) -> None:
+        """Forget the copies if all have the same bits; else they stay."""
+        copies = list((self._copies or {}).values())
+        first = self.storage.tobytes()
+        if all(copy.tobytes() == first for copy in copies):
+            self.merge()
 
     def merge(self) -> None:
         """Forget the copies; the first one's value stays."""
@@ -301,18 +346,15 @@ class Variable(Operand):
             aggregation=self.aggregation,
         )
         twin.name = self.name
+        twin.strategy = self.strategy
+        if self._copies is None:
+            twin.merge()
+        else:
+            twin.split(tuple(self._copies))
+            for replica_id, copy in self._copies.items():
+                np.copyto(twin.copy_of(replica_id), copy)
         memo[id(self)] = twin
         return twin
-
-    def _operand(self, value: Any) -> Array:
-        array = value.numpy() if isinstance(value, Operand) else np.asarray(value)
-        if array.shape != self.shape:
-            raise ValueError(f"{self.name} has shape {self.shape}; a value of shape {array.shape} cannot be assigned")
-        if array.dtype != self.dtype:
-            if isinstance(value, Operand):
-                raise ValueError(f"{self.name} has dtype {self.dtype}; cast the {array.dtype} tensor first")
-            array = array.astype(self.dtype, casting="same_kind")
-        return array
 
 
 def _copied(value: Any) -> Tensor:

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from distopt import nest
-from distopt.data.streams import INFINITE, Block, Numbers, Repeated, Shuffled, Sliced, Stream, rechunk
+from distopt.data.options import Options
+from distopt.data.streams import INFINITE, Block, Numbers, Repeated, Shuffled, Sliced, Stream, Strided, rechunk
 from distopt.random import Domain, next_stream
 from distopt.sampling import batch_length, num_steps
 from distopt.tensor import to_array
@@ -27,9 +28,14 @@ class Dataset:
     Made by the static methods; the others return a new dataset and leave this one alone.
     """
 
-    def __init__(self, items: Stream, maker: _Maker) -> None:
+    def __init__(
+        self, items: Stream, maker: _Maker, *, options: Options | None = None, batch_size: int | None = None
+    ) -> None:
         self._items = items
         self._maker = maker
+        self._options = options or Options()
+        self.batch_size = batch_size
+        """The size of its batches, but for short ones; None if :meth:`batch` did not make them."""
 
     @staticmethod
     def from_tensor_slices(tensors: Any) -> Dataset:
@@ -78,19 +84,28 @@ class Dataset:
         if buffer_size < 1:
             raise ValueError(f"buffer_size must be at least 1, not {buffer_size}")
         drawn = int(next_stream(Domain.SHUFFLE_SEED).random_raw()) if seed is None else seed
-        return Dataset(Shuffled(self._items, buffer_size, drawn, reshuffle_each_iteration), self._maker)
+        return self._of(Shuffled(self._items, buffer_size, drawn, reshuffle_each_iteration))
 
     def repeat(self, count: int | None = None) -> Dataset:
         """Return the elements ``count`` times over; ``None`` or ``-1`` means without end."""
-        return Dataset(Repeated(self._items, -1 if count is None else count), self._maker)
+        return self._of(Repeated(self._items, -1 if count is None else count))
 
     def take(self, count: int) -> Dataset:
         """Return the first ``count`` elements; ``-1`` means all."""
-        return self if count < 0 else Dataset(Sliced(self._items, 0, count), self._maker)
+        return self if count < 0 else self._of(Sliced(self._items, 0, count))
 
     def skip(self, count: int) -> Dataset:
         """Return all but the first ``count`` elements; ``-1`` means none."""
-        return self.take(0) if count < 0 else Dataset(Sliced(self._items, count, None), self._maker)
+        return self.take(0) if count < 0 else self._of(Sliced(self._items, count, None))
+
+    def shard(self, num_shards: int, index: int) -> Dataset:
+        """Return every ``num_shards``-th element, from element ``index`` on.
+
+        Raises: ValueError for fewer shards than one, or an index that is not below them.
+        """
+        if num_shards < 1 or not 0 <= index < num_shards:
+            raise ValueError(f"there is no shard {index} of {num_shards}")
+        return self._of(Strided(self._items, index, num_shards))
 
     def batch(self, batch_size: int, drop_remainder: bool = False) -> Dataset:
         """Return batches of consecutive elements, stacked along a new first axis; the last one may be short.
@@ -98,7 +113,8 @@ class Dataset:
         Raises: ValueError if ``batch_size`` is not positive.
         """
         num_steps(0, batch_size)
-        return Dataset(_Batches(self._items, self._maker, batch_size, drop_remainder), _Elements())
+        batches = _Batches(self._items, self._maker, batch_size, drop_remainder)
+        return Dataset(batches, _Elements(), options=self._options, batch_size=batch_size)
 
     def map(self, map_func: Callable[..., Any], num_parallel_calls: int | None = None) -> Dataset:
         """Return ``map_func`` of each element; a tuple is passed as several arguments.
@@ -106,12 +122,25 @@ class Dataset:
         What it returns is converted to arrays. ``num_parallel_calls`` is accepted and has no effect.
         """
         del num_parallel_calls
-        return Dataset(_Mapped(self, map_func), _Elements())
+        return Dataset(_Mapped(self, map_func), _Elements(), options=self._options, batch_size=self.batch_size)
 
     def prefetch(self, buffer_size: int) -> Dataset:
         """Return this dataset: its elements cost too little to be made ahead."""
         del buffer_size
         return self
+
+    def with_options(self, options: Options) -> Dataset:
+        """Return the same elements with these options: what they leave at its default stays as it was."""
+        merged = self._options.merge(options)
+        return Dataset(self._items, self._maker, options=merged, batch_size=self.batch_size)
+
+    def options(self) -> Options:
+        """Return the options that were set on this dataset and on those that it was made of."""
+        return self._options.merge(Options())
+
+    def _of(self, items: Stream) -> Dataset:
+        """Return a dataset that differs in which elements there are, and in what order."""
+        return Dataset(items, self._maker, options=self._options, batch_size=self.batch_size)
 
 
 class _Maker(Protocol):

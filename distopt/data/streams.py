@@ -123,6 +123,24 @@ class Sliced:
                 return
 
 
+class Strided:
+    """Every ``step``-th item of ``source``, from item ``start`` on."""
+
+    def __init__(self, source: Stream, start: int, step: int) -> None:
+        self.size = INFINITE if source.size == INFINITE else len(range(start, source.size, step))
+        self._source = source
+        self._start = start
+        self._step = step
+
+    def blocks(self) -> Iterator[Block]:
+        position = 0
+        for block in self._source.blocks():
+            part = block[(self._start - position) % self._step :: self._step] if len(block) else block
+            position += len(block)
+            if len(part):
+                yield part
+
+
 def rechunk(blocks: Iterator[Block], size: int, drop_remainder: bool = False) -> Iterator[Block]:
     """Yield the same items in blocks of ``size``; the last may be short, unless it is to be dropped."""
     pending: list[Block] = []

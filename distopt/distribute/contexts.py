@@ -1,25 +1,21 @@
-"""The replica and cross-replica contexts of a strategy, and what an assignment means in each.
-
-Source: TensorFlow's table of variable writes (synchronization x aggregation x context).
-"""
+"""The replica and cross-replica contexts of a strategy, and the collectives that a replica calls."""
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from autograd.extend import defvjp, primitive
 
-from distopt import replica_context
+from distopt import nest, replica_context
 from distopt.distribute import values
-from distopt.errors import InsideReplicaError, NumberToSumVariableError, UnequalReduceOpsError
-from distopt.nest import map_structure
+from distopt.distribute.variable_access import InReplicaAccess
+from distopt.errors import InsideReplicaError, UnequalReduceOpsError
+from distopt.indexed_slices import IndexedSlices
 from distopt.replica_context import Context
-from distopt.tensor import call
+from distopt.tensor import Operand, Tensor, call, to_array
 from distopt.types import ReduceOp
-from distopt.variable import VariableAggregation, VariableSynchronization
 
 
 class StrategyReplicaContext:
@@ -31,7 +27,7 @@ class StrategyReplicaContext:
         self._strategy = strategy
         self._replica_id = replica_id
         self._index = index
-        self._context = Context(strategy, self, InReplicaWriter(strategy))
+        self._context = Context(strategy, self, InReplicaAccess(strategy))
         self.origin: Any = None
         """What is known of the loss of the gradients that this replica took last; see ``loss_origin``."""
 
@@ -73,35 +69,85 @@ class StrategyReplicaContext:
     def all_reduce(self, reduce_op: ReduceOp | str, value: Any, options: Any = None) -> Any:  # noqa: ARG002
         """Return ``value`` reduced over all replicas of all processes, on each of them.
 
-        ``value`` is a tensor, a variable, a number or a nested structure of these, of the same shapes everywhere.
-        The canonical sum decides the order of additions; ``MEAN`` divides it by the number of replicas.
-        Differentiable: the gradient is the same reduction of the upstream gradients.
+        ``value`` is a tensor, a variable, a number, IndexedSlices, or a nested structure of these, of the same shapes
+        everywhere; a structure takes one exchange. The canonical sum decides the order of additions; ``MEAN`` divides
+        it by the number of replicas. IndexedSlices stay row-sparse: all replicas' rows in order, duplicates kept.
+        Differentiable where dense: the gradient is the same reduction of the upstream gradients.
 
         Raises: UnequalShapesError, UnequalDtypesError, UnequalReduceOpsError or MergeOrderError where replicas differ.
         """
         operation = ReduceOp.parse(reduce_op)
-        reduced = map_structure(lambda leaf: call(_all_reduce, leaf, self, operation), value)
-        map_structure(lambda leaf: self._strategy.extended.inspector.mark_reduced(leaf, operation.name), reduced)
-        return reduced
+        leaves = nest.flatten(value)
+        totals = self.merge_call(_reduce_leaves, ([_detached(leaf) for leaf in leaves], operation))
+        reduced = iter([self._reduced(*each, operation) for each in zip(leaves, totals, strict=True)])
+        return nest.map_structure(lambda _: next(reduced), value)
+
+    def _reduced(self, leaf: Any, total: Any, operation: ReduceOp) -> Any:
+        result = total
+        if not isinstance(total, IndexedSlices):
+            result = call(_reduced, _operand(leaf), total, self, operation)
+        self._strategy.extended.inspector.mark_reduced(result, operation.name)
+        return result
+
+    def all_gather(self, value: Any, axis: int, options: Any = None) -> Any:  # noqa: ARG002
+        """Return the replicas' values one after another along ``axis``, in replica order, on each of them.
+
+        ``value`` is a tensor, or a nested structure of tensors, of the same shape everywhere but for ``axis``.
+        Differentiable: the gradient is this replica's part of the sum of the upstream gradients.
+
+        Raises: NotImplementedError for IndexedSlices; ValueError for a scalar, an axis that does not exist, or other
+        axes that differ.
+        """
+        return nest.map_structure(lambda leaf: call(_gathered, _operand(_gatherable(leaf)), self, axis), value)
 
     def __repr__(self) -> str:
         return f"ReplicaContext(replica {self._replica_id} of {self.num_replicas_in_sync})"
 
 
-def _reduce_in_cross_replica(strategy: Any, array: Any, operation: ReduceOp) -> Any:
+def _detached(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, IndexedSlices) else to_array(leaf)
+
+
+def _operand(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, Operand) else Tensor(leaf)
+
+
+def _gatherable(leaf: Any) -> Any:
+    if isinstance(leaf, IndexedSlices):
+        raise NotImplementedError("IndexedSlices cannot be gathered; all_reduce concatenates their rows")
+    return leaf
+
+
+def _reduce_leaves(strategy: Any, leaves: Any, operation: ReduceOp) -> Any:
     if isinstance(operation, values.PerReplica):
         raise UnequalReduceOpsError(
             f"the replicas reduce with each other by {' and '.join(op.name for op in operation.values)}; every replica "
             "must name the same operation"
         )
-    return strategy.extended.all_reduce_arrays(operation, array)
+    return strategy.extended.all_reduce_leaves(operation, leaves)
+
+
+def _gather_in_cross_replica(strategy: Any, value: Any, axis: int) -> Any:
+    return strategy.extended.gather_arrays(value, axis)
 
 
 @primitive  # type: ignore[untyped-decorator]  # autograd is untyped
+def _reduced(_value: Any, total: Any, _context: StrategyReplicaContext, _operation: ReduceOp) -> Any:
+    return total
+
+
+@primitive  # type: ignore[untyped-decorator]  # as above
 def _all_reduce(value: Any, context: StrategyReplicaContext, operation: ReduceOp) -> Any:
-    return context.merge_call(_reduce_in_cross_replica, (np.asarray(value), operation))
+    return context.merge_call(_reduce_leaves, ([np.asarray(value)], operation))[0]
 
 
+defvjp(
+    _reduced,
+    lambda _result, _value, _total, context, operation: lambda gradient: _all_reduce(gradient, context, operation),
+    None,
+    None,
+    None,
+)
 defvjp(
     _all_reduce,
     lambda _result, _value, context, operation: lambda gradient: _all_reduce(gradient, context, operation),
@@ -110,75 +156,25 @@ defvjp(
 )
 
 
-class _StrategyWriter:
-    """What writers of a strategy have in common."""
-
-    def __init__(self, strategy: Any) -> None:
-        self._strategy = strategy
-
-    def created(self, variable: Any) -> None:
-        """Give a trainable variable the value that it has on rank 0.
-
-        Others start from constants, and may be created on some ranks only (an optimizer's hypers, when one is read).
-        """
-        if variable.synchronization is VariableSynchronization.ON_READ and self._strategy.num_replicas_in_sync > 1:
-            raise NotImplementedError(
-                f"{variable.name} is synchronized ON_READ, which strategies do not offer yet; keep one value a replica "
-                "yourself and reduce it with `strategy.reduce`"
-            )
-        if not self._strategy.extended.inspector.is_default:
-            variable.creator = weakref.ref(self._strategy)
-        if variable.trainable:
-            self._strategy.extended.share_initial_value(variable)
+@primitive  # type: ignore[untyped-decorator]  # as above
+def _gathered(value: Any, context: StrategyReplicaContext, axis: int) -> Any:
+    return context.merge_call(_gather_in_cross_replica, (np.asarray(value), axis))
 
 
-class CrossReplicaWriter(_StrategyWriter):
-    """Assignments outside of replicas: every copy gets the value."""
+def _own_part(_result: Any, value: Any, context: StrategyReplicaContext, axis: int) -> Callable[[Any], Any]:
+    def backward(gradient: Any) -> Any:
+        total = _all_reduce(gradient, context, ReduceOp.SUM)
+        length = np.asarray([value.shape[axis]], np.int64)
+        lengths = context.merge_call(_gather_in_cross_replica, (length, 0))
+        start = int(lengths[: context.replica_id_in_sync_group].sum())
+        own = [slice(None)] * value.ndim
+        own[axis] = slice(start, start + value.shape[axis])
+        return total[tuple(own)]
 
-    def assign(self, variable: Any, operation: str, value: Any) -> None:
-        """Write to the stored value and to all copies."""
-        variable.write_all(operation, value)
-
-
-class InReplicaWriter(_StrategyWriter):
-    """Assignments inside a replica, by the variable's aggregation.
-
-    SUM, MEAN: the replicas' values are reduced, then written everywhere. ONLY_FIRST_REPLICA: replica 0's value.
-    NONE: only this replica's copy changes, so the variable splits into one copy a replica.
-    """
-
-    def assign(self, variable: Any, operation: str, value: Any) -> None:
-        """Write as the variable's ``aggregation`` says.
-
-        Raises: NumberToSumVariableError for a Python number given to a SUM variable, whose meaning would depend on
-        the number of replicas; PlacementError where the placement cannot hold copies.
-        """
-        context = replica_context.current_replica("an assignment")
-        communicator = self._strategy.extended.communicator
-        if context.num_replicas_in_sync == 1 and (communicator is None or communicator.size == 1):
-            variable.write_all(operation, value)
-            return
-        aggregation = variable.aggregation
-        if aggregation is VariableAggregation.NONE:
-            self._strategy.extended.split((variable,))
-            variable.write_copy(context.replica_id_in_sync_group, operation, value)
-            return
-        if aggregation is VariableAggregation.SUM and isinstance(value, int | float):
-            raise NumberToSumVariableError(
-                f"{variable.name} has aggregation SUM: assigning the number {value!r} on every replica would add it up "
-                f"{context.num_replicas_in_sync} times; assign a tensor that each replica computed"
-            )
-        array = np.asarray(value, dtype=variable.dtype)
-        context.merge_call(_assign_aggregated, (variable, operation, array))
+    return backward
 
 
-def _assign_aggregated(strategy: Any, variable: Any, operation: str, value: Any) -> None:
-    if variable.aggregation is VariableAggregation.ONLY_FIRST_REPLICA:
-        total = strategy.extended.of_first_replica(value)
-    else:
-        mean = variable.aggregation is VariableAggregation.MEAN
-        total = strategy.extended.all_reduce_arrays(ReduceOp.MEAN if mean else ReduceOp.SUM, value)
-    variable.write_all(operation, total)
+defvjp(_gathered, _own_part, None, None)
 
 
 def require_cross_replica(caller: str) -> None:

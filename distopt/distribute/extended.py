@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -14,19 +14,23 @@ from distopt import replica_context
 from distopt.aggregation import Aggregator, Mean, Sum
 from distopt.autodiff.nodes import state
 from distopt.comm.communicator import Communicator, Hosting
-from distopt.distribute import values
+from distopt.distribute import gathering, values
 from distopt.distribute.checks import Checks
-from distopt.distribute.contexts import CrossReplicaWriter, StrategyReplicaContext
+from distopt.distribute.contexts import StrategyReplicaContext
 from distopt.distribute.inspector import Inspector
 from distopt.distribute.loss_origin import note_origin
 from distopt.distribute.owners import EveryProcess, Owners, Phases, num_bytes_of, same_variables
 from distopt.distribute.receipts import Note, Receipt, ReceiptBook, path_name
 from distopt.distribute.replica_greenlets import ReplicaGreenlets
+from distopt.distribute.variable_access import CrossReplicaAccess
+from distopt.indexed_slices import IndexedSlices
 from distopt.replica_context import Context
 from distopt.types import Array, ReduceOp
+from distopt.variable import VariableAggregation
 
 _NO_KWARGS: dict[str, Any] = {}
-_AGGREGATOR_OF = {ReduceOp.SUM: Sum(), ReduceOp.MEAN: Mean()}
+_SUM, _MEAN = Sum(), Mean()
+_OPERATION_OF = {VariableAggregation.SUM: ReduceOp.SUM, VariableAggregation.MEAN: ReduceOp.MEAN}
 
 
 class Extended:
@@ -52,11 +56,11 @@ class Extended:
         self.owners: Owners = self.every_process
         self.num_hosted = len(self.contexts)
         """How many replica contexts run in this process, a stand-in included."""
-        self.cross_context = Context(strategy, None, CrossReplicaWriter(strategy))
+        self.cross_context = Context(strategy, None, CrossReplicaAccess(strategy))
         self.given_hypers: dict[str, float] | None = None
         """Hypers that were evaluated elsewhere, for a server that re-enacts replicas."""
         self._host_of_first_replica = next(rank for rank, replicas in enumerate(hosting.hosted) if 0 in replicas)
-        self._strategy = strategy
+        self.strategy = strategy
         self._greenlets = ReplicaGreenlets()
         self._merging_s = 0.0
 
@@ -134,11 +138,7 @@ class Extended:
 
     def all_reduce_arrays(self, operation: ReduceOp | str, value: Any) -> Array:
         """Return ``value`` (an array, or one a hosted replica) reduced over all replicas."""
-        column = values.local_components(value, self.num_hosted)
-        if ReduceOp.parse(operation) is ReduceOp.MEAN and np.asarray(column[0]).dtype.kind in "biu":
-            return np.asarray(self.all_reduce_arrays(ReduceOp.SUM, value) / self.hosting.num_replicas)
-        (total,) = self._aggregate("value", _AGGREGATOR_OF[ReduceOp.parse(operation)], [column])
-        return np.asarray(total)
+        return np.asarray(self.all_reduce_leaves(ReduceOp.parse(operation), [value])[0])
 
     def _aggregate(self, what: str, aggregator: Aggregator, columns: Sequence[Sequence[Any]]) -> list[Any]:
         before = self.book.traffic()
@@ -148,14 +148,49 @@ class Extended:
             self.book.add(Note(what, aggregator, num_bytes, traffic_before=before))
         return totals
 
-    def of_first_replica(self, value: Any) -> Array:
-        """Return replica 0's ``value`` on every process."""
-        array = np.asarray(values.local_components(value, self.num_hosted)[0])
+    def all_reduce_leaves(self, operation: ReduceOp, leaves: Sequence[Any]) -> list[Any]:
+        """Return each leaf (an array or IndexedSlices, or one a hosted replica) reduced over all replicas, together.
+
+        The mean of integers is a float64.
+        """
+        columns = [values.local_components(leaf, self.num_hosted) for leaf in leaves]
+        if operation is ReduceOp.SUM:
+            return self._aggregate("value", _SUM, columns)
+        if not any(_holds_integers(column[0]) for column in columns):
+            return self._aggregate("value", _MEAN, columns)
+        return [self._mean(total) for total in self._aggregate("value", _SUM, columns)]
+
+    def _mean(self, total: Any) -> Any:
+        replicas = self.hosting.num_replicas
+        if isinstance(total, IndexedSlices):
+            return total.with_values(_MEAN.finish(total.values.numpy(), replicas))
+        total = np.asarray(total)
+        return total / replicas if total.dtype.kind in "biu" else _MEAN.finish(total, replicas)
+
+    def gather_arrays(self, value: Any, axis: int) -> Array:
+        """Return the replicas' arrays one after another along ``axis``, in replica order, on every process.
+
+        Raises: as :func:`distopt.distribute.gathering.concatenated`.
+        """
+        arrays = [np.asarray(component) for component in values.local_components(value, self.num_hosted)]
+        own = dict(zip(self.hosted, arrays, strict=False))
+        return gathering.concatenated(gathering.of_all_replicas(own, self.communicator), axis)
+
+    def of_first_replica(self, value: Any) -> Any:
+        """Return replica 0's ``value``, an array or IndexedSlices, on every process."""
+        component = values.local_components(value, self.num_hosted)[0]
         if self.communicator is None:
-            return array
+            return component if isinstance(component, IndexedSlices) else np.asarray(component)
+        if isinstance(component, IndexedSlices):
+            rows = self._from_first_host(gathering.encode({0: component.values.numpy(), 1: component.indices}))
+            found = gathering.decode(rows)
+            return IndexedSlices(found[0], found[1], component.dense_shape)
+        return gathering.decode(self._from_first_host(gathering.encode({0: np.asarray(component)})))[0]
+
+    def _from_first_host(self, payload: bytes) -> bytes:
+        assert self.communicator is not None, "asked by the callers"
         root = self._host_of_first_replica
-        payload = self.communicator.broadcast_bytes(array.tobytes() if self.rank == root else None, root)
-        return np.frombuffer(payload, array.dtype).reshape(array.shape).copy()
+        return self.communicator.broadcast_bytes(payload if self.rank == root else None, root)
 
     def share_initial_value(self, variable: Any) -> None:
         """Give a new variable the value that it has on rank 0."""
@@ -163,16 +198,52 @@ class Extended:
             payload = self.communicator.broadcast_bytes(variable.storage.tobytes())
             variable.storage[...] = np.frombuffer(payload, variable.storage.dtype).reshape(variable.storage.shape)
 
+    def own_copies(self, variable: Any) -> None:
+        """Give each hosted replica a copy of a variable that is synchronized when it is read."""
+        variable.split([context.replica_id_in_sync_group for context in self.contexts])
+
+    def aggregated(self, variable: Any) -> Array:
+        """Return what the copies of an ON_READ variable come to; a collective.
+
+        Raises: ValueError for aggregation NONE.
+        """
+        aggregation = variable.aggregation
+        if aggregation is VariableAggregation.NONE:
+            raise ValueError(
+                f"{variable.name} is synchronized ON_READ with aggregation NONE, which says nothing about its value "
+                "outside of replicas; read it inside `strategy.run`, or give it an aggregation"
+            )
+        copies = values.PerReplica([variable.copy_of(c.replica_id_in_sync_group) for c in self.contexts])
+        if aggregation is VariableAggregation.ONLY_FIRST_REPLICA:
+            return np.asarray(self.of_first_replica(copies))
+        return self.all_reduce_arrays(_OPERATION_OF[aggregation], copies)
+
     def split(self, variables: Sequence[Any]) -> None:
         """Give every hosted replica its own copy of ``variables``; nothing happens to those that have them.
 
-        Raises: PlacementError where the placement cannot hold copies.
+        Raises: PlacementError where the placement cannot hold copies; ValueError for a variable of another strategy.
         """
+        self.check_variables(variables)
         for variable in variables:
             if self.hosting.num_replicas > 1:
                 self.owners.may_split(f"an unaggregated write to {variable.name}")
+            variable.strategy = self.strategy
             if not variable.is_split and self.num_hosted > 1:
-                variable.split([context.replica_id_in_sync_group for context in self.contexts])
+                self.own_copies(variable)
+
+    def check_variables(self, variables: Iterable[Any]) -> None:
+        """Refuse variables that belong to another strategy.
+
+        Raises: ValueError that names the first.
+        """
+        strategy = self.strategy
+        for variable in variables:
+            owner = variable.strategy
+            if owner is not strategy and owner is not None:
+                raise ValueError(
+                    f"{variable.name} belongs to {owner!r} and cannot be updated under {strategy!r}; create variables "
+                    "in the scope of the strategy that trains them"
+                )
 
     def check(self, path: Any) -> None:
         """Refuse an apply call that the owners cannot carry out, before anything is done for it.
@@ -237,7 +308,7 @@ class Extended:
 
     def _merge_now(self, merge_fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         started = time.perf_counter()
-        result = replica_context.call_in(self.cross_context, merge_fn, (self._strategy, *args), kwargs)
+        result = replica_context.call_in(self.cross_context, merge_fn, (self.strategy, *args), kwargs)
         self._merging_s += time.perf_counter() - started
         return result
 
@@ -251,6 +322,10 @@ def same_bits(first: Any, second: Any) -> bool:
         if any(x.shape != y.shape or x.tobytes() != y.tobytes() for x, y in zip(left, right, strict=True)):
             return False
     return True
+
+
+def _holds_integers(value: Any) -> bool:
+    return not isinstance(value, IndexedSlices) and np.asarray(value).dtype.kind in "biu"
 
 
 def _parts(gradient: Any) -> tuple[Array, Array]:

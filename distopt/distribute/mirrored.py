@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from distopt import replica_context
 from distopt.comm.communicator import Hosting
-from distopt.distribute.contexts import CrossReplicaWriter
-from distopt.distribute.extended import Extended
+from distopt.distribute.cross_device_ops import check_cross_device_ops
+from distopt.distribute.inputs import InputContext, InputOptions
 from distopt.distribute.owners import Phases
 from distopt.distribute.strategy import Strategy
+from distopt.distribute.strategy_extended import StrategyExtended
+from distopt.distribute.variable_access import CrossReplicaAccess
 from distopt.replica_context import Context
 from distopt.types import ReduceOp
 
@@ -19,14 +21,16 @@ class MirroredStrategy(Strategy):
     """Several replicas in one process; the obviously right one, and the yardstick for the others.
 
     ``devices``: a number of replicas, or TensorFlow's list of device names (``["/cpu:0", "/cpu:1"]``), one replica
-    each; default 1. ``cross_device_ops`` is accepted where TensorFlow has it; every choice gives the canonical sum.
+    each; default 1. ``cross_device_ops``: every choice gives the canonical sum, see
+    :mod:`distopt.distribute.cross_device_ops`.
 
-    Raises: ValueError for no replica, or for a device that is named twice.
+    Raises: ValueError for no replica, or for a device that is named twice; as ``check_cross_device_ops``.
     """
 
     def __init__(self, devices: int | Sequence[str] | None = None, cross_device_ops: Any = None) -> None:
+        check_cross_device_ops(cross_device_ops)
         self.cross_device_ops = cross_device_ops
-        super().__init__(Hosting.contiguous(_num_replicas(devices), 1))
+        super().__init__(Hosting.contiguous(num_replicas_of(devices), 1))
 
 
 class DefaultStrategy(Strategy):
@@ -36,18 +40,38 @@ class DefaultStrategy(Strategy):
     """
 
     def __init__(self) -> None:
-        self._extended = Extended(self, Hosting.contiguous(1, 1), 0, None, Phases())
+        self._cluster_resolver = None
+        self._extended = StrategyExtended(self, Hosting.contiguous(1, 1), 0, None, Phases())
         self._extended.inspector.is_default = True
         replica = self.extended.contexts[0]
-        self.context = Context(self, replica, CrossReplicaWriter(self), is_default=True)
+        access = CrossReplicaAccess(self, is_default=True)
+        self.context = Context(self, replica, access, is_default=True)
+        self.extended.cross_context = Context(self, None, access, is_default=True)
         replica.use_context(self.context)
 
     def reduce(self, reduce_op: ReduceOp | str, value: Any, axis: int | tuple[int, ...] | None) -> Any:
         """Return ``value`` itself for ``axis=None``, else reduced over that axis."""
         return value if axis is None else super().reduce(reduce_op, value, axis)
 
+    def experimental_distribute_dataset(self, dataset: Any, options: InputOptions | None = None) -> Iterable[Any]:  # noqa: ARG002
+        """Return ``dataset``."""
+        batches: Iterable[Any] = dataset
+        return batches
 
-def _num_replicas(devices: int | Sequence[str] | None) -> int:
+    def distribute_datasets_from_function(
+        self,
+        dataset_fn: Callable[[InputContext], Iterable[Any]],
+        options: InputOptions | None = None,  # noqa: ARG002
+    ) -> Iterable[Any]:
+        """Return ``dataset_fn(InputContext())``."""
+        return dataset_fn(InputContext())
+
+
+def num_replicas_of(devices: int | Sequence[str] | None) -> int:
+    """Return how many replicas ``devices`` means: a number, one for each name of a list, or 1 by default.
+
+    Raises: ValueError for none, or for a device that is named twice.
+    """
     if devices is None:
         return 1
     if isinstance(devices, bool) or not isinstance(devices, int | Sequence) or isinstance(devices, str):

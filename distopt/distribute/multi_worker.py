@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import enum
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from distopt.comm.communicator import Communicator, Hosting
+from distopt.distribute.cluster_resolver import ClusterResolver
 from distopt.distribute.strategy import Strategy
 from distopt.errors import PlacementError
+
+
+class CommunicationImplementation(enum.Enum):
+    """Which collectives to use; accepted, and of no effect: the transport decides."""
+
+    AUTO = "AUTO"
+    RING = "RING"
+    NCCL = "NCCL"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +32,25 @@ class CommunicationOptions:
 
     bytes_per_pack: int = 0
     timeout_seconds: float | None = None
+    implementation: CommunicationImplementation = CommunicationImplementation.AUTO
 
     def __post_init__(self) -> None:
         if self.bytes_per_pack < 0:
             raise ValueError(f"bytes_per_pack must be 0 or more, not {self.bytes_per_pack}")
         if self.timeout_seconds is not None and self.timeout_seconds <= 0:
             raise ValueError(f"timeout_seconds must be more than 0, not {self.timeout_seconds}")
+
+    def merge(self, options: CommunicationOptions | None) -> CommunicationOptions:
+        """Return these options, overridden by what ``options`` sets to anything but the default.
+
+        >>> CommunicationOptions(bytes_per_pack=8).merge(CommunicationOptions(timeout_seconds=2.0)).bytes_per_pack
+        8
+        """
+        if options is None:
+            return self
+        default = CommunicationOptions()
+        given = {f.name: getattr(options, f.name) for f in fields(options)}
+        return replace(self, **{name: value for name, value in given.items() if value != getattr(default, name)})
 
 
 class MultiWorkerMirroredStrategy(Strategy):
@@ -38,8 +61,11 @@ class MultiWorkerMirroredStrategy(Strategy):
     every process makes the same update. ``communicator``: default is MPI's world, through mpi4py. A variable's initial
     value is that of rank 0.
 
+    The MPI launcher knows the cluster; a ``cluster_resolver`` is only compared with it, where it has a cluster.
+
     Raises: PlacementError for a placement that needs servers; EndpointError if MPI cannot be loaded; ValueError for
-    fewer than one replica, or a ``cluster_resolver`` (the MPI launcher knows the cluster).
+    fewer than one replica, arguments of another type, or a ``cluster_resolver`` that has another number of workers than
+    there are ranks, or takes this one for another.
     """
 
     def __init__(
@@ -51,9 +77,11 @@ class MultiWorkerMirroredStrategy(Strategy):
         placement: str = "replica",
         communicator: Communicator | None = None,
     ) -> None:
-        if cluster_resolver is not None:
+        if cluster_resolver is not None and not isinstance(cluster_resolver, ClusterResolver):
+            raise ValueError(f"cluster_resolver must be a ClusterResolver, not a {type(cluster_resolver).__name__}")
+        if communication_options is not None and not isinstance(communication_options, CommunicationOptions):
             raise ValueError(
-                "cluster_resolver is not used here: start the ranks with `mpirun`, which knows the cluster"
+                f"communication_options must be CommunicationOptions, not a {type(communication_options).__name__}"
             )
         if placement != "replica":
             raise PlacementError(
@@ -65,6 +93,20 @@ class MultiWorkerMirroredStrategy(Strategy):
 
             timeout_s = communication_options.timeout_seconds if communication_options else None
             communicator = MpiCommunicator() if timeout_s is None else MpiCommunicator(timeout_s=timeout_s)
+        if cluster_resolver is not None:
+            _check_same_cluster(cluster_resolver, communicator)
         self.communicator = communicator
         hosting = Hosting.contiguous(communicator.size if replicas is None else replicas, communicator.size)
         super().__init__(hosting, communicator.rank, communicator)
+        self._cluster_resolver = cluster_resolver
+
+
+def _check_same_cluster(resolver: ClusterResolver, communicator: Communicator) -> None:
+    if not resolver.cluster_spec():
+        return
+    found = (resolver.worker_count, resolver.id_in_cluster)
+    if found != (communicator.size, communicator.rank):
+        raise ValueError(
+            f"the cluster resolver says that this is worker {found[1]} of {found[0]}, but it was started as rank "
+            f"{communicator.rank} of {communicator.size}; start the workers with `mpirun -n {found[0]}`, in that order"
+        )

@@ -25,7 +25,7 @@ from distopt.comm.communicator import Communicator, Contribution, Hosting
 from distopt.distribute.inspector import Inspector
 from distopt.distribute.receipts import Note
 from distopt.distribute.row_exchange import Combine, gather_rows, is_row_sparse, sum_rows
-from distopt.errors import PlacementError, UnequalDtypesError, UnequalShapesError
+from distopt.errors import PlacementError, UnaggregatedGradientsError, UnequalDtypesError, UnequalShapesError
 from distopt.indexed_slices import IndexedSlices
 from distopt.optimizers.pipeline import fits_flat_arrays
 from distopt.types import Array
@@ -271,7 +271,7 @@ class Servers:
     def check(self, path: Any) -> None:
         """Refuse what servers cannot do: unaggregated gradients, and hooks over gradients that several share."""
         if not path.aggregate:
-            raise PlacementError(
+            raise UnaggregatedGradientsError(
                 "experimental_aggregate_gradients=False would update each replica's own copy, but with placement "
                 "'server' the servers hold one value for all; use placement 'replica'"
             )

@@ -6,7 +6,7 @@ change with the number of processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,13 +16,16 @@ from distopt import blas, replica_context, threads
 from distopt.comm.communicator import Communicator, Hosting
 from distopt.distribute import values
 from distopt.distribute.contexts import require_cross_replica
-from distopt.distribute.datasets import DistributedDataset
-from distopt.distribute.extended import Extended
+from distopt.distribute.datasets import distribute_dataset, distribute_from_function
+from distopt.distribute.inputs import InputContext, InputOptions, ValueContext
 from distopt.distribute.owners import Phases
+from distopt.distribute.strategy_extended import StrategyExtended
 from distopt.errors import CountedManyTimesError, ReplicaContextError
+from distopt.indexed_slices import IndexedSlices
 from distopt.nest import map_structure
 from distopt.tensor import Tensor
 from distopt.types import ReduceOp
+from distopt.variable import Variable
 
 
 class Strategy:
@@ -37,10 +40,11 @@ class Strategy:
         blas.pin_threads_by_default()
         if communicator is not None and communicator.size > 1:
             threads.share_processors_by_default()
-        self._extended = Extended(self, hosting, rank, communicator, Phases())
+        self._cluster_resolver: Any = None
+        self._extended = StrategyExtended(self, hosting, rank, communicator, Phases())
 
     @property
-    def extended(self) -> Extended:
+    def extended(self) -> StrategyExtended:
         """The interface for optimizers and other library code."""
         return self._extended
 
@@ -104,25 +108,24 @@ class Strategy:
         """
         require_cross_replica("strategy.reduce")
         operation = ReduceOp.parse(reduce_op)
-        if not isinstance(value, values.DistributedValues) and isinstance(value, dict | list | tuple):
+        if isinstance(value, dict | list | tuple):
             return map_structure(lambda leaf: self.reduce(operation, leaf, axis), value)
         is_plain = not isinstance(value, values.DistributedValues)
         # With several processes every one of them takes part: the others cannot know that the value is plain here.
         if is_plain and self.num_replicas_in_sync > 1 and self._extended.communicator is None:
             return self._reduce_plain(operation, value, axis)
-        components = [np.asarray(c) for c in values.local_components(value, self._extended.num_hosted)]
         if axis is None:
-            total = self._extended.all_reduce_arrays(operation, values.PerReplica(components))
+            (total,) = self._extended.all_reduce_leaves(operation, [value])
         else:
+            components = [np.asarray(c) for c in values.local_components(value, self._extended.num_hosted)]
             sums = values.PerReplica([np.asarray(c.sum(axis=axis, dtype=c.dtype)) for c in components])
             total = self._extended.all_reduce_arrays(ReduceOp.SUM, sums)
             if operation is ReduceOp.MEAN:
                 axes = axis if isinstance(axis, tuple) else (axis,)
                 counts = [np.asarray(np.prod([c.shape[a] for a in axes]), np.int64) for c in components]
-                total = total / total.dtype.type(
-                    self._extended.all_reduce_arrays(ReduceOp.SUM, values.PerReplica(counts))
-                )
-        reduced = Tensor(np.array(total))
+                count = self._extended.all_reduce_arrays(ReduceOp.SUM, values.PerReplica(counts))
+                total = total / total.dtype.type(count)
+        reduced = total if isinstance(total, IndexedSlices) else Tensor(np.array(total))
         self._extended.inspector.mark_reduced(reduced, operation.name)
         return reduced
 
@@ -135,17 +138,76 @@ class Strategy:
         array = np.asarray(value)
         return value if axis is None else Tensor(array.mean(axis=axis) if operation is ReduceOp.MEAN else array)
 
-    def experimental_local_results(self, value: Any) -> tuple[Any, ...]:
-        """Return the components of ``value`` on the replicas of this process; a plain value becomes a 1-tuple."""
-        return value.values if isinstance(value, values.DistributedValues) else (value,)
+    def gather(self, value: Any, axis: int) -> Any:
+        """Return the replicas' values one after another along ``axis``, in replica order, on every process.
 
-    def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> DistributedDataset:  # noqa: ARG002
+        ``value`` is a tensor on each replica, or a nested structure of such; lengths along ``axis`` may differ.
+
+        Raises: NotImplementedError for IndexedSlices; ValueError for scalars, an axis that does not exist, or other
+        axes that differ; ReplicaContextError inside a replica.
+        """
+        require_cross_replica("strategy.gather")
+
+        def gathered(leaf: Any) -> Tensor:
+            local = values.local_components(leaf, 1)
+            if any(isinstance(component, IndexedSlices) for component in local):
+                raise NotImplementedError("IndexedSlices cannot be gathered; reduce them, or gather their values")
+            return Tensor(self._extended.gather_arrays(leaf, axis))
+
+        return map_structure(gathered, value)
+
+    def experimental_local_results(self, value: Any) -> tuple[Any, ...]:
+        """Return the components of ``value`` on the replicas of this process, none if it hosts no replica.
+
+        A variable gives one tensor a replica, with the value of its copy; anything else that is not per replica becomes
+        a 1-tuple.
+        """
+        extended = self._extended
+        if not extended.hosted:
+            return ()
+        if isinstance(value, values.DistributedValues):
+            return value.values
+        if isinstance(value, Variable):
+            return tuple(Tensor(value.copy_of(replica).copy()) for replica in extended.hosted)
+        return (value,)
+
+    def experimental_distribute_dataset(self, dataset: Any, options: InputOptions | None = None) -> Iterable[Any]:
         """Return an iterable that splits each global batch of ``dataset`` over all replicas.
 
-        ``dataset`` is batched with the *global* batch size. Chunk j of ``ceil(b / replicas)`` rows belongs to replica
-        j wherever that is hosted; trailing replicas may get fewer rows or none (zero-row arrays).
+        ``dataset`` is batched with the *global* batch size, and says by its options how batches are cut: see
+        :mod:`distopt.distribute.datasets`.
+
+        Raises: NotImplementedError for InputOptions that ask for a dataset a replica.
         """
-        return DistributedDataset(dataset, self)
+        return distribute_dataset(dataset, self, options)
+
+    def distribute_datasets_from_function(
+        self, dataset_fn: Callable[[InputContext], Iterable[Any]], options: InputOptions | None = None
+    ) -> Iterable[Any]:
+        """Return an iterable over batches that ``dataset_fn(InputContext)`` made for single replicas.
+
+        The function is called once on each process that hosts replicas; successive batches go to successive replicas of
+        that process. It shards and batches by itself: :class:`InputContext` tells by what. With InputOptions that ask
+        for a dataset a replica it is called once for each; then the data do not depend on the number of processes.
+        """
+        return distribute_from_function(dataset_fn, self, options)
+
+    def experimental_distribute_values_from_function(self, value_fn: Callable[[ValueContext], Any]) -> Any:
+        """Return what ``value_fn(ValueContext)`` gives for each hosted replica, always as ``PerReplica``."""
+        require_cross_replica("strategy.experimental_distribute_values_from_function")
+        contexts = [
+            ValueContext(c.replica_id_in_sync_group, self.num_replicas_in_sync) for c in self._extended.contexts
+        ]
+        return values.regroup([value_fn(context) for context in contexts], always_wrap=True)
+
+    @property
+    def cluster_resolver(self) -> Any:
+        """The cluster resolver that the strategy was made with, or None."""
+        return self._cluster_resolver
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Strategy:
+        """Return the strategy itself: what is copied goes on to share it."""
+        return self
 
     def __copy__(self) -> Strategy:
         raise ReplicaContextError("a strategy cannot be copied; pass the object itself")

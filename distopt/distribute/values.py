@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from distopt.errors import PerReplicaAsTensorError
 from distopt.nest import map_structure
 
@@ -39,26 +41,29 @@ class PerReplica(DistributedValues):
 
 
 class Mirrored(DistributedValues):
-    """A value that is the same on every replica."""
+    """A value that is the same on every replica; usable as an array anywhere."""
 
     __slots__ = ()
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        return np.array(self.values[0], dtype=dtype)
 
-def regroup(values: Sequence[Any]) -> Any:
+
+def regroup(values: Sequence[Any], *, always_wrap: bool = False) -> Any:
     """Return one value from those of the hosted replicas.
 
-    A single replica's value, and a leaf that is the very same object everywhere, come back as they are; other leaves
-    become :class:`PerReplica`.
+    A single replica's value, and a leaf that is the very same object everywhere, come back as they are, unless
+    ``always_wrap``; other leaves become :class:`PerReplica`.
 
     >>> regroup([{"a": 1.5, "b": None}, {"a": 2.5, "b": None}])
     {'a': PerReplica(0: 1.5, 1: 2.5), 'b': None}
     """
-    if len(values) == 1:
+    if len(values) == 1 and not always_wrap:
         return values[0]
 
     def leaf(*components: Any) -> Any:
         first = components[0]
-        return first if all(c is first for c in components) else PerReplica(components)
+        return first if not always_wrap and all(c is first for c in components) else PerReplica(components)
 
     return map_structure(leaf, *values)
 

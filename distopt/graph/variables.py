@@ -187,7 +187,7 @@ class GraphVariable(Variable):
         """Record ``method(self, value)``; the result is the variable's value after it."""
         is_deferred = isinstance(value, Deferred | GraphVariable)
         if not is_deferred:
-            value = self._operand(value) if np.shape(value) == self.shape else _misfit(self, value)
+            value = self.operand("assign", value) if np.shape(value) == self.shape else _misfit(self, value)
         replaces = method in (Variable.assign, _initialize)
 
         def write(scope: Any) -> Any:
@@ -206,7 +206,7 @@ class GraphVariable(Variable):
 def _initialize(variable: Variable, value: Any) -> None:
     """Give every copy the same value, in a job of several processes the one of rank 0."""
     variable.write_all("assign", value)
-    replica_context.current().writer.created(variable)
+    replica_context.current().access.created(variable)
 
 
 def snapshot(value: Any) -> Any:

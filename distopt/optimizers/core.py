@@ -548,9 +548,9 @@ def dense_gradient(gradient: Any, variable: Variable) -> Array:
 
 def _check_strategy(variable: Variable) -> None:
     context = replica_context.current()
-    if variable.creator is None or context.is_default or variable.creator() is context.strategy:
+    if variable.strategy is None or context.is_default or variable.strategy is context.strategy:
         return
-    creator = variable.creator() or "a strategy that is gone"
+    creator = variable.strategy
     raise ForeignVariableError(
         f"variable {variable.name!r} was created under {creator}, and is to be updated under "
         f"{context.strategy!r}; create it under the strategy that trains it"

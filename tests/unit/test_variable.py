@@ -11,6 +11,7 @@ import pytest
 
 from distopt import ops, replica_context
 from distopt.autodiff.tape import GradientTape
+from distopt.distribute.variable_access import CrossReplicaAccess, InReplicaAccess
 from distopt.errors import TapeError
 from distopt.tensor import Tensor
 from distopt.variable import Variable, VariableAggregation, VariableSynchronization
@@ -30,9 +31,9 @@ class _Replica:
 
 
 def _as_replica(replica_id: int | None) -> Any:
-    writer = replica_context.current().writer
+    access = CrossReplicaAccess(None) if replica_id is None else InReplicaAccess(None)
     replica = None if replica_id is None else _Replica(replica_id)
-    return replica_context.enter(replica_context.Context(None, replica, writer))
+    return replica_context.enter(replica_context.Context(None, replica, access))
 
 
 @pytest.mark.parametrize(
@@ -213,15 +214,15 @@ def test_every_write_of_a_variable_that_a_tape_has_read_is_refused() -> None:
     x.check_writable()
 
 
-def test_assignment_goes_through_the_writer_of_the_context() -> None:
+def test_assignment_goes_through_the_access_of_the_context() -> None:
     seen: list[tuple[str, Any]] = []
 
-    class Writer:
+    class Access:
         def assign(self, variable: Any, operation: str, value: Any) -> None:
             seen.append((operation, value))
 
     x = Variable(1.0)
-    with replica_context.enter(replica_context.Context(None, None, Writer())):
+    with replica_context.enter(replica_context.Context(None, None, Access())):
         assert x.assign_sub(3.0) is x
     assert seen == [("assign_sub", 3.0)]
     assert float(x.numpy()) == 1.0
