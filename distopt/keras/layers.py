@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -25,7 +26,9 @@ from distopt.variable import Variable
 
 InputShape = tuple[int | None, ...]
 
-_build_lock = threading.RLock()
+_making_locks = threading.Lock()
+_build_locks: weakref.WeakKeyDictionary[Layer, threading.RLock] = weakref.WeakKeyDictionary()
+"""One a layer, kept here so that layers can be copied; ranks that are threads wait for each other while they build."""
 _names: dict[str, Iterator[int]] = defaultdict(itertools.count)
 
 
@@ -170,8 +173,10 @@ class Layer:
             variable.assign(value)
 
     def _build_once(self, inputs: Any) -> None:
-        # Replicas share a model: the first to arrive builds it.
-        with _build_lock:
+        # Threads may share a layer: the first to arrive builds it.
+        with _making_locks:
+            lock = _build_locks.setdefault(self, threading.RLock())
+        with lock:
             if not self.built:
                 self.build((None, *inputs.shape[1:]))
                 self.built = True
