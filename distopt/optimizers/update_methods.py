@@ -226,11 +226,15 @@ def _takes_apply_state(method: Any) -> bool:
     return "apply_state" in inspect.signature(method).parameters
 
 
-class _CopyWriter:
-    """Assignments while one replica's copies are updated: they reach that copy alone, or the one value."""
+class _CopyAccess:
+    """Reads and assignments while one replica's copies are updated: they reach that copy alone, or the one value."""
 
     def __init__(self, replica_id: int) -> None:
         self._replica_id = replica_id
+
+    def read(self, variable: Any) -> Any:
+        """Return the copy."""
+        return variable.copy_of(self._replica_id)
 
     def assign(self, variable: Any, operation: str, value: Any) -> None:
         """Write to the copy."""
@@ -256,4 +260,4 @@ class _UpdatedReplica:
 
 
 def _context_of_copy(strategy: Any, replica_id: int) -> Context:
-    return Context(strategy, _UpdatedReplica(strategy, replica_id), _CopyWriter(replica_id))
+    return Context(strategy, _UpdatedReplica(strategy, replica_id), _CopyAccess(replica_id))
