@@ -36,7 +36,7 @@ class CentralStorageStrategy(Strategy):
         self.parameter_device = parameter_device
         super().__init__(Hosting.contiguous(num_replicas_of(compute_devices), 1))
         extended = self.extended
-        extended.owners = _OnePlace(extended.hosting, 0, None, extended.phases)
+        extended.owners = _OnePlace(extended.hosting, 0, None, extended.phases, extended.inspector)
 
 
 class _OnePlace(EveryProcess):

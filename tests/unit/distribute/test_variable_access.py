@@ -204,7 +204,7 @@ def test_variable_with_copies_of_one_strategy_is_refused_by_another(strategy: Mi
 
 def test_variable_made_in_another_strategys_scope_cannot_be_updated(strategy: MirroredStrategy) -> None:
     variable = made(strategy, [0])
-    with pytest.raises(ValueError, match="create variables in the scope"):
+    with pytest.raises(ValueError, match="was created under MirroredStrategy"):
         MirroredStrategy(3).run(uses(variable)[0])
     assert variable.numpy().tolist() == [0]
 
