@@ -209,17 +209,12 @@ UNOFFERED: dict[str, str] = {
     "debugging.set_log_device_placement": _DEVICES,
     # tf.data
     "data.Iterator": "use iter(dataset)",
-    "data.Options": "a dataset costs too little to need options; leave it out",
     "data.TFRecordDataset": "use numpy.load and Dataset.from_tensor_slices",
     "data.TextLineDataset": "read the file into arrays, then Dataset.from_tensor_slices",
-    "data.experimental": "nothing of tf.data.experimental is offered",
     # tf.distribute
-    "distribute.HierarchicalCopyAllReduce": "the sum over replicas is one tree of fixed order; leave it out",
-    "distribute.InputOptions": "data are read where they are used; leave it out",
     "distribute.Server": _SERVER_LOOP,
     "distribute.TPUStrategy": "use MirroredStrategy, MultiWorkerMirroredStrategy or SyncParameterServerStrategy",
     "distribute.coordinator": "the coordinator's schedule and join are not offered; " + _SERVER_LOOP,
-    "distribute.experimental_set_strategy": "use `with strategy.scope():`",
     # tf.errors
     "errors.AbortedError": _BUILT_IN + "; catch JobAbortedError",
     "errors.CancelledError": _BUILT_IN + "; catch JobAbortedError",
