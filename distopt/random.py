@@ -43,6 +43,7 @@ class Domain(enum.IntEnum):
     BUFFER = 5
     VALUES = 6
     SEEDED_VALUES = 7
+    RATE_NOISE = 8
 
 
 def stream(domain: Domain, seed: int, index: int = 0, part: int = 0) -> np.random.Philox:

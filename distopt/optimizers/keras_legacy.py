@@ -177,12 +177,7 @@ class Optimizer(UpdateMethods, HyperAttributes, ClipOptions, SlotsAndWeights):
         if not pairs.key:
             return None
         context = replica_context.current_replica("apply_gradients")
-        path = GradientPath(self, experimental_aggregate_gradients)
-        context.strategy.extended.check(path)
-        if path.runs_at_owners or context.strategy.extended.owners_re_enact_replicas:
-            context.merge_call(_apply_at_owners, (path, pairs))
-        else:
-            context.merge_call(_update_copies, (path, path.on_replica(pairs)))
+        GradientPath(self, experimental_aggregate_gradients).run(context, pairs)
         return self.iterations
 
     def _transform_loss(self, loss: Any) -> Any:
@@ -218,11 +213,3 @@ class Optimizer(UpdateMethods, HyperAttributes, ClipOptions, SlotsAndWeights):
         if isinstance(config.get("learning_rate"), dict):
             config["learning_rate"] = schedules.deserialize(config["learning_rate"], custom_objects)
         return cls(**config)
-
-
-def _apply_at_owners(strategy: Any, path: GradientPath, pairs: Any) -> None:
-    strategy.extended.apply_at_owners(path, pairs)
-
-
-def _update_copies(strategy: Any, path: GradientPath, pairs: Any) -> None:
-    strategy.extended.update_copies(path, pairs)

@@ -230,6 +230,18 @@ class GradientPath:
             hooks.append("clipnorm with global_clipnorm" if optimizer.clips.chained else "a clip of a rule after norms")
         return tuple(hooks)
 
+    def run(self, replica: Any, pairs: Pairs) -> None:
+        """Carry out all stages; called by each replica, in its context, with its own pairs.
+
+        Raises: PlacementError for what the owners cannot do, and what stages and owners raise.
+        """
+        extended = replica.strategy.extended
+        extended.check(self)
+        if self.runs_at_owners or extended.owners_re_enact_replicas:
+            replica.merge_call(_apply_at_owners, (self, pairs))
+        else:
+            replica.merge_call(_update_copies, (self, self.on_replica(pairs)))
+
     def on_replica(self, pairs: Pairs) -> Pairs:
         """Return the pairs to be applied, after the stages up to the transformers, in this replica's context."""
         optimizer = self.optimizer
@@ -241,8 +253,24 @@ class GradientPath:
         return check_gradients(remaining)
 
 
+def _apply_at_owners(strategy: Any, path: GradientPath, pairs: Any) -> None:
+    strategy.extended.apply_at_owners(path, pairs)
+
+
+def _update_copies(strategy: Any, path: GradientPath, pairs: Any) -> None:
+    strategy.extended.update_copies(path, pairs)
+
+
 _STAGES = ("_transform_unaggregated_gradients", "_aggregate_gradients", "_transform_gradients")
-_UPDATES = ("_resource_apply_dense", "_resource_apply_sparse", "_resource_apply_sparse_duplicate_indices")
+_UPDATES = (
+    "_resource_apply_dense",
+    "_resource_apply_sparse",
+    "_resource_apply_sparse_duplicate_indices",
+    "_apply_dense",
+    "_apply_sparse",
+    "_prepare",
+    "_finish",
+)
 
 
 @functools.cache

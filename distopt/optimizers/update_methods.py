@@ -99,11 +99,14 @@ class UpdateMethods(OptimizerCore):
         context = current if replica_id is None else _context_of_copy(current.strategy, replica_id)
         try:
             with replica_context.enter(context):
-                apply_state = self._prepare([variable for _, variable in pairs])
-                for gradient, variable in pairs:
-                    self._update_variable(gradient, variable, apply_state)
+                self._run_methods(pairs)
         finally:
             self._step = before
+
+    def _run_methods(self, pairs: Pairs) -> None:
+        apply_state = self._prepare([variable for _, variable in pairs])
+        for gradient, variable in pairs:
+            self._update_variable(gradient, variable, apply_state)
 
     def _update_variable(self, gradient: Any, variable: Variable, apply_state: ApplyState) -> None:
         if isinstance(gradient, IndexedSlices):

@@ -12,6 +12,7 @@ from distopt import distribute, errors, ops
 from distopt import losses as _losses
 from distopt import nn as _nn
 from distopt.autodiff.tape import GradientTape
+from distopt.compat.v1 import train
 from distopt.compat.v1.lifting import LiftedModule, lifted
 from distopt.graph import (
     Graph,
@@ -30,6 +31,7 @@ from distopt.graph import (
 )
 from distopt.graph.functions import *  # noqa: F403 - exactly its __all__
 from distopt.indexed_slices import IndexedSlices
+from distopt.optimizers.v1 import AggregationMethod
 from distopt.tensor import Tensor
 from distopt.variable import Variable, VariableAggregation, VariableSynchronization
 
@@ -40,6 +42,8 @@ _GATHERED = {name: lifted(getattr(ops, name)) for name in ops.__all__ if name no
 globals().update(_GATHERED)
 
 __all__ = [
+    "AggregationMethod",
+    "train",
     "GradientTape",
     "Graph",
     "GraphKeys",

@@ -1,0 +1,447 @@
+"""The TensorFlow 1 face: what users of ``tf.compat.v1.train.Optimizer`` call, eagerly and in a graph.
+
+Theory of operation. Both modes share one path. Eagerly, ``apply_gradients`` runs it at once. In a graph, slots are
+created at once, so that they are initialized with the other variables, and the rest becomes one operation; when a
+session runs that, gradients and hyperparameters have values, and the same path runs with them.
+
+Source: TensorFlow 2.21 ``tensorflow/python/training/optimizer.py``, whose semantics this follows.
+"""
+
+# ruff: noqa: ARG002  (TensorFlow's arguments, in its order, some of which have no meaning here)
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from distopt import deferral, replica_context
+from distopt.aggregation import Aggregator, Sum
+from distopt.autodiff.tape import GradientTape
+from distopt.graph import Deferred, Graph, GraphKeys, GraphVariable, Operation, get_default_graph
+from distopt.graph import gradients as deferred_gradients
+from distopt.indexed_slices import IndexedSlices
+from distopt.nest import flatten
+from distopt.optimizers.owner import apply_constraint
+from distopt.optimizers.pipeline import GradientPath, Pair, Pairs, check_gradients
+from distopt.optimizers.update_methods import UpdateMethods
+from distopt.optimizers.v1.steps import count_step
+from distopt.tensor import Operand, Tensor
+from distopt.variable import Variable
+
+
+class AggregationMethod:
+    """How the terms of a gradient may be added up; here always one after another. Source: ``tf.AggregationMethod``."""
+
+    ADD_N = 0
+    DEFAULT = 0
+    EXPERIMENTAL_TREE = 1
+    EXPERIMENTAL_ACCUMULATE_N = 2
+
+
+_DENSE_METHODS = ("_resource_apply_dense", "_apply_dense")
+_SPARSE_METHODS = ("_resource_apply_sparse", "_resource_apply_sparse_duplicate_indices", "_apply_sparse")
+_FLOATS = "dtypes of losses and variables are float16, bfloat16, float32 and float64"
+
+
+class Optimizer(UpdateMethods):
+    """Base of the TensorFlow 1 optimizers.
+
+    ``name`` is in the names of slots and operations. ``use_locking`` is kept, and has no effect: an update is never
+    seen half done. Gradients are summed over the replicas of a strategy, never averaged.
+
+    Hyperparameters may be numbers, tensors, variables, deferred tensors and functions without arguments; they are
+    looked at once a step. Numbers reach float64 variables by way of float32, epsilon and penalties too.
+
+    An optimizer of one's own defines ``_resource_apply_dense(grad, handle)`` and ``_resource_apply_sparse(grad, handle,
+    indices)`` (or ``_apply_dense`` and ``_apply_sparse``), and ``_create_slots``, ``_prepare`` and ``_finish`` as far
+    as it needs them. They run eagerly, in a graph whenever the operation runs.
+
+    Raises: ValueError for a name that is empty or None.
+    """
+
+    GATE_NONE = 0
+    GATE_OP = 1
+    GATE_GRAPH = 2
+
+    def __init__(self, use_locking: bool, name: str, use_own_namescope_for_non_slot_vars: bool = False) -> None:
+        if not name:
+            raise ValueError(f"an optimizer needs a name, which becomes part of those of its slots; {name!r} is none")
+        super().__init__(str(name))
+        self._use_locking = use_locking
+        self._own_scope = f"{name}/" if use_own_namescope_for_non_slot_vars else ""
+        self.gradient_aggregator: Aggregator = Sum()
+        self.gradient_transformers: Sequence[Any] = ()
+        self._slot_counts: dict[int, int] = {}
+        self._prepared: dict[str, float] | None = None
+        self._home: Graph | None = None
+
+    def get_name(self) -> str:
+        """Return the name that was given to the constructor."""
+        return self._name
+
+    # Gradients.
+
+    def minimize(
+        self,
+        loss: Any,
+        global_step: Any = None,
+        var_list: Any = None,
+        gate_gradients: int = GATE_OP,
+        aggregation_method: int | None = None,
+        colocate_gradients_with_ops: bool = False,
+        name: str | None = None,
+        grad_loss: Any = None,
+    ) -> Any:
+        """Take one step down the gradient of ``loss``: :meth:`compute_gradients`, then :meth:`apply_gradients`.
+
+        Raises: as both; ValueError if no variable has a gradient.
+        """
+        pairs = self.compute_gradients(
+            loss,
+            var_list,
+            gate_gradients=gate_gradients,
+            aggregation_method=aggregation_method,
+            colocate_gradients_with_ops=colocate_gradients_with_ops,
+            grad_loss=grad_loss,
+        )
+        if all(gradient is None for gradient, _ in pairs):
+            names = [getattr(variable, "name", repr(variable)) for _, variable in pairs]
+            raise ValueError(f"no gradient to apply: {loss!r} depends on none of the variables {names}")
+        return self.apply_gradients(pairs, global_step=global_step, name=name)
+
+    def compute_gradients(
+        self,
+        loss: Any,
+        var_list: Any = None,
+        gate_gradients: int = GATE_OP,
+        aggregation_method: int | None = None,
+        colocate_gradients_with_ops: bool = False,
+        grad_loss: Any = None,
+    ) -> list[tuple[Any, Any]]:
+        """Return ``[(gradient, variable)]`` in the order of ``var_list``; a gradient may be None.
+
+        ``loss`` is a function without arguments, called once, or in a graph a deferred tensor. ``var_list`` None stands
+        for the trainable variables that the function reads, or for those of the graph. What is listed gets a gradient
+        even if it is not trainable. ``grad_loss`` weighs the elements of the loss. In a graph, ``gate_gradients`` says
+        what is computed before a gradient may be used: that gradient alone (GATE_NONE), those of all inputs of the
+        operations that its variable goes into (GATE_OP), or all (GATE_GRAPH); a gradient that is used may be exchanged
+        with other replicas. ``aggregation_method`` is checked, and changes nothing.
+
+        Raises: RuntimeError for a loss that is no function where things run eagerly; in a graph ValueError for an
+            unknown ``gate_gradients`` or ``aggregation_method``, for a loss, weights or variable of a dtype that has no
+            gradients, and if there are no variables; TypeError for an entry of ``var_list`` that is no variable.
+        """
+        if callable(loss) and deferral.building() is None:
+            return self._eager_gradients(loss, var_list, grad_loss)
+        if callable(loss):
+            loss = loss()
+        if deferral.building() is None and not hasattr(loss, "graph"):
+            raise RuntimeError(
+                "where things run eagerly, the loss is a function without arguments that computes it, not "
+                f"{loss!r}; a deferred loss is computed in `with tf.Graph().as_default():`"
+            )
+        if gate_gradients not in (self.GATE_NONE, self.GATE_OP, self.GATE_GRAPH):
+            raise ValueError(f"gate_gradients is GATE_NONE (0), GATE_OP (1) or GATE_GRAPH (2), not {gate_gradients!r}")
+        for what, tensors in (("the loss", [loss]), ("grad_loss", [grad_loss] if grad_loss is not None else [])):
+            self._check_dtypes(what, tensors)
+        graph = getattr(loss, "graph", None) or get_default_graph()
+        variables = graph.get_collection(GraphKeys.TRAINABLE_VARIABLES) if var_list is None else flatten(var_list)
+        for variable in variables:
+            if not isinstance(variable, Operand):
+                raise TypeError(f"var_list holds variables, not {variable!r}")
+        if not variables:
+            raise ValueError("there are no variables to optimize")
+        if aggregation_method not in (None, 0, 1, 2):
+            raise ValueError(f"aggregation_method is one of AggregationMethod (0, 1, 2), not {aggregation_method!r}")
+        found = deferred_gradients(loss, variables, grad_loss, gate_gradients=gate_gradients)
+        pairs = list(zip(found, variables, strict=True))
+        self._check_dtypes("a variable", [variable for gradient, variable in pairs if gradient is not None])
+        return pairs
+
+    def _eager_gradients(self, loss: Any, var_list: Any, grad_loss: Any) -> list[tuple[Any, Any]]:
+        tape = GradientTape()
+        with tape:
+            if var_list is not None:
+                tape.watch(var_list)
+            value = loss()
+        variables = list(tape.watched_variables()) if var_list is None else flatten(var_list)
+        return list(zip(tape.gradient(value, variables, grad_loss), variables, strict=True))
+
+    def _check_dtypes(self, what: str, tensors: Sequence[Any]) -> None:
+        for tensor in tensors:
+            dtype = getattr(tensor, "dtype", None)
+            if dtype is None:
+                dtype = np.asarray(tensor).dtype
+            if np.dtype(dtype) not in self._valid_dtypes():
+                raise ValueError(f"{what} has dtype {dtype}, which has no gradients: {_FLOATS}")
+
+    def apply_gradients(
+        self,
+        grads_and_vars: Iterable[tuple[Any, Any]],
+        global_step: Any = None,
+        name: str | None = None,
+        skip_gradients_aggregation: bool = False,
+    ) -> Operation | None:
+        """Apply gradients to variables; then count one step in ``global_step``, if it is given.
+
+        Where things run eagerly it is done now, and None is returned; in a graph an operation that does it, which
+        joins the collection TRAIN_OP. Called in a replica context; gradients are summed over the replicas, unless
+        ``skip_gradients_aggregation``: then each replica updates its own copies. Pairs without a gradient are left out.
+
+        Raises: TypeError if ``grads_and_vars`` cannot be iterated over; ValueError if it is empty, no variable has a
+            gradient, or a gradient does not fit; NotImplementedError for something other than a variable, or a missing
+            method of an optimizer of one's own; RuntimeError in a cross-replica context, and for a row-sparse gradient
+            of a variable with a constraint. Nothing has changed then.
+        """
+        pairs = [(gradient, variable) for gradient, variable in tuple(grads_and_vars)]
+        if not pairs:
+            raise ValueError("there are no variables to apply gradients to")
+        present = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
+        if not present:
+            names = [getattr(variable, "name", repr(variable)) for _, variable in pairs]
+            raise ValueError(f"no variable has a gradient: {names}")
+        if deferral.evaluation() is None and (
+            deferral.building() is not None or any(hasattr(operand, "graph") for pair in present for operand in pair)
+        ):
+            return self._record(present, global_step, name, skip_gradients_aggregation)
+        self._apply(present, skip_gradients_aggregation)
+        if global_step is not None:
+            count_step(global_step)
+        return None
+
+    def _apply(self, pairs: Sequence[tuple[Any, Any]], skip_aggregation: bool = False) -> None:
+        checked = check_gradients(pairs)
+        context = replica_context.current()
+        if context.replica is None and skip_aggregation:
+            self.build([variable for _, variable in checked])
+            path = GradientPath(self, aggregate=False)
+            context.strategy.extended.check(path)
+            context.strategy.extended.update_copies(path, checked)
+            return
+        replica = replica_context.current_replica("apply_gradients")
+        self.build([variable for _, variable in checked])
+        self._hold_hypers()
+        try:
+            GradientPath(self, not skip_aggregation).run(replica, checked)
+        finally:
+            self._release_hypers()
+
+    def _hold_hypers(self) -> None:
+        """Ask for the hypers now: what a graph computes has a value in this replica's run, not where replicas meet."""
+        if deferral.evaluation() is not None and self._prepared is None:
+            self._prepared = self.step_hypers()
+
+    def _release_hypers(self) -> None:
+        self._prepared = None
+
+    def _record(self, pairs: Sequence[Any], global_step: Any, name: str | None, skip_aggregation: bool) -> Operation:
+        for gradient, variable in pairs:
+            if not isinstance(variable, Variable):
+                raise NotImplementedError(f"only variables can be updated, not {variable!r}")
+            if not isinstance(gradient, Operand | IndexedSlices | np.ndarray | np.generic | int | float | list | tuple):
+                raise TypeError(f"the gradient of {variable.name!r} is no tensor and cannot be made one: {gradient!r}")
+        check_gradients((g, v) for g, v in pairs if not hasattr(g, "graph"))
+        self._check_methods([(None if hasattr(g, "graph") else g, v) for g, v in pairs])
+        operands = [operand for pair in pairs for operand in pair if hasattr(operand, "graph")]
+        graph = operands[0].graph if operands else get_default_graph()
+        if self._home not in (None, graph):
+            raise ValueError(f"{self._name} updates variables of another graph; make an optimizer for each graph")
+        self._home = graph
+        with deferral.build(graph):
+            self.build([variable for _, variable in pairs])
+            written = [*self.variables(), *(variable for _, variable in pairs)]
+
+        def update(scope: Any) -> None:
+            _check_initialized(written, scope)
+            self._apply([(scope.value_of(g) if hasattr(g, "graph") else g, v) for g, v in pairs], skip_aggregation)
+
+        def count(scope: Any) -> None:
+            _check_initialized([global_step], scope)
+            count_step(global_step)
+
+        deferred = [gradient for gradient, _ in pairs if hasattr(gradient, "graph")]
+        title = name or self._name
+        inputs = [*deferred, *self._deferred_hypers()]
+        operation = Operation(graph, f"Apply{self._name}", update, inputs, name=f"{title}/update", writes=True)
+        kind, compute = ("NoOp", _nothing) if global_step is None else ("AssignAddVariableOp", count)
+        operation = Operation(graph, kind, compute, name=title, control_inputs=[operation], writes=True)
+        if not any(member is operation for member in graph.get_collection(GraphKeys.TRAIN_OP)):
+            graph.add_to_collection(GraphKeys.TRAIN_OP, operation)
+        return operation
+
+    def _aggregate_gradients(self, grads_and_vars: Iterable[Pair]) -> Iterable[Pair]:
+        return self.gradient_aggregator(list(grads_and_vars))
+
+    def _transform_unaggregated_gradients(self, grads_and_vars: Iterable[Pair]) -> Iterable[Pair]:
+        return grads_and_vars
+
+    def _transform_gradients(self, grads_and_vars: Iterable[Pair]) -> Iterable[Pair]:
+        return grads_and_vars
+
+    # Hyperparameters.
+
+    def _set_hyper(self, name: str, value: Any) -> None:
+        self._hypers.set(name, value)
+
+    def _deferred_hypers(self) -> list[Any]:
+        values = [self._hypers.raw(name) for name in self._hypers]
+        return [value for value in values if isinstance(value, Deferred | GraphVariable)]
+
+    def step_hypers(self) -> dict[str, float]:
+        """Return the hypers of the next step as plain numbers; functions are called, once each."""
+        return super().step_hypers() if self._prepared is None else self._prepared
+
+    @property
+    def has_callable_hypers(self) -> bool:
+        """Whether a hyper is a function or a deferred tensor, which another process may see differently."""
+        return super().has_callable_hypers or bool(self._deferred_hypers())
+
+    @property
+    def iterations(self) -> Variable:
+        """The number of steps that this optimizer has made. It is not among :meth:`variables`, nor in any graph."""
+        with deferral.build(None):
+            return super().iterations
+
+    # Slots and variables.
+
+    def get_slot(self, var: Any, name: str) -> Variable | None:
+        """Return the slot ``name`` of ``var``; None if there is none."""
+        if not isinstance(var, Variable):
+            return None
+        return self.slots.variables_of(var).get(name)
+
+    def get_slot_names(self) -> list[str]:
+        """Return the names of the slots, sorted; empty before the first gradients were applied."""
+        return sorted(self.slots.names)
+
+    def variables(self) -> list[Variable]:
+        """Return the slots and other variables, sorted by name; in a graph those of the default graph."""
+        graph = deferral.building()
+        slots = [slot for variable in self.slots.variables for slot in self.slots.variables_of(variable).values()]
+        members = [*self._own_weights.values(), *slots]
+        here = [v for v in members if graph is None or getattr(v, "graph", None) is graph]
+        return sorted(here, key=lambda variable: variable.name)
+
+    def _create_slots(self, var_list: Sequence[Variable]) -> None:
+        """Create the slots of variables that are seen for the first time; by default those of the rule."""
+        if not self._has_rule:
+            return
+        for variable in var_list:
+            for name in self._slot_order():
+                self._get_or_make_slot(variable, self.initial_slot(name), name, self._name)
+
+    def _slot_order(self) -> Sequence[str]:
+        """Return the names of the rule's slots in the order in which they are created."""
+        return self.rule.slots
+
+    def _zeros_slot(self, var: Variable, slot_name: str, op_name: str) -> Variable:
+        """Return the slot ``slot_name`` of ``var``, created with zeros if there is none."""
+        return self._get_or_make_slot(var, "zeros", slot_name, op_name)
+
+    def _get_or_make_slot(self, var: Variable, val: Any, slot_name: str, op_name: str) -> Variable:
+        """Return the slot ``slot_name`` of ``var``, created with the value ``val`` if there is none.
+
+        Its name is ``<variable>/<op_name>``, with ``_1``, ``_2``, ... for further ones.
+        """
+        present = self.get_slot(var, slot_name)
+        if present is not None:
+            return present
+        slot = self.slots.add(var, slot_name, val.numpy() if isinstance(val, Tensor) else val)
+        base = f"{var.name.partition(':')[0]}/{op_name}"
+        if isinstance(slot, GraphVariable):
+            slot.name = f"{slot.graph.unique_name(base)}:0"
+            return slot
+        count = self._slot_counts.get(id(var), 0)
+        self._slot_counts[id(var)] = count + 1
+        slot.name = f"{base}_{count}:0" if count else f"{base}:0"
+        return slot
+
+    def _get_or_make_slot_with_initializer(
+        self, var: Variable, initializer: Any, shape: Any, dtype: Any, slot_name: str, op_name: str
+    ) -> Variable:
+        """Return the slot ``slot_name`` of ``var``, created with ``initializer(shape, dtype)`` if there is none.
+
+        Raises: ValueError for a shape or dtype that is not the variable's: slots lie beside their variables.
+        """
+        if tuple(shape) != tuple(var.shape) or np.dtype(dtype) != var.dtype:
+            raise ValueError(
+                f"a slot has the shape and dtype of its variable, {var.dtype}{list(var.shape)}, not "
+                f"{np.dtype(dtype)}{list(shape)}; use _create_non_slot_variable for others"
+            )
+        return self._get_or_make_slot(var, initializer, slot_name, op_name)
+
+    def _create_non_slot_variable(self, initial_value: Any, name: str, colocate_with: Any) -> Variable:
+        """Return the variable ``name`` that belongs to no other, created with ``initial_value`` if there is none."""
+        present = self._own_weights.get(name)
+        if present is None:
+            present = Variable(initial_value, name=f"{self._own_scope}{name}", trainable=False)
+            self._own_weights[name] = present
+        return present
+
+    def _get_non_slot_variable(self, name: str, graph: Any = None) -> Variable | None:
+        """Return the variable ``name`` that belongs to no other; None if there is none."""
+        return self._own_weights.get(name)
+
+    def _non_slot_variables(self) -> list[Variable]:
+        return list(self._own_weights.values())
+
+    # What a subclass may define, beside the methods that update a variable.
+
+    def _prepare(self) -> Any:  # type: ignore[override]  # without arguments, as TensorFlow 1 calls it
+        """Do what one update of all variables needs before it."""
+
+    def _finish(self, update_ops: Sequence[Any], name_scope: str) -> Any:
+        """Do what follows the update of all variables; ``update_ops`` is what their updates returned."""
+
+    def _apply_dense(self, grad: Any, var: Variable) -> Any:
+        """Update ``var`` with a dense gradient; for classes that do not define ``_resource_apply_dense``."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither _resource_apply_dense nor _apply_dense")
+
+    def _apply_sparse(self, grad: IndexedSlices, var: Variable) -> Any:
+        """Update ``var`` with rows at distinct indices; for classes that do not define ``_resource_apply_sparse``."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither _resource_apply_sparse nor _apply_sparse")
+
+    def _resource_apply_dense(self, grad: Any, var: Variable, apply_state: Any = None) -> Any:
+        """Update ``var`` with a dense gradient; by default with the rule, or with :meth:`_apply_dense`."""
+        return super()._resource_apply_dense(grad, var) if self._has_rule else self._apply_dense(grad, var)
+
+    def _resource_apply_sparse(self, grad: Any, var: Variable, indices: Any, apply_state: Any = None) -> Any:
+        """Update ``var`` with the rows ``grad`` at distinct ``indices``; by default as a dense gradient is taken."""
+        if self._has_rule:
+            return super()._resource_apply_sparse(grad, var, indices)
+        return self._apply_sparse(IndexedSlices(grad, indices, var.shape), var)
+
+    def _update_variable(self, gradient: Any, variable: Variable, apply_state: Any) -> Any:
+        if isinstance(gradient, IndexedSlices):
+            return self._resource_apply_sparse_duplicate_indices(gradient.values, variable, gradient.indices)
+        result = self._resource_apply_dense(gradient, variable)
+        if variable.constraint is not None:
+            apply_constraint(variable, variable.local_array())
+        return result
+
+    def _check_methods(self, pairs: Iterable[Pair]) -> None:
+        if self._has_rule:
+            return
+        for is_sparse in {isinstance(gradient, IndexedSlices) for gradient, _ in pairs}:
+            methods = _SPARSE_METHODS if is_sparse else _DENSE_METHODS
+            if all(getattr(type(self), method) is getattr(Optimizer, method) for method in methods):
+                kind = "row-sparse" if is_sparse else "dense"
+                raise NotImplementedError(
+                    f"{type(self).__name__} cannot take a {kind} gradient: define one of {', '.join(methods)}"
+                )
+
+    def _run_methods(self, pairs: Pairs) -> None:
+        self._prepare()
+        updates = [self._update_variable(gradient, variable, {}) for gradient, variable in pairs]
+        self._finish(updates, self._name)
+
+
+def _check_initialized(variables: Iterable[Any], scope: Any) -> None:
+    for variable in variables:
+        if isinstance(variable, GraphVariable):
+            variable.check_initialized(scope.session)
+
+
+def _nothing(_scope: Any) -> None:
+    return None
