@@ -205,6 +205,7 @@ class GradientPath:
             optimizer.gradient_transformers
             or type(optimizer.gradient_aggregator) is not Sum
             or overridden_stages(optimizer_class)
+            or overridden_updates(optimizer_class)
             or optimizer.needs_whole_gradients
         )
 

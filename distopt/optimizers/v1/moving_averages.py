@@ -222,8 +222,9 @@ class MovingAverageOptimizer(Optimizer):
     ) -> Operation | None:
         """Apply gradients as the wrapped optimizer does, then average the variables that had one."""
         pairs = list(grads_and_vars)
-        update = self._opt.apply_gradients(pairs, global_step, name, skip_gradients_aggregation)
         variables = [variable for gradient, variable in pairs if gradient is not None]
+        self._ema.create(variables)  # before the update: an average starts at the value that a variable has now
+        update = self._opt.apply_gradients(pairs, global_step, name, skip_gradients_aggregation)
         self._averaged += [v for v in variables if not any(v is known for known in self._averaged)]
         graph = get_default_graph() if update is None else update.graph
         with graph.control_dependencies([update] if update is not None and self._sequential_update else []):

@@ -10,7 +10,8 @@ Source: TensorFlow 2.21 ``tensorflow/python/training/optimizer.py``, whose seman
 # ruff: noqa: ARG002  (TensorFlow's arguments, in its order, some of which have no meaning here)
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,7 @@ class Optimizer(UpdateMethods):
         self.gradient_aggregator: Aggregator = Sum()
         self.gradient_transformers: Sequence[Any] = ()
         self._slot_counts: dict[int, int] = {}
+        self._run: Any = None
         self._prepared: dict[str, float] | None = None
         self._home: Graph | None = None
 
@@ -212,28 +214,33 @@ class Optimizer(UpdateMethods):
 
     def _apply(self, pairs: Sequence[tuple[Any, Any]], skip_aggregation: bool = False) -> None:
         checked = check_gradients(pairs)
+        path = GradientPath(self, not skip_aggregation)
         context = replica_context.current()
-        if context.replica is None and skip_aggregation:
-            self.build([variable for _, variable in checked])
-            path = GradientPath(self, aggregate=False)
-            context.strategy.extended.check(path)
-            context.strategy.extended.update_copies(path, checked)
+        if context.replica is None and not skip_aggregation:
+            replica_context.current_replica("apply_gradients")  # raises
+        self.build(checked.variables)
+        with self._held():
+            if context.replica is not None:
+                path.run(context.replica, checked)
+            else:
+                context.strategy.extended.check(path)
+                context.strategy.extended.update_copies(path, checked)
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Keep what is known in this replica's run of a session for the place where replicas meet: there is none there.
+
+        That is the run itself, for methods that a user wrote, and the values of hypers that the graph computes.
+        """
+        run = deferral.evaluation()
+        if run is None or self._run is not None:
+            yield
             return
-        replica = replica_context.current_replica("apply_gradients")
-        self.build([variable for _, variable in checked])
-        self._hold_hypers()
+        self._run, self._prepared = run, self.step_hypers()
         try:
-            GradientPath(self, not skip_aggregation).run(replica, checked)
+            yield
         finally:
-            self._release_hypers()
-
-    def _hold_hypers(self) -> None:
-        """Ask for the hypers now: what a graph computes has a value in this replica's run, not where replicas meet."""
-        if deferral.evaluation() is not None and self._prepared is None:
-            self._prepared = self.step_hypers()
-
-    def _release_hypers(self) -> None:
-        self._prepared = None
+            self._run = self._prepared = None
 
     def _record(self, pairs: Sequence[Any], global_step: Any, name: str | None, skip_aggregation: bool) -> Operation:
         for gradient, variable in pairs:
@@ -432,9 +439,10 @@ class Optimizer(UpdateMethods):
                 )
 
     def _run_methods(self, pairs: Pairs) -> None:
-        self._prepare()
-        updates = [self._update_variable(gradient, variable, {}) for gradient, variable in pairs]
-        self._finish(updates, self._name)
+        with deferral.evaluate(self._run):
+            self._prepare()
+            updates = [self._update_variable(gradient, variable, {}) for gradient, variable in pairs]
+            self._finish(updates, self._name)
 
 
 def _check_initialized(variables: Iterable[Any], scope: Any) -> None:

@@ -11,13 +11,14 @@ R, the contributions of several apply calls make a step.
 # ruff: noqa: ARG002  (TensorFlow's arguments, in its order, some of which have no meaning here)
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from distopt import deferral, replica_context
-from distopt.aggregation import Aggregator, Mean, Sum
+from distopt.aggregation import Aggregator, Mean
 from distopt.canonical_sum import add_rows
 from distopt.graph import GraphVariable, Operation, functions
 from distopt.indexed_slices import IndexedSlices
@@ -138,18 +139,14 @@ class SyncReplicasOptimizer(Optimizer):
             chosen = participants(step, self._wanted, count)
             self._close(step, chosen, tuple(r for r in range(count) if r not in chosen))
             return
+        replica.strategy.extended.check(GradientPath(self._opt, aggregate=False))
         missing = self._wanted - len(self._contributors)
-        aggregator: Aggregator = Sum() if missing >= count else _SumOfFirst(missing)
-        self._opt._hold_hypers()
-        try:
+        aggregator = _sum_of_first(min(missing, count))
+        with self._opt._held():
             replica.merge_call(_collect, (self, check_gradients(aggregator(pairs)), min(missing, count)))
-        finally:
-            self._opt._release_hypers()
 
     def _collect(self, strategy: Any, pairs: Any, added: int) -> None:
         """Take in the sum of ``added`` contributions; with the last one of the round, make the step."""
-        path = GradientPath(self._opt, aggregate=False)
-        strategy.extended.check(path)
         count = strategy.num_replicas_in_sync
         for gradient, variable in pairs:
             held = self._collected.get(id(variable))
@@ -165,7 +162,7 @@ class SyncReplicasOptimizer(Optimizer):
             means.append((Tensor(total / total.dtype.type(self._wanted)), variable))
         self._collected, self._contributors = {}, []
         self._opt.build([variable for _, variable in means])
-        strategy.extended.update_copies(path, check_gradients(means))
+        strategy.extended.update_copies(GradientPath(self._opt, aggregate=False), check_gradients(means))
         self._close(step, chosen, tuple(range(added, count)))
 
     def _close(self, step: int, chosen: tuple[int, ...], left_out: tuple[int, ...]) -> None:
@@ -250,6 +247,12 @@ class _MeanOfParticipants(Aggregator):
         chosen = participants(int(self._optimizer.iterations.storage), self._wanted, len(contributions))
         mean: Array = add_rows(contributions[list(chosen)]) / contributions.dtype.type(len(chosen))
         return mean
+
+
+@functools.cache
+def _sum_of_first(wanted: int) -> Aggregator:
+    """Return one aggregator for all replicas, which give it to the strategy together."""
+    return _SumOfFirst(wanted)
 
 
 class _SumOfFirst(Aggregator):
