@@ -2,12 +2,19 @@
 
 from distopt import initializers
 from distopt.keras import activations, layers, losses, metrics, models, optimizers, regularizers
-from distopt.keras.layers import Input
+from distopt.keras.layers import Input, Layer
+from distopt.keras.losses import Loss
+from distopt.keras.metrics import Metric
 from distopt.keras.models import Model, Sequential
+from distopt.keras.optimizers import Optimizer
 
 __all__ = [
     "Input",
+    "Layer",
+    "Loss",
+    "Metric",
     "Model",
+    "Optimizer",
     "Sequential",
     "activations",
     "initializers",

@@ -23,6 +23,9 @@ from distopt.losses import (
     sparse_categorical_crossentropy,
 )
 
+mse = mean_squared_error
+mae = mean_absolute_error
+
 LossLike: TypeAlias = "str | Loss | Callable[[Any, Any], Any]"
 
 _BY_NAME: dict[str, type[Loss]] = {
@@ -70,7 +73,9 @@ __all__ = [
     "categorical_crossentropy",
     "get",
     "huber",
+    "mae",
     "mean_absolute_error",
     "mean_squared_error",
+    "mse",
     "sparse_categorical_crossentropy",
 ]

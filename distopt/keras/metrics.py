@@ -43,6 +43,10 @@ class Metric:
         self._total = 0.0
         self._count = 0.0
 
+    def reset_states(self) -> None:
+        """Forget the examples seen; the name that TensorFlow used before ``reset_state``."""
+        self.reset_state()
+
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Tensor:
         """Take in more examples, and return the mean over all."""
         self.update_state(y_true, y_pred, sample_weight)
@@ -59,6 +63,30 @@ class FunctionMetric(Metric):
     def measure(self, y_true: Any, y_pred: Any) -> Array:
         """Return what the function returns."""
         return np.asarray(self._fn(y_true, y_pred))
+
+
+class Mean(Metric):
+    """The mean of the values given to ``update_state``, weighted if weights are given.
+
+    >>> mean = Mean()
+    >>> mean.update_state([1.0, 3.0])
+    >>> float(mean(8.0))
+    4.0
+    """
+
+    def update_state(self, values: Any, sample_weight: Any = None) -> None:  # type: ignore[override]  # no predictions
+        """Take in more values, each counted with its weight."""
+        super().update_state(None, values, sample_weight)
+
+    def measure(self, y_true: Any, y_pred: Any) -> Array:
+        """Return the values themselves."""
+        del y_true
+        return np.asarray(to_array(y_pred))
+
+    def __call__(self, values: Any, sample_weight: Any = None) -> Tensor:  # type: ignore[override]  # no predictions
+        """Take in more values, and return the mean over all."""
+        self.update_state(values, sample_weight)
+        return self.result()
 
 
 class MeanSquaredError(FunctionMetric):
@@ -117,6 +145,26 @@ class BinaryAccuracy(Metric):
 
 
 class Accuracy(Metric):
+    """How often a prediction equals its label; both are class numbers, alike in shape.
+
+    ``"accuracy"``, given to ``compile`` by name, stands for :class:`FittingAccuracy` instead, as in Keras.
+    """
+
+    def __init__(self, name: str | None = "accuracy") -> None:
+        super().__init__(name)
+
+    def measure(self, y_true: Any, y_pred: Any) -> Array:
+        """Return 1 for each element that is right, else 0.
+
+        Raises: ValueError for shapes that differ.
+        """
+        labels, predictions = to_array(y_true), to_array(y_pred)
+        if labels.shape != predictions.shape:
+            raise ValueError(f"labels of shape {labels.shape} do not fit predictions of shape {predictions.shape}")
+        return np.asarray(labels == predictions)
+
+
+class FittingAccuracy(Metric):
     """The accuracy that fits the shapes: binary for one output, categorical for one-hot labels, else sparse."""
 
     def __init__(self, name: str | None = "accuracy") -> None:
@@ -133,8 +181,8 @@ class Accuracy(Metric):
 
 
 _BY_NAME: dict[str, type[Metric]] = {
-    "accuracy": Accuracy,
-    "acc": Accuracy,
+    "accuracy": FittingAccuracy,
+    "acc": FittingAccuracy,
     "sparse_categorical_accuracy": SparseCategoricalAccuracy,
     "categorical_accuracy": CategoricalAccuracy,
     "binary_accuracy": BinaryAccuracy,
@@ -170,3 +218,19 @@ def weighted_sum(values: Any, sample_weight: Any = None) -> tuple[float, float]:
     weights = weights.reshape(weights.shape + (1,) * (values.ndim - weights.ndim))
     weights = np.broadcast_to(weights, values.shape)
     return float((values * weights).sum()), float(weights.sum())
+
+
+__all__ = [
+    "Accuracy",
+    "BinaryAccuracy",
+    "CategoricalAccuracy",
+    "FittingAccuracy",
+    "FunctionMetric",
+    "Mean",
+    "MeanAbsoluteError",
+    "MeanSquaredError",
+    "Metric",
+    "MetricLike",
+    "SparseCategoricalAccuracy",
+    "get",
+]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from distopt.keras.layers import InputLayer, InputShape, Layer
+from distopt.keras.layers import InputLayer, InputShape, Layer, training_phase
 from distopt.keras.training import History, Model
 
 __all__ = ["History", "Model", "Sequential"]
@@ -69,7 +69,9 @@ class Sequential(Model):
 
     def _build_layers(self, inputs: Any) -> None:
         # Each layer sees an input like those to come, so none has to tell the shape of its outputs beforehand.
-        for layer in self._layers:
-            inputs = layer(inputs)
+        # Not as in training: what is random there would be drawn once more by whoever builds.
+        with training_phase(False):
+            for layer in self._layers:
+                inputs = layer(inputs)
         # From now on the layers' checks are done; what is left of a call is their arithmetic.
-        self._calls = tuple(layer.call for layer in self._layers)
+        self._calls = tuple(layer.call_in_phase if layer._takes_training else layer.call for layer in self._layers)

@@ -190,7 +190,7 @@ class Model(Layer):
 
     def _train_step(self, totals: _Totals, batch: Batch, global_rows: int) -> None:
         with GradientTape() as tape:
-            predictions, per_example, penalty = self._forward(batch)
+            predictions, per_example, penalty = self._forward(batch, training=True)
             objective = ops.reduce_sum(per_example)
             assert self._loss is not None, "checked by fit"
             if self._loss.reduction is not Reduction.SUM:
@@ -205,12 +205,12 @@ class Model(Layer):
 
     def _test_step(self, totals: _Totals, batch: Batch, global_rows: int) -> None:
         del global_rows
-        self._count(totals, batch, *self._forward(batch))
+        self._count(totals, batch, *self._forward(batch, training=False))
 
-    def _forward(self, batch: Batch) -> tuple[Any, Any, Any]:
+    def _forward(self, batch: Batch, training: bool) -> tuple[Any, Any, Any]:
         x, y, *weight = batch
         assert self._loss is not None, "checked by the callers"
-        predictions = self(x)
+        predictions = self(x, training=training)
         per_example = losses.weighted(self._loss.call(y, predictions), *weight)
         penalties = self.losses
         return predictions, per_example, sum(penalties[1:], penalties[0]) if penalties else None

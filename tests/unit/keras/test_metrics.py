@@ -21,9 +21,9 @@ SCORES = np.array([[0.1, 0.7, 0.2], [0.6, 0.3, 0.1], [0.2, 0.3, 0.5]], np.float3
         (metrics.CategoricalAccuracy(), np.eye(3)[[1, 1, 2]], SCORES, 2 / 3),
         (metrics.BinaryAccuracy(), [1, 0, 1], [[0.9], [0.2], [0.4]], 2 / 3),
         (metrics.BinaryAccuracy(), [[1, 0]], [[0.9, 0.8]], 1 / 2),
-        (metrics.Accuracy(), [1, 0, 0], SCORES, 2 / 3),
-        (metrics.Accuracy(), np.eye(3)[[1, 1, 2]], SCORES, 2 / 3),
-        (metrics.Accuracy(), [1, 0, 1], [[0.9], [0.2], [0.4]], 2 / 3),
+        (metrics.FittingAccuracy(), [1, 0, 0], SCORES, 2 / 3),
+        (metrics.FittingAccuracy(), np.eye(3)[[1, 1, 2]], SCORES, 2 / 3),
+        (metrics.FittingAccuracy(), [1, 0, 1], [[0.9], [0.2], [0.4]], 2 / 3),
         (metrics.MeanSquaredError(), [[1.0], [2.0]], [[2.0], [4.0]], 2.5),
         (metrics.MeanAbsoluteError(), [[1.0], [2.0]], [[2.0], [4.0]], 1.5),
     ],
@@ -47,7 +47,7 @@ def test_metric_counts_examples_by_their_weight() -> None:
 
 
 def test_metric_of_no_examples_is_zero() -> None:
-    assert float(metrics.Accuracy()(np.zeros(0, int), np.zeros((0, 3)))) == 0.0
+    assert float(metrics.FittingAccuracy()(np.zeros(0, int), np.zeros((0, 3)))) == 0.0
 
 
 def test_get_metric_by_name_function_or_object() -> None:
@@ -71,3 +71,21 @@ def test_get_unknown_name_or_thing_is_refused(module: Any) -> None:
         module.get("no_such")
     with pytest.raises(TypeError, match="not 3"):
         module.get(3)
+
+
+def test_accuracy_of_class_numbers_is_how_often_they_are_equal() -> None:
+    accuracy = metrics.Accuracy()
+    accuracy.update_state([[1], [2], [3], [4]], [[0], [2], [3], [4]])
+    assert float(accuracy.result()) == 0.75
+    accuracy.reset_states()
+    assert float(accuracy.result()) == 0.0
+    with pytest.raises(ValueError, match="do not fit"):
+        accuracy.update_state([1, 2], [[0.1, 0.9], [0.5, 0.5]])
+
+
+def test_mean_weighs_the_values_it_was_given() -> None:
+    mean = metrics.Mean(name="loss")
+    mean.update_state([1.0, 3.0], sample_weight=[1.0, 3.0])
+    assert mean.name == "loss"
+    assert float(mean.result()) == 2.5
+    assert float(mean(2.5)) == 2.5

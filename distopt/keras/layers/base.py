@@ -5,12 +5,15 @@ Once built, a call costs a check of two attributes over what its arithmetic cost
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 import threading
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -30,6 +33,24 @@ _making_locks = threading.Lock()
 _build_locks: weakref.WeakKeyDictionary[Layer, threading.RLock] = weakref.WeakKeyDictionary()
 """One a layer, kept here so that layers can be copied; ranks that are threads wait for each other while they build."""
 _names: dict[str, Iterator[int]] = defaultdict(itertools.count)
+
+
+_training: ContextVar[bool] = ContextVar("distopt_training", default=False)
+
+
+def is_training() -> bool:
+    """Return whether layers are called to be trained here: what the nearest caller said, or False."""
+    return _training.get()
+
+
+@contextmanager
+def training_phase(training: bool) -> Iterator[None]:
+    """Have layers called in this ``with`` block know whether they are trained."""
+    token = _training.set(training)
+    try:
+        yield
+    finally:
+        _training.reset(token)
 
 
 class Layer:
@@ -53,6 +74,12 @@ class Layer:
         self._regularized: list[tuple[Callable[[Any], Any], Variable]] = []
         self._penalties: list[Callable[[], Any]] = []
 
+    _takes_training = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._takes_training = "training" in inspect.signature(cls.call).parameters
+
     def __setattr__(self, attribute: str, value: Any) -> None:
         object.__setattr__(self, attribute, value)
         if not attribute.startswith("_"):
@@ -61,21 +88,33 @@ class Layer:
     def build(self, input_shape: InputShape) -> None:
         """Make the variables; ``input_shape`` is that of the first input, its first dimension ``None``."""
 
-    def call(self, inputs: Any) -> Any:
-        """Return the outputs."""
+    def call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the outputs; a subclass may take ``training``, too, which is then always given."""
         raise NotImplementedError(f"{type(self).__name__} defines no call()")
 
-    def __call__(self, inputs: Any) -> Any:
+    def __call__(self, inputs: Any, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         """Return the outputs of ``inputs``, building the layer at the first call.
 
         Floating-point inputs of another dtype are cast to the layer's; integers, which may be indices, are not.
+        ``training`` holds for the layers within, too; None: what holds for the caller, at the outside False.
         """
         dtype = getattr(inputs, "dtype", None)
         if dtype is not self.dtype:
             inputs = self._cast(inputs)
         if not self.built:
             self._build_once(inputs)
-        return self.call(inputs)
+        if training is not None:
+            with training_phase(bool(training)):
+                return self.call_in_phase(inputs, *args, **kwargs)
+        if self._takes_training:
+            return self.call_in_phase(inputs, *args, **kwargs)
+        return self.call(inputs, *args, **kwargs)
+
+    def call_in_phase(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return ``call``, told whether this is training if it wants to know."""
+        if self._takes_training:
+            kwargs["training"] = is_training()
+        return self.call(inputs, *args, **kwargs)
 
     def add_weight(
         self,

@@ -1,0 +1,51 @@
+"""Layers: parts of a model that make their variables when they first see an input."""
+
+from __future__ import annotations
+
+from distopt.keras.layers.base import (
+    Activation,
+    Dense,
+    Embedding,
+    Flatten,
+    Input,
+    InputLayer,
+    InputShape,
+    Layer,
+    ReLU,
+    Softmax,
+    is_training,
+    training_phase,
+)
+from distopt.keras.layers.images import (
+    AveragePooling2D,
+    AvgPool2D,
+    Conv2D,
+    GlobalAveragePooling2D,
+    MaxPool2D,
+    MaxPooling2D,
+)
+from distopt.keras.layers.shaping import Dropout, LayerNormalization, Reshape
+
+__all__ = [
+    "Activation",
+    "AveragePooling2D",
+    "AvgPool2D",
+    "Conv2D",
+    "Dense",
+    "Dropout",
+    "Embedding",
+    "Flatten",
+    "GlobalAveragePooling2D",
+    "Input",
+    "InputLayer",
+    "InputShape",
+    "Layer",
+    "LayerNormalization",
+    "MaxPool2D",
+    "MaxPooling2D",
+    "ReLU",
+    "Reshape",
+    "Softmax",
+    "is_training",
+    "training_phase",
+]
