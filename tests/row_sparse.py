@@ -27,8 +27,12 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
     "sgd": lambda: keras.SGD(0.1),
     "momentum": lambda: keras.SGD(0.1, 0.9),
     "adam": lambda: keras.Adam(0.01),
+    "adagrad": lambda: keras.Adagrad(0.1),
+    "rmsprop": lambda: keras.RMSprop(0.01),
+    "nadam": lambda: keras.Nadam(0.01),
     "momentum-mean": lambda: keras.SGD(0.1, 0.9, gradient_aggregator=Mean()),
     "momentum-clipvalue": lambda: keras.SGD(0.1, 0.9, clipvalue=0.5),
+    "adagrad-clipnorm": lambda: keras.Adagrad(0.1, clipnorm=0.7),
     "adam-global-clipnorm": lambda: keras.Adam(0.01, global_clipnorm=0.3),
     "momentum-clipvalue-clipnorm-mean": lambda: keras.SGD(
         0.1, 0.9, clipvalue=0.5, clipnorm=0.7, gradient_aggregator=Mean()
@@ -64,8 +68,20 @@ def trace(
     strategy: Strategy, make: Callable[[], Any], gradients: Callable[[int, int], list[Any]] | None = None
 ) -> bytes:
     """Return the bytes of variables and slots after some steps."""
+    return state(*train(strategy, make, gradients))
+
+
+def state(variables: list[Any], optimizer: Any) -> bytes:
+    """Return the bytes of variables and slots."""
+    return b"".join(array.tobytes() for array in (*(v.numpy() for v in variables), *optimizer.get_weights()))
+
+
+def train(
+    strategy: Strategy, make: Callable[[], Any], gradients: Callable[[int, int], list[Any]] | None = None
+) -> tuple[list[Any], Any]:
+    """Return variables and optimizer after some steps."""
     with strategy.scope():
-        variables = [tf.Variable(np.full(shape, 0.5, np.float32)) for shape in (TABLES[0], DENSE, *TABLES[1:])]
+        variables = fresh_variables()
     optimizer = make()
 
     def replica_step(step: int) -> None:
@@ -77,7 +93,12 @@ def trace(
 
     for step in range(STEPS):
         strategy.run(replica_step, args=(step,))
-    return b"".join(array.tobytes() for array in (*(v.numpy() for v in variables), *optimizer.get_weights()))
+    return variables, optimizer
+
+
+def fresh_variables() -> list[Any]:
+    """Return the tables and the dense variable, before the first step."""
+    return [tf.Variable(np.full(shape, 0.5, np.float32)) for shape in (TABLES[0], DENSE, *TABLES[1:])]
 
 
 def of_step(step: int, replica: int) -> list[Any]:

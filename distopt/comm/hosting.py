@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,6 +15,24 @@ class Contribution(NamedTuple):
     """The sum of the replicas of one node: flat, contiguous arrays, alike in count, length and dtype everywhere."""
 
     node: Node
+    arrays: tuple[Array, ...]
+
+
+class Parcel(NamedTuple):
+    """What one server gets of one node; ``with_rows``: the variables, by position, of which it holds rows.
+
+    What the arrays are is between those who push and the owners; see :class:`~distopt.protocol.messages.Push`.
+    """
+
+    node: Node
+    arrays: Sequence[Array]
+    with_rows: tuple[int, ...] = ()
+
+
+class Answer(NamedTuple):
+    """What one server answered to an update, likewise."""
+
+    with_rows: tuple[int, ...]
     arrays: tuple[Array, ...]
 
 

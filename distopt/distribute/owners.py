@@ -22,9 +22,13 @@ from distopt.arena import Span
 from distopt.canonical_sum import add_nodes
 from distopt.comm import combining
 from distopt.comm.communicator import Communicator, Contribution, Hosting
+from distopt.comm.hosting import Answer, Parcel
+from distopt.distribute import row_pushes
 from distopt.distribute.inspector import Inspector
 from distopt.distribute.receipts import Note
 from distopt.distribute.row_exchange import Combine, gather_rows, is_row_sparse, sum_rows
+from distopt.distribute.row_pushes import goes_by_rows
+from distopt.distribute.variable_parts import VariablePart, parts_of, write_answer
 from distopt.errors import PlacementError, UnaggregatedGradientsError, UnequalDtypesError, UnequalShapesError
 from distopt.indexed_slices import IndexedSlices
 from distopt.optimizers.pipeline import fits_flat_arrays
@@ -228,21 +232,19 @@ class Servers:
         self._phases = phases
         self._inspector = inspector
         self._scratch = _Scratch()
+        self._parts_of_layout: weakref.WeakKeyDictionary[Any, list[tuple[VariablePart, ...]]] = (
+            weakref.WeakKeyDictionary()
+        )
         self.re_enact_replicas = communicator.num_servers == 1
 
     def apply(self, path: Any, pairs_of: Sequence[Any], hypers: dict[str, float]) -> None:
         """See :class:`Owners`.
 
-        Raises: PlacementError for row-sparse gradients.
+        Raises: PlacementError for row-sparse gradients that the servers cannot take.
         """
         optimizer = path.optimizer
         started = time.perf_counter()
         variables = same_variables(pairs_of)
-        if any(isinstance(gradient, IndexedSlices) for pairs in pairs_of for gradient, _ in pairs):
-            raise PlacementError(
-                "row-sparse gradients cannot be pushed to a parameter server yet; use placement 'replica', or make the "
-                "gradient dense"
-            )
         for variable in variables:
             variable.check_writable()
         inspector = self._inspector
@@ -250,15 +252,23 @@ class Servers:
             inspector.refuse_non_finite_here(pairs_of, int(optimizer.iterations.storage))
         layout = optimizer.layout(variables)
         before = inspector.book.traffic()
-        flat_of = self._scratch.pack(layout, pairs_of)
-        summed = path.runs_at_owners and path.aggregator.sums
-        parts = contributions(self._hosting, self._rank, flat_of, summed=summed)
         own_hypers = hypers if 0 in self._hosting.hosted[self._rank] else None
         into = list(zip(relative_spans(layout), (run.view() for run in layout.runs), strict=True))
+        parcels = self._row_parcels(path, layout, pairs_of)
+        parts: list[Contribution] = []
+        if parcels is None:
+            flat_of = self._scratch.pack(layout, pairs_of)
+            summed = path.runs_at_owners and path.aggregator.sums
+            parts = contributions(self._hosting, self._rank, flat_of, summed=summed)
         traffic = self._communicator.traffic
         waited, sent = traffic.wait_s, traffic.send_s
         packed = time.perf_counter()
-        self._communicator.update(parts, self._hosting, own_hypers, into)
+        if parcels is None:
+            answers = self._communicator.update(parts, self._hosting, own_hypers, into)
+        else:
+            answers = self._communicator.update_parcels(parcels, self._hosting, own_hypers, into)
+        if answers:
+            self._write_rows(layout, answers)
         self._phases.combine += packed - started
         self._phases.wait += traffic.wait_s - waited
         self._phases.send += traffic.send_s - sent
@@ -267,6 +277,33 @@ class Servers:
             note.step = int(optimizer.iterations.storage)
             inspector.book.add(note)
         optimizer.advance(hypers)
+
+    def _row_parcels(self, path: Any, layout: Any, pairs_of: Sequence[Any]) -> list[list[Parcel]] | None:
+        """Return what each server gets where a hosted replica has a row-sparse gradient, else None."""
+        hosted = self._hosting.hosted[self._rank]
+        if not hosted or not any(array is None for pairs in pairs_of for array in pairs.arrays):
+            return None if hosted else [[] for _ in self._communicator.spans]
+        gradients = {replica: [g for g, _ in pairs] for replica, pairs in zip(hosted, pairs_of, strict=True)}
+        by_rows = [
+            any(pairs.arrays[i] is None for pairs in pairs_of) and goes_by_rows(path, variable)
+            for i, variable in enumerate(layout.variables)
+        ]
+        spans_of = [absolute_spans(layout, spans) for spans in self._communicator.spans]
+        parts_of_servers = self._parts_of_servers(layout)
+        return row_pushes.parcels(path, self._hosting, layout, spans_of, parts_of_servers, gradients, by_rows)
+
+    def _write_rows(self, layout: Any, answers: Sequence[Answer]) -> None:
+        flat_of = [variable.storage.reshape(-1) for variable in layout.variables]
+        for parts, (with_rows, arrays) in zip(self._parts_of_servers(layout), answers, strict=True):
+            write_answer(parts, with_rows, arrays, flat_of)
+
+    def _parts_of_servers(self, layout: Any) -> list[tuple[VariablePart, ...]]:
+        """Return which parts of variables each server owns."""
+        found = self._parts_of_layout.get(layout)
+        if found is None:
+            found = [parts_of(layout, absolute_spans(layout, spans)) for spans in self._communicator.spans]
+            self._parts_of_layout[layout] = found
+        return found
 
     def check(self, path: Any) -> None:
         """Refuse what servers cannot do: unaggregated gradients, and hooks over gradients that several share."""
@@ -392,3 +429,9 @@ def relative_spans(layout: Any) -> list[Span]:
     """Return the layout's runs as spans whose segments are numbered within the layout, as processes tell each other."""
     number = {segment.index: i for i, segment in enumerate(layout.segments)}
     return [span._replace(segment_index=number[span.segment_index]) for span in layout.spans]
+
+
+def absolute_spans(layout: Any, spans: Sequence[Span]) -> tuple[Span, ...]:
+    """Return spans numbered within ``layout`` as spans of this process's segments."""
+    segments = layout.segments
+    return tuple(Span(segments[s.segment_index].index, s.start, s.stop) for s in (Span(*span) for span in spans))

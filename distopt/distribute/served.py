@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 from distopt import threads
 from distopt.aggregation import Aggregator, Sum
 from distopt.arena import Span
+from distopt.canonical_sum import Node, SumTree
 from distopt.distribute.mirrored import MirroredStrategy
-from distopt.distribute.owners import EveryProcess, refuse_split
+from distopt.distribute.owners import EveryProcess, absolute_spans, refuse_split
+from distopt.distribute.served_rows import Contributed, RowUpdate, ServedRows
 from distopt.distribute.values import PerReplica
 from distopt.optimizers.pipeline import GradientPath, check_gradients
 from distopt.types import Array
@@ -38,6 +40,7 @@ class ServedSpans:
         self._spans = absolute_spans(layout, spans)
         self._segments = {segment.index: segment for segment in layout.segments}
         self._owner = optimizer.span_owner(layout, self._spans)
+        self._rows = ServedRows(optimizer, layout, self._spans, self.aggregator)
 
     def partials(self, flat_spans: Sequence[Array], hypers: Mapping[str, float]) -> Array:
         """Begin an update, and return the sums of squares of these spans' blocks that it needs."""
@@ -48,6 +51,19 @@ class ServedSpans:
         """Clip and update; ``all_partials`` has the sums of all servers, in the order of the blocks."""
         self._owner.apply(flat_spans, hypers, all_partials)
         self._optimizer.advance(hypers)
+
+    def check_rows(self, node: Node, contributed: Contributed) -> None:
+        """Refuse rows that do not fit the variables.
+
+        Raises: RemoteProtocolError.
+        """
+        self._rows.take_apart(node, contributed)
+
+    def begin_rows(
+        self, tree: SumTree, contributed: Mapping[Node, Contributed], hypers: Mapping[str, float]
+    ) -> RowUpdate:
+        """Return an update of which some contributions hold rows."""
+        return RowUpdate(self._rows, tree, contributed, hypers)
 
     def variables(self) -> list[Array]:
         """Return the live flat arrays of the spans."""
@@ -65,6 +81,7 @@ class ServedReplicas:
         self._optimizer = optimizer
         self._layout = layout
         self._segments = {segment.index: segment for segment in layout.segments}
+        self._rows = ServedRows(optimizer, layout, layout.spans, Sum())
         self._strategy = MirroredStrategy(num_replicas)
         extended = self._strategy.extended
         extended.owners = _OneValueForAll(extended.hosting, 0, None, extended.phases, extended.inspector)
@@ -72,19 +89,16 @@ class ServedReplicas:
     def apply_replicas(
         self,
         step: int,  # noqa: ARG002 - the optimizer counts by itself
-        gradients: Mapping[int, Sequence[Array]],
+        gradients: Mapping[int, Contributed],
         hypers: Mapping[str, float],
     ) -> None:
         """Run hooks, clips and rule as if the replicas were here, with their own gradients.
 
         Raises: PlacementError if a hook gives the replicas different gradients; what the hook raises.
         """
-        layout = self._layout
+        variables = self._layout.variables
         pairs = PerReplica(
-            [
-                check_gradients(zip(layout.unpack(gradients[r]), layout.variables, strict=True))
-                for r in sorted(gradients)
-            ]
+            [check_gradients(zip(self._gradients(r, gradients[r]), variables, strict=True)) for r in sorted(gradients)]
         )
         extended = self._strategy.extended
         extended.given_hypers = dict(hypers)
@@ -92,6 +106,17 @@ class ServedReplicas:
             self._strategy.run(self._optimizer.apply_gradients, (pairs,))
         finally:
             extended.given_hypers = None
+
+    def check_rows(self, node: Node, contributed: Contributed) -> None:
+        """As :meth:`ServedSpans.check_rows`."""
+        self._rows.take_apart(node, contributed)
+
+    def _gradients(self, replica: int, contributed: Contributed) -> list[Any]:
+        """Return one replica's gradients, as arrays and IndexedSlices."""
+        if not contributed.with_rows:
+            return self._layout.unpack(contributed.buffers)  # type: ignore[no-any-return]  # a layout is Any here
+        taken = self._rows.take_apart(Node(replica, replica + 1), contributed)
+        return self._rows.gradients(taken.of_parts)
 
     def variables(self) -> list[Array]:
         """Return the live flat arrays of all runs."""
@@ -116,12 +141,6 @@ def served(optimizer: Any, layout: Any, spans: Sequence[Span], num_replicas: int
     if GradientPath(optimizer, aggregate=True).runs_at_owners:
         return ServedSpans(optimizer, layout, spans)
     return ServedReplicas(optimizer, layout, num_replicas)
-
-
-def absolute_spans(layout: Any, spans: Sequence[Span]) -> tuple[Span, ...]:
-    """Return spans numbered within ``layout`` as spans of this process's segments."""
-    segments = layout.segments
-    return tuple(Span(segments[s.segment_index].index, s.start, s.stop) for s in (Span(*span) for span in spans))
 
 
 def owner_state(optimizer: Any, segments: Mapping[int, Any], spans: Sequence[Span]) -> OwnerState:

@@ -10,7 +10,7 @@ Where sums are exchanged, an update has two halves: :meth:`SpanOwner.partials` c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -106,6 +106,11 @@ class SpanOwner:
         self._bind(get_engine())
 
     @property
+    def exchanges(self) -> bool:
+        """Whether owners exchange sums of squares."""
+        return self._optimizer.clips.needs_norms or self._exchanges_for_rules
+
+    @property
     def _width(self) -> int:
         """How many sums of squares are exchanged for each block."""
         return 2 if self._exchanges_for_rules else 1
@@ -121,7 +126,7 @@ class SpanOwner:
         of their own beside those of a rule or of another clip.
         """
         clips = self._optimizer.clips
-        if not clips.needs_norms and not self._exchanges_for_rules:
+        if not self.exchanges:
             return _NOTHING
         if clips.chained:
             raise ValueError("clipnorm and global_clipnorm together need whole gradients; clip them before")
@@ -141,10 +146,17 @@ class SpanOwner:
                 sums += [self._engine.block_sums(array[part.start : part.stop]) for part in piece.parts]
         return np.concatenate(sums).astype(np.float64) if sums else _NOTHING
 
-    def apply(self, flat_spans: Sequence[Array], hypers: Mapping[str, float], all_partials: Array) -> None:
+    def apply(
+        self,
+        flat_spans: Sequence[Array],
+        hypers: Mapping[str, float],
+        all_partials: Array,
+        add_totals: Callable[[Sequence[Any]], Any] = clipping.add_totals,
+    ) -> None:
         """Accumulate, clip, run rules, average, apply constraints. Does not count: ``advance`` of the optimizer does.
 
-        ``all_partials`` are the :meth:`partials` of all owners. ``flat_spans`` are not written to.
+        ``all_partials`` are the :meth:`partials` of all owners. ``flat_spans`` are not written to. ``add_totals``
+        returns the sum of squares of all gradients of the apply call from those of the layout's variables.
 
         Raises: ValueError, before anything changes, if an array has not the length or dtype of its span; TapeError if a
         live tape has read one of the variables.
@@ -154,7 +166,7 @@ class SpanOwner:
         if gradients is None:
             return
         if self._optimizer.clips.active:
-            gradients = self._clipped(gradients, all_partials)
+            gradients = self._clipped(gradients, all_partials, add_totals)
         if self._is_plain:
             dtype = scalars = rule = None
             for piece, gradient in zip(self._pieces, gradients, strict=True):
@@ -270,17 +282,19 @@ class SpanOwner:
             clipped.append(np.minimum(target, high, out=target))
         return clipped
 
-    def _clipped(self, flat_spans: Sequence[Array], all_partials: Array) -> list[Array]:
+    def _clipped(
+        self, flat_spans: Sequence[Array], all_partials: Array, add_totals: Callable[[Sequence[Any]], Any]
+    ) -> list[Array]:
         clips = self._optimizer.clips
         values = list(self._clipped_by_value(flat_spans))
         if not clips.needs_norms:
             return values
-        totals = self._totals(all_partials)
+        totals = self.totals(all_partials)
         with np.errstate(all="ignore"):
             if clips.norm is not None:
                 return [self._by_norm(a, p, totals, clips.norm) for a, p in zip(values, self._pieces, strict=True)]
             assert clips.global_norm is not None
-            total = clipping.add_totals(totals)
+            total = add_totals(totals)
             scale = {p.dtype: clipping.global_scale(total, clips.global_norm, p.dtype) for p in self._pieces}
             return [
                 np.multiply(array, scale[piece.dtype], out=piece.scratch)
@@ -296,7 +310,7 @@ class SpanOwner:
             np.divide(target, divisor, out=target)
         return clipped
 
-    def _totals(self, all_partials: Array) -> list[Any]:
+    def totals(self, all_partials: Array) -> list[Any]:
         """Return the sum of squares of each variable of the layout, in its accumulation dtype."""
         self._checked_partials(all_partials)
         totals = []

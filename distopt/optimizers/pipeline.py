@@ -218,6 +218,11 @@ class GradientPath:
         optimizer = self.optimizer
         return self.runs_at_owners and not optimizer.clips.active and not optimizer.takes_occurrences
 
+    @property
+    def norms_are_owners(self) -> bool:
+        """Whether owners, each with a part of every gradient, clip by norm."""
+        return self.runs_at_owners and bool(self.optimizer.clips.needs_norms)
+
     def whole_gradient_hooks(self) -> tuple[str, ...]:
         """Return the names of what has to see whole gradients, on each replica."""
         optimizer = self.optimizer

@@ -33,3 +33,10 @@ def update_rows(
 def as_table(array: Array) -> Array:
     """Return a view of a contiguous ``array``, shape ``[rows, ...]``, as ``[rows, width]``."""
     return array.reshape(array.shape[0], math.prod(array.shape[1:]))
+
+
+def moves_all_rows(optimizer: Any, variable: Any) -> bool:
+    """Return whether an update with a row-sparse gradient may change other rows of the variable, too."""
+    rule, weight_decay = optimizer.treatment(variable)
+    overwrites = optimizer.features.ema_overwrite_frequency is not None
+    return rule.sparse.variable is Rows.ALL or weight_decay is not None or overwrites

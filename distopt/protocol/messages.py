@@ -191,6 +191,8 @@ class Push(Message, frozen=True, tag=20):
     """The contribution of one node of the sum tree, from the worker of rank ``sender``.
 
     Buffers: one for each of the receiving server's spans (UPDATE), one for each array (REDUCE), one (GATHER).
+    ``with_rows``: the variables, by position, of which an UPDATE holds rows of a row-sparse gradient; if there are any,
+    the buffers are indices, numbers of rows a replica, and rows of these, and flat parts of the others, by variable.
     ``digest``: of their bytes. ``hypers``: of this step, given by the host of replica 0. ``asks``: this is all that
     the worker hosts, and it wants the result.
     """
@@ -201,6 +203,7 @@ class Push(Message, frozen=True, tag=20):
     digest: Digest
     hypers: dict[Name, float] | None = None
     asks: bool = False
+    with_rows: tuple[Index, ...] = ()
 
 
 class Pull(Message, frozen=True, tag=21):
@@ -211,10 +214,14 @@ class Pull(Message, frozen=True, tag=21):
 
 
 class Pulled(Message, frozen=True, tag=22):
-    """A round's result; ``stop``: every worker ends after this round. Buffers: as in :class:`Push`, or one a rank."""
+    """A round's result; ``stop``: every worker ends after this round. Buffers: as in :class:`Push`, or one a rank.
+
+    ``with_rows``: the variables of which it holds the rows that were updated: their indices, and the rows.
+    """
 
     number: Count
     stop: bool = False
+    with_rows: tuple[Index, ...] = ()
 
 
 class NormPartials(Message, frozen=True, tag=23):

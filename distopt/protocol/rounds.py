@@ -42,6 +42,8 @@ class Round:
         self.head = head
         self.tree = tree or SumTree(head.width)
         self.contributions: dict[Node, tuple[Array, ...]] = {}
+        self.with_rows: dict[Node, tuple[int, ...]] = {}
+        """The variables of which a contribution holds rows, for those that do."""
         self.hypers: dict[str, float] = {}
         self._leaves_of = leaves_of
         self._accepted: dict[Node, Push] = {}
@@ -88,6 +90,8 @@ class Round:
         self._accepted[node] = push
         self._covered += node.stop - node.start
         self.contributions[node] = buffers
+        if push.with_rows:
+            self.with_rows[node] = push.with_rows
         if push.hypers is not None:
             self.hypers = push.hypers
         return Outcome.ACCEPTED

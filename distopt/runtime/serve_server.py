@@ -12,19 +12,20 @@ workers that computed different bytes for the same replicas end it here, with bo
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import zmq
 
 from distopt.aggregation import Aggregator, Mean, Sum
-from distopt.canonical_sum import Node
+from distopt.canonical_sum import Node, SumTree
 from distopt.comm import combining
 from distopt.comm.communicator import Hosting
 from distopt.comm.zmq.control import ControlLink
 from distopt.comm.zmq.link import Link, Listener, data_identity
 from distopt.distribute.served import OwnerState
+from distopt.distribute.served_rows import Contributed, RowUpdate
 from distopt.errors import (
     CollectiveTimeoutError,
     NondeterministicReplicaError,
@@ -69,6 +70,16 @@ class SpanOwner(Protocol):
         """
         ...
 
+    def check_rows(self, node: Node, contributed: Contributed) -> None:
+        """Refuse rows that do not fit the variables: raise RemoteProtocolError."""
+        ...
+
+    def begin_rows(
+        self, tree: SumTree, contributed: Mapping[Node, Contributed], hypers: Mapping[str, float]
+    ) -> RowUpdate:
+        """Return an update of which some contributions hold rows; it has not changed anything yet."""
+        ...
+
     def variables(self) -> Sequence[Array]:
         """Return the flat arrays of the spans, which ``apply`` writes to in place."""
         ...
@@ -82,7 +93,11 @@ class SpanOwner(Protocol):
 class ReplicaOwner(Protocol):
     """Updates all variables, on the only server, from each replica's own gradients: for hooks over whole gradients."""
 
-    def apply_replicas(self, step: int, gradients: Mapping[int, Sequence[Array]], hypers: Mapping[str, float]) -> None:
+    def check_rows(self, node: Node, contributed: Contributed) -> None:
+        """As in :class:`SpanOwner`."""
+        ...
+
+    def apply_replicas(self, step: int, gradients: Mapping[int, Contributed], hypers: Mapping[str, float]) -> None:
         """Re-enact the replicas and make one update. ``gradients``: by replica, flat and read-only."""
         ...
 
@@ -99,10 +114,10 @@ Owner: TypeAlias = SpanOwner | ReplicaOwner
 
 
 class _Update(NamedTuple):
-    """An update that waits for the other servers' sums of squares."""
+    """An update that waits for the other servers' sums of squares; ``finish`` makes it, and returns what goes back."""
 
     round: Round
-    flat_spans: Sequence[Array]
+    finish: Callable[[Array], Contributed]
 
 
 class ServerLoop:
@@ -131,6 +146,7 @@ class ServerLoop:
             self._owner = owner
             self._takes_leaves = not owner.aggregator.sums
         self._variables = owner.variables
+        self._check_rows = owner.check_rows
         self._state = owner.state
         self._aggregators = {a.name: a for a in (Sum(), Mean(), *aggregators)}
         self._replicas = Hosting(assignment.num_replicas, assignment.hosting)
@@ -244,7 +260,7 @@ class ServerLoop:
             expected = [((buffers[0].size if buffers else 0,), np.dtype(np.uint8))]
             needs_leaf = True
         elif head.kind is RoundKind.UPDATE:
-            expected = self._takes
+            expected = kinds if push.with_rows else self._takes
             needs_leaf = self._takes_leaves
         else:
             aggregator = self._aggregators.get(head.aggregator)
@@ -264,6 +280,10 @@ class ServerLoop:
             raise RemoteProtocolError(
                 f"worker {push.sender} pushed the sum of {push.node} to {head}, which takes them one by one"
             )
+        if push.with_rows:
+            if head.kind is not RoundKind.UPDATE:
+                raise RemoteProtocolError(f"worker {push.sender} pushed rows to {head}, which takes none")
+            self._check_rows(push.node, Contributed(push.with_rows, tuple(buffers)))
 
     # ----------------------------------------------------------------------------------------- results go back
 
@@ -287,19 +307,26 @@ class ServerLoop:
         return combining.aggregate(round_.contributions, self._hosting_of(round_.head), aggregator, like, out)
 
     def _update(self, round_: Round) -> None:
+        contributed = {
+            node: Contributed(round_.with_rows.get(node, ()), arrays)
+            for node, arrays in sorted(round_.contributions.items())
+        }
         if self._replica_owner is not None:
-            gradients = {node.start: arrays for node, arrays in sorted(round_.contributions.items())}
+            gradients = {node.start: of_replica for node, of_replica in contributed.items()}
             self._replica_owner.apply_replicas(round_.head.step, gradients, round_.hypers)
-            self._updated(round_)
+            self._updated(round_, Contributed((), tuple(self._variables())))
             return
-        owner = self._owner
-        assert owner is not None
-        flat_spans = self._combined(round_, owner.aggregator)
-        partials = owner.partials(flat_spans, round_.hypers)
-        self._waiting_update = _Update(round_, flat_spans)
-        if not partials.size:
-            # Either nothing is clipped by norm, or this server owns nothing: nobody waits for it.
-            self._apply(partials)
+        assert self._owner is not None
+        if round_.with_rows:
+            update = self._owner.begin_rows(round_.tree, contributed, round_.hypers)
+            partials = update.partials
+            self._waiting_update = _Update(round_, update.finish)
+        else:
+            partials, finish = self._begin_dense(self._owner, round_)
+            self._waiting_update = _Update(round_, finish)
+        if partials is None:
+            # Either no norms are needed, or this server owns nothing: nobody waits for it.
+            self._apply(np.empty(0))
             return
         message = NormPartials(number=self._updates, step=round_.head.step, sender=self.rank)
         self._partials.setdefault(self._updates, {})[self.rank] = partials
@@ -324,18 +351,30 @@ class ServerLoop:
     def _apply(self, all_partials: Array) -> None:
         assert self._waiting_update is not None
         assert self._owner is not None
-        (round_, flat_spans), self._waiting_update = self._waiting_update, None
-        self._owner.apply(round_.head.step, flat_spans, round_.hypers, all_partials)
+        (round_, finish), self._waiting_update = self._waiting_update, None
+        answer = finish(all_partials)
         self._partials.pop(self._updates, None)
-        self._updated(round_)
+        self._updated(round_, answer)
 
-    def _updated(self, round_: Round) -> None:
+    def _begin_dense(self, owner: SpanOwner, round_: Round) -> tuple[Array | None, Callable[[Array], Contributed]]:
+        """Begin an update without rows; return the sums of squares for the other servers, if any, and how to end it."""
+        flat_spans = self._combined(round_, owner.aggregator)
+        partials = owner.partials(flat_spans, round_.hypers)
+
+        def finish(all_partials: Array) -> Contributed:
+            owner.apply(round_.head.step, flat_spans, round_.hypers, all_partials)
+            return Contributed((), tuple(owner.variables()))
+
+        return (partials if partials.size else None), finish
+
+    def _updated(self, round_: Round, answer: Contributed) -> None:
         self._updates += 1
-        self._answer(round_, self._variables())
+        self._answer(round_, answer.buffers, answer.with_rows)
 
-    def _answer(self, round_: Round, arrays: Sequence[Array]) -> None:
+    def _answer(self, round_: Round, arrays: Sequence[Array], with_rows: tuple[int, ...] = ()) -> None:
         """Send the result to all workers. Server 0 decides here whether to stop, so for all of them alike."""
-        pulled = Pulled(number=round_.head.number, stop=self.rank == 0 and self._control.stop_requested)
+        stop = self.rank == 0 and self._control.stop_requested
+        pulled = Pulled(number=round_.head.number, stop=stop, with_rows=with_rows)
         self._number += 1
         self._round = None
         self._control.set_progress(round_.head.step, "serving")

@@ -22,6 +22,7 @@ from distopt.arena import Span
 from distopt.canonical_sum import Node
 from distopt.comm import combining
 from distopt.comm.communicator import Communicator, Contribution, Hosting, Receive, Send, Traffic
+from distopt.comm.hosting import Answer, Parcel
 from distopt.comm.zmq.control import ControlLink
 from distopt.comm.zmq.link import Link, LinkConfig, data_identity
 from distopt.errors import (
@@ -60,14 +61,6 @@ class OwnedState(NamedTuple):
     extra: bytes
 
 
-class _Parcel(NamedTuple):
-    """What one server gets of one contribution."""
-
-    node: Node
-    arrays: Sequence[Array]
-    hypers: dict[str, float] | None = None
-
-
 class ServerCommunicator(Communicator):
     """The ranks are the workers of ``assignment``; the servers carry what they exchange.
 
@@ -84,7 +77,8 @@ class ServerCommunicator(Communicator):
         self.stop_requested = False
         """Whether the job should end now; true for all workers after the same round."""
         self._config = config or control.config
-        self._spans = tuple(tuple(Span(*span) for span in spans) for spans in assignment.spans)
+        self.spans = tuple(tuple(Span(*span) for span in spans) for spans in assignment.spans)
+        """What each server owns, with segments numbered within the layout."""
         self._servers = assignment.servers
         identity = data_identity(assignment.session, assignment.role, assignment.rank)
         self._links = [Link(peer.endpoint, self._config, identity) for peer in assignment.servers]
@@ -103,34 +97,48 @@ class ServerCommunicator(Communicator):
         hosting: Hosting,
         hypers: Mapping[str, float] | None,
         into: Sequence[tuple[Span, Array]],
-    ) -> None:
+    ) -> list[Answer]:
         """Push the gradients of the hosted replicas; return when ``into`` holds the updated variables.
 
         ``into``: the runs that the apply call covers, each with its flat array; the j-th array of each contribution is
         of the j-th run. ``hypers``: of this step, on the host of replica 0; elsewhere None.
 
+        Where others pushed rows, servers may answer by rows: then nothing is written, and their answers come back.
+
         Raises: VariableListChangedError if the runs do not cover what the servers own; and as the other collectives.
         """
-        runs = tuple(span for span, _ in into)
+        parcels = [
+            [Parcel(node, [arrays[run][part] for run, part in of_server]) for node, arrays in contributions]
+            for of_server in self._cuts_of([span for span, _ in into])
+        ]
+        return self.update_parcels(parcels, hosting, hypers, into)
+
+    def update_parcels(
+        self,
+        parcels: Sequence[Sequence[Parcel]],
+        hosting: Hosting,
+        hypers: Mapping[str, float] | None,
+        into: Sequence[tuple[Span, Array]],
+    ) -> list[Answer]:
+        """Do the same with what each server gets, for gradients of which some are row-sparse."""
+        cuts = self._cuts_of([span for span, _ in into])
+        answers = self._round(RoundKind.UPDATE, hosting.num_replicas, parcels, hypers=hypers)
+        if any(answer.with_rows for answer in answers):
+            return answers
+        for of_server, (_, arrays) in zip(cuts, answers, strict=True):
+            for (run, part), array in zip(of_server, arrays, strict=True):
+                _checked_copy(into[run][1][part], array)
+        return []
+
+    def _cuts_of(self, spans_of_runs: Sequence[Span]) -> list[list[tuple[int, slice]]]:
+        """Return for each server which parts of the runs it owns."""
+        runs = tuple(spans_of_runs)
         cuts = self._cuts.get(runs)
         if cuts is None:
-            cuts = [_cut(spans, runs, server) for server, spans in enumerate(self._spans)]
-            _check_nothing_is_left(self._spans, runs)
+            cuts = [_cut(spans, runs, server) for server, spans in enumerate(self.spans)]
+            _check_nothing_is_left(self.spans, runs)
             self._cuts[runs] = cuts
-        parcels = [
-            [
-                _Parcel(
-                    node,
-                    [arrays[run][part] for run, part in of_server],
-                    dict(hypers) if hypers is not None and node.start == 0 else None,
-                )
-                for node, arrays in contributions
-            ]
-            for of_server in cuts
-        ]
-        for of_server, pulled in zip(cuts, self._round(RoundKind.UPDATE, hosting.num_replicas, parcels), strict=True):
-            for (run, part), array in zip(of_server, pulled, strict=True):
-                _checked_copy(into[run][1][part], array)
+        return cuts
 
     def fetch_state(self) -> list[OwnedState]:
         """Return what each server owns, as of the last round of this worker.
@@ -147,7 +155,7 @@ class ServerCommunicator(Communicator):
                 raise RemoteProtocolError(
                     f"{self._servers[server]} is at round {state.rounds}, worker {self.rank} at {self._numbers[server]}"
                 )
-            states.append(OwnedState(server, self._spans[server], state.names, arrays, state.extra))
+            states.append(OwnedState(server, self.spans[server], state.names, arrays, state.extra))
         return states
 
     # --------------------------------------------------------------------------------------------- collectives
@@ -167,23 +175,23 @@ class ServerCommunicator(Communicator):
         combining.check(contributions, hosting, aggregator, like, self.rank, self.size)
         parts = combining.even_parts(like, self.num_servers)
         parcels = [
-            [_Parcel(node, [a[part] for a, part in zip(arrays, cut, strict=True)]) for node, arrays in contributions]
+            [Parcel(node, [a[part] for a, part in zip(arrays, cut, strict=True)]) for node, arrays in contributions]
             for cut in parts
         ]
         results = [np.empty(len(array), array.dtype) for array in like]
-        pulled_of = self._round(RoundKind.REDUCE, hosting.num_replicas, parcels, aggregator.name)
-        for cut, pulled in zip(parts, pulled_of, strict=True):
-            for result, part, array in zip(results, cut, pulled, strict=True):
+        answers = self._round(RoundKind.REDUCE, hosting.num_replicas, parcels, aggregator.name)
+        for cut, (_, arrays) in zip(parts, answers, strict=True):
+            for result, part, array in zip(results, cut, arrays, strict=True):
                 _checked_copy(result[part], array)
         return results
 
     def all_gather_bytes(self, payload: bytes) -> list[bytes]:
         """See :meth:`Communicator.all_gather_bytes`; goes through server 0."""
-        parcel = _Parcel(Node(self.rank, self.rank + 1), [np.frombuffer(payload, np.uint8)])
-        (pulled,) = self._round(RoundKind.GATHER, self.size, [[parcel]])
-        if len(pulled) != self.size:
-            raise RemoteProtocolError(f"{self._servers[0]} gathered {len(pulled)} payloads from {self.size} workers")
-        return [array.tobytes() for array in pulled]
+        parcel = Parcel(Node(self.rank, self.rank + 1), [np.frombuffer(payload, np.uint8)])
+        ((_, arrays),) = self._round(RoundKind.GATHER, self.size, [[parcel]])
+        if len(arrays) != self.size:
+            raise RemoteProtocolError(f"{self._servers[0]} gathered {len(arrays)} payloads from {self.size} workers")
+        return [array.tobytes() for array in arrays]
 
     def broadcast_bytes(self, payload: bytes | None, root: int = 0) -> bytes:
         """See :meth:`Communicator.broadcast_bytes`."""
@@ -206,16 +214,28 @@ class ServerCommunicator(Communicator):
     # ------------------------------------------------------------------------------------------------- a round
 
     def _round(
-        self, kind: RoundKind, width: int, parcels: Sequence[Sequence[_Parcel]], aggregator: str = ""
-    ) -> list[tuple[Array, ...]]:
+        self,
+        kind: RoundKind,
+        width: int,
+        parcels: Sequence[Sequence[Parcel]],
+        aggregator: str = "",
+        hypers: Mapping[str, float] | None = None,
+    ) -> list[Answer]:
         """Push ``parcels[s]`` to server s; return what each of these servers answers."""
         started_s = time.perf_counter()
         for server, of_server in enumerate(parcels):
             link = self._links[server]
             head = RoundHead(self._numbers[server], kind, self.step, width, aggregator)
-            for left, (node, arrays, hypers) in enumerate(of_server, start=1 - len(of_server)):
-                digest, asks = _digest(arrays), left == 0
-                push = Push(head=head, sender=self.rank, node=node, digest=digest, hypers=hypers, asks=asks)
+            for left, (node, arrays, with_rows) in enumerate(of_server, start=1 - len(of_server)):
+                push = Push(
+                    head=head,
+                    sender=self.rank,
+                    node=node,
+                    digest=_digest(arrays),
+                    hypers=dict(hypers) if hypers is not None and node.start == 0 else None,
+                    asks=left == 0,
+                    with_rows=with_rows,
+                )
                 link.send(push, arrays)
                 self.traffic.bytes_sent += sum(array.nbytes for array in arrays)
             if not of_server:
@@ -231,7 +251,7 @@ class ServerCommunicator(Communicator):
             if server == 0:
                 self.stop_requested = self.stop_requested or pulled.stop
             self.traffic.bytes_received += sum(array.nbytes for array in arrays)
-            results.append(arrays)
+            results.append(Answer(pulled.with_rows, arrays))
         self.traffic.send_s += sent_s - started_s
         self.traffic.wait_s += time.perf_counter() - sent_s
         return results

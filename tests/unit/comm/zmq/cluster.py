@@ -13,9 +13,12 @@ import numpy as np
 
 from distopt.aggregation import Aggregator, Sum
 from distopt.arena import Span
+from distopt.canonical_sum import Node
 from distopt.comm.zmq import ControlLink, Link, LinkConfig, Listener, ServerCommunicator
 from distopt.comm.zmq.link import data_identity
 from distopt.distribute.served import OwnerState
+from distopt.distribute.served_rows import Contributed
+from distopt.errors import RemoteProtocolError
 from distopt.protocol.manifest import Manifest
 from distopt.protocol.members import MemberStatus
 from distopt.protocol.membership import MembershipConfig
@@ -61,6 +64,9 @@ class GradientDescent:
             scale = np.sqrt(all_partials.sum(), dtype=np.float32) if all_partials.size else scale
         for value, gradient in zip(self._values, flat_spans, strict=True):
             value -= np.float32(hypers["learning_rate"]) * gradient / scale
+
+    def check_rows(self, node: Node, contributed: Contributed) -> None:
+        raise RemoteProtocolError(f"{node} has rows of {contributed.with_rows}")
 
     def variables(self) -> Sequence[Array]:
         return self._values
@@ -144,6 +150,7 @@ class Cluster:
         resume: bytes | None = None,
         manifest_of: Callable[[int], Manifest] = lambda worker: Manifest(job="seed = 1"),
         by_hand: Sequence[int] = (),
+        spans: tuple[tuple[Span, ...], ...] | None = None,
     ) -> None:
         self.record = Record()
         self.owners: dict[int, Any] = {}
@@ -157,7 +164,7 @@ class Cluster:
             num_replicas=num_replicas,
             num_workers=num_workers,
             num_servers=num_servers,
-            spans=spans_of(num_servers),
+            spans=spans_of(num_servers) if spans is None else spans,
             session="test",
             join_timeout_s=config.join_timeout_s,
             peer_timeout_s=config.peer_timeout_s,

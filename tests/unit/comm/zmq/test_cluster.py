@@ -13,6 +13,7 @@ from distopt.canonical_sum import Node, add_nodes, add_rows
 from distopt.comm.communicator import Contribution, Hosting
 from distopt.comm.zmq import ServerCommunicator
 from distopt.distribute.served import OwnerState
+from distopt.distribute.served_rows import Contributed
 from distopt.types import Array, ReduceOp
 from tests.unit.comm.zmq.cluster import LENGTH, Cluster, GradientDescent
 
@@ -125,9 +126,12 @@ class Replayed:
         self.seen: list[tuple[int, list[int]]] = []
         self._value = np.zeros(LENGTH, np.float32)
 
-    def apply_replicas(self, step: int, gradients: Mapping[int, Sequence[Array]], hypers: Mapping[str, float]) -> None:
+    def check_rows(self, node: Node, contributed: Contributed) -> None:
+        raise AssertionError("no rows are pushed here")
+
+    def apply_replicas(self, step: int, gradients: Mapping[int, Contributed], hypers: Mapping[str, float]) -> None:
         self.seen.append((step, list(gradients)))
-        for replica, (array,) in gradients.items():
+        for replica, (_, (array,)) in gradients.items():
             np.testing.assert_array_equal(array, gradient(step, replica))
             self._value += np.float32(replica) * array
 
