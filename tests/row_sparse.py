@@ -108,8 +108,8 @@ def of_step(step: int, replica: int) -> list[Any]:
 
 
 def partly_dense(step: int, replica: int) -> list[Any]:
-    """Return gradients of which some replicas, in some steps, have those of the first table dense."""
+    """Return gradients of which, in all steps but the last, one replica has that of the first table dense."""
     first, *others = of_step(step, replica)
-    if replica == 1 or (step == 1 and replica == 2):
+    if replica == 1 + step and step < STEPS - 1:
         first = np.asarray(tf.IndexedSlices(first.values, first.indices, TABLES[0]).to_dense())
     return [first, *others]

@@ -111,6 +111,8 @@ class UpdateMethods(OptimizerCore):
     def _update_variable(self, gradient: Any, variable: Variable, apply_state: ApplyState) -> None:
         if isinstance(gradient, IndexedSlices):
             arguments = {"apply_state": apply_state} if _takes_apply_state(type(self)._resource_apply_sparse) else {}
+            if not _overrides(type(self), "_resource_apply_sparse_duplicate_indices"):
+                gradient = gradient.merged()  # which knows the replicas of the rows
             self._resource_apply_sparse_duplicate_indices(gradient.values, variable, gradient.indices, **arguments)
             return
         arguments = {"apply_state": apply_state} if _takes_apply_state(type(self)._resource_apply_dense) else {}
