@@ -98,10 +98,12 @@ def functions_source(
     """Return source that defines ``step``, compiled, and every function that it calls, each changed by ``transform``.
 
     Raises: UnprintableFunctionError if it is no plain module-level function, or refers to a global that is neither such
-    a function nor NumPy as ``np``.
+    a function nor NumPy as ``np``, or its file has been edited since it was imported.
     """
-    texts: dict[str, str] = {}
+    texts: dict[Callable[..., Any], str] = {}
     _collect_sources(step, texts, transform or _unchanged)
+    if len({function.__name__ for function in texts}) < len(texts):
+        raise UnprintableFunctionError(f"{step.__name__} calls two functions of one name")
     return "\n\n".join(texts.values())
 
 
@@ -110,7 +112,7 @@ def _unchanged(function: ast.FunctionDef) -> ast.FunctionDef:
 
 
 def _collect_sources(
-    function: Any, texts: dict[str, str], transform: Callable[[ast.FunctionDef], ast.FunctionDef]
+    function: Any, texts: dict[Callable[..., Any], str], transform: Callable[[ast.FunctionDef], ast.FunctionDef]
 ) -> None:
     if (
         not isinstance(function, types.FunctionType)
@@ -118,11 +120,11 @@ def _collect_sources(
         or function.__qualname__ != function.__name__
     ):
         raise UnprintableFunctionError(f"{function!r} is not a plain function of a module")
-    if function.__name__ in texts or function.__name__ == "<lambda>":
-        if function.__name__ == "<lambda>":
-            raise UnprintableFunctionError("a lambda has no source of its own")
+    if function.__name__ == "<lambda>":
+        raise UnprintableFunctionError("a lambda has no source of its own")
+    if function in texts:
         return
-    own_name = function.__name__
+    called, own_name = function, function.__name__
     function = _substitutes.get(function, function)
     for name in function.__code__.co_names:
         used = function.__globals__.get(name)
@@ -137,10 +139,23 @@ def _collect_sources(
         raise UnprintableFunctionError(f"{function.__name__} has no source") from error
     if not source.startswith("def "):
         raise UnprintableFunctionError(f"{function.__name__} is decorated")
+    if not _is_unedited(function):
+        raise UnprintableFunctionError(f"the file of {function.__name__} has been edited since it was imported")
     # Annotations may name anything, so they are not evaluated.
-    texts[own_name] = (
+    texts[called] = (
         f'@njit(error_model="numpy", nogil=True, forceinline=True)\n{ast.unparse(transform(_bare(source, own_name)))}'
     )
+
+
+def _is_unedited(function: types.FunctionType) -> bool:
+    """Return whether the file of ``function``, as it is now, defines that very function."""
+    lines, _ = inspect.findsource(function)
+    try:
+        # The whole file: how an attribute is looked up depends on whether the file imports the name before it.
+        compiled = compile("".join(lines), function.__code__.co_filename, "exec", dont_inherit=True)
+    except SyntaxError:
+        return False
+    return function.__code__ in compiled.co_consts
 
 
 def _bare(source: str, name: str) -> ast.FunctionDef:
@@ -154,6 +169,30 @@ def _bare(source: str, name: str) -> ast.FunctionDef:
     if ast.get_docstring(definition) is not None:
         definition.body = definition.body[1:] or [ast.Pass()]
     return definition
+
+
+def compiled_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``function`` compiled as it runs, with the functions that it calls: for one whose source cannot be had."""
+    compiled: Callable[..., Any] = _compiled_function(function, {})
+    return compiled
+
+
+def _compiled_function(function: Any, done: dict[Any, Any]) -> Any:
+    import numba
+
+    if function not in done:
+        own = _substitutes.get(function, function)
+        names = dict(own.__globals__)
+        for name in own.__code__.co_names:
+            if type(names.get(name)) is types.FunctionType:
+                names[name] = _compiled_function(names[name], done)
+        cells = tuple(
+            types.CellType(_compiled_function(value, done) if type(value) is types.FunctionType else value)
+            for value in (cell.cell_contents for cell in own.__closure__ or ())
+        )
+        twin = types.FunctionType(own.__code__, names, own.__name__, own.__defaults__, cells)
+        done[function] = numba.njit(error_model="numpy", nogil=True, forceinline=True)(twin)
+    return done[function]
 
 
 def has_processor_feature(name: str) -> bool:

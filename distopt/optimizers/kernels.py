@@ -245,9 +245,7 @@ def _rule_source(rule: Rule, dtype: np.dtype[Any], slot_dtype: np.dtype[Any], fu
 
 
 def _compile_in_memory(rule: Rule, dtype: np.dtype[Any]) -> Callable[..., None]:
-    import numba
-
-    step = numba.njit(error_model="numpy", nogil=True)(rule.step)
+    step = kernels.compiled_function(rule.step)
     source = _rule_source(rule, dtype, dtype, "", cache=False).replace(f" = {rule.step.__name__}(", " = _step(")
     return kernels.execute(source, {"_step": step})
 

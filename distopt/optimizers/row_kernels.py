@@ -48,9 +48,7 @@ def load_row_kernel(rule: Rule, dtype: np.dtype[Any]) -> RowKernel:
     try:
         functions = kernels.functions_source(rule.step)
     except kernels.UnprintableFunctionError:
-        import numba
-
-        step = numba.njit(error_model="numpy", nogil=True)(rule.step)
+        step = kernels.compiled_function(rule.step)
         kernel = kernels.execute(_source(rule, dtype, "", "_step", cache=False), {"_step": step})
     else:
         kernel = kernels.load(lambda cache: _source(rule, dtype, functions, rule.step.__name__, cache=cache))

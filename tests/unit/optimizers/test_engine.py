@@ -181,8 +181,11 @@ def test_a_read_only_gradient_is_accepted() -> None:
 
 def test_a_rule_that_is_a_closure_is_compiled_in_memory() -> None:
     def make() -> Any:
+        def scaled(gradient: Any, learning_rate: Any) -> Any:
+            return select(gradient > learning_rate, gradient, learning_rate * gradient)
+
         def step(variable: Any, gradient: Any, learning_rate: Any) -> Any:
-            return variable + learning_rate * gradient
+            return variable + scaled(gradient, learning_rate)
 
         return step
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import importlib.util
 import os
 import stat
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,7 +70,7 @@ def test_an_edited_rule_gets_another_kernel(directory: Path) -> None:
     for sign in ("-", "+"):
         path = directory.parent / "edited.py"
         path.write_text(f"def step(variable, gradient, rate):\n    return variable {sign} rate * gradient\n")
-        code = compile(path.read_text(), str(path), "exec")
+        code = compile(path.read_text(), str(path), "exec", dont_inherit=True)
         namespace: dict[str, Any] = {"__name__": "edited"}
         exec(code, namespace)
         namespaces.append(namespace)
@@ -79,6 +81,55 @@ def test_an_edited_rule_gets_another_kernel(directory: Path) -> None:
         assert run(rule_kernels.load_rule(rule, FLOAT32)) == (-0.5 if sign == "-" else 0.5)
         os.utime(path, ns=(1, 1))
     assert len(list(directory.glob("kernel_*.py"))) == 2
+
+
+def module_of(path: Path, text: str) -> Any:
+    """Write and import a module, as another start of the program would."""
+    path.write_text(text)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    exec(compile(text, str(path), "exec", dont_inherit=True), module.__dict__)
+    return module
+
+
+HELPED = "def moved(variable, by):\n    return variable - by\n\n\ndef step(variable, gradient, rate):\n"
+HELPED += "    return moved(variable, rate * gradient)\n"
+
+
+def test_an_edited_function_that_a_rule_calls_makes_another_kernel(directory: Path) -> None:
+    for text, expected in ((HELPED, -0.5), (HELPED.replace("variable - by", "variable + by"), 0.5)):
+        step = module_of(directory.parent / "helped.py", text).step
+        rule = Rule("helped", step, (), ("rate",), SparseUse(Rows.TOUCHED, Rows.TOUCHED))
+        assert run(rule_kernels.load_rule(rule, FLOAT32)) == expected
+    assert len(list(directory.glob("kernel_*.py"))) == 2
+
+
+def test_a_file_edited_after_its_import_is_not_taken_for_the_function_that_runs(directory: Path) -> None:
+    path = directory.parent / "edited_later.py"
+    step = module_of(path, HELPED).step
+    path.write_text(HELPED.replace("variable - by", "variable + by"))
+    os.utime(path, ns=(1, 1))
+    rule = Rule("helped", step, (), ("rate",), SparseUse(Rows.TOUCHED, Rows.TOUCHED))
+    assert run(rule_kernels.load_rule(rule, FLOAT32)) == -0.5  # compiled in memory, from the function itself
+    assert not list(directory.glob("kernel_*.py"))
+
+
+def test_two_functions_of_one_name_are_kept_apart(directory: Path) -> None:
+    other = module_of(directory.parent / "other.py", "def moved(variable, by):\n    return variable + by\n")
+    module = module_of(
+        directory.parent / "both.py",
+        "def moved(variable, by):\n    return further(variable, by) - by\n\n\n"
+        "def step(variable, gradient, rate):\n    return moved(variable, rate * gradient)\n",
+    )
+    further = types.FunctionType(other.moved.__code__, other.__dict__, "further")
+    module.further = further
+    rule = Rule("both", module.step, (), ("rate",), SparseUse(Rows.TOUCHED, Rows.TOUCHED))
+    variable, gradient = np.zeros(3, np.float32), np.ones(3, np.float32)
+    expected = module.step(variable, gradient, np.float32(0.5))
+    rule_kernels.load_rule(rule, FLOAT32)(variable, gradient, np.float32(0.5))
+    np.testing.assert_array_equal(variable, expected)
 
 
 def test_a_file_with_other_contents_than_its_name_says_is_not_run(directory: Path) -> None:
@@ -117,9 +168,28 @@ def test_processes_that_start_at_once_compile_a_kernel_once(directory: Path) -> 
     )
     started = [
         subprocess.Popen([sys.executable, "-c", program, str(directory)], stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
+        for _ in range(8)
     ]
     outputs = [process.communicate(timeout=100)[0].split() for process in started]
-    assert [process.returncode for process in started] == [0, 0, 0]
+    assert [process.returncode for process in started] == [0] * 8
     assert sum(int(misses) for misses, _ in outputs) == 1
-    assert sum(int(hits) for _, hits in outputs) == 2
+    assert sum(int(hits) for _, hits in outputs) == 7
+
+
+@pytest.mark.multiprocess
+def test_a_home_that_cannot_be_written_means_in_memory_with_one_warning() -> None:
+    program = (
+        "import numpy as np, distopt as tf\n"
+        "from distopt import kernels\n"
+        "variable = tf.Variable(np.zeros(3, np.float32))\n"
+        "for optimizer in (tf.keras.optimizers.SGD(0.5), tf.keras.optimizers.SGD(0.5, momentum=0.5)):\n"
+        "    optimizer.apply_gradients([(np.ones(3, np.float32), variable)])\n"
+        "print(kernels.cache_directory(), variable.numpy().tolist())\n"
+    )
+    environment = {**os.environ, "HOME": "/proc", "PYTHONWARNINGS": "always"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=100, check=True
+    )
+    assert done.stdout.split(maxsplit=1) == ["/proc/.cache/distopt/kernels", "[-1.0, -1.0, -1.0]\n"]
+    assert done.stderr.count("RuntimeWarning") == 1
+    assert "kept in memory only, because /proc/.cache/distopt/kernels cannot be used" in done.stderr
