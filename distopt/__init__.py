@@ -46,6 +46,8 @@ from distopt.dtypes import (
     uint64,
 )
 from distopt.functions import function
+from distopt.graph import Graph, Operation, executing_eagerly, gradients
+from distopt.graph.functions import control_dependencies, group, init_scope, name_scope, no_op
 from distopt.indexed_slices import IndexedSlices
 from distopt.keras import initializers, metrics
 from distopt.module import Module
@@ -144,6 +146,7 @@ from distopt.ops import (
     zeros,
     zeros_like,
 )
+from distopt.optimizers.v1 import AggregationMethod
 from distopt.printing import print
 from distopt.tensor import Tensor
 from distopt.types import UnconnectedGradients
@@ -156,14 +159,17 @@ newaxis = None
 """Used as an index, a new axis of length 1, as NumPy has it."""
 
 guard(data, debugging, distribute, dtypes, errors, keras, linalg, losses, math, nest, nn, optimizers, random)
-guard(compat, compat.v1)
+guard(compat, compat.v1, compat.v1.train)
 guard(keras.layers, keras.losses, keras.metrics, keras.models, keras.optimizers, keras.optimizers.schedules)
 guard(sys.modules[__name__])
 
 __all__ = [
+    "AggregationMethod",
     "GradientTape",
+    "Graph",
     "IndexedSlices",
     "Module",
+    "Operation",
     "Tensor",
     "UnconnectedGradients",
     "Variable",
@@ -193,6 +199,7 @@ __all__ = [
     "compat",
     "concat",
     "constant",
+    "control_dependencies",
     "convert_to_tensor",
     "cos",
     "cosh",
@@ -206,6 +213,7 @@ __all__ = [
     "einsum",
     "equal",
     "errors",
+    "executing_eagerly",
     "exp",
     "expand_dims",
     "eye",
@@ -216,10 +224,13 @@ __all__ = [
     "floor",
     "function",
     "gather",
+    "gradients",
     "greater",
     "greater_equal",
+    "group",
     "half",
     "identity",
+    "init_scope",
     "initializers",
     "int8",
     "int16",
@@ -241,10 +252,12 @@ __all__ = [
     "metrics",
     "minimum",
     "multiply",
+    "name_scope",
     "negative",
     "nest",
     "newaxis",
     "nn",
+    "no_op",
     "norm",
     "not_equal",
     "one_hot",

@@ -73,6 +73,17 @@ def check_others(case: dict[str, Any], job: Job, global_step: Variable | None) -
         np.testing.assert_allclose(own.numpy(), value, rtol=1e-6)
 
 
+def replica_step(case: dict[str, Any], job: Job, global_step: Variable | None, step: int) -> None:
+    """Apply this replica's share of the gradients of ``step``; the shares add up to the recorded ones."""
+    context = tf.distribute.get_replica_context()
+    assert context is not None
+    pairs = [
+        (share_of(context.replica_id_in_sync_group, gradient(case, step, name), all_of_it=False), variable)
+        for name, variable in job.variables.items()
+    ]
+    job.optimizer.apply_gradients(pairs, global_step=global_step)
+
+
 @pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("case", CASES, ids=[case["id"] for case in CASES])
 def test_variables_and_slots_follow_the_reference_at_every_step(case: dict[str, Any]) -> None:
@@ -110,17 +121,8 @@ def test_strategies_follow_the_reference_at_every_step(case: dict[str, Any], dep
     global_step = made_step(case)
     strategy, job, fetch_slots = DEPLOYMENTS[deployment](lambda: made_job(case, global_step))
 
-    def replica_step(step: int) -> None:
-        context = tf.distribute.get_replica_context()
-        assert context is not None
-        pairs = [
-            (share_of(context.replica_id_in_sync_group, gradient(case, step, name), all_of_it=False), variable)
-            for name, variable in job.variables.items()
-        ]
-        job.optimizer.apply_gradients(pairs, global_step=global_step)
-
     for step in range(len(case["steps"])):
-        strategy.run(replica_step, args=(step,))
+        strategy.run(replica_step, args=(case, job, global_step, step))
         check_values(case, {name: variable.numpy() for name, variable in job.variables.items()}, step)
     fetch_slots()
     check_slots(case, job)
