@@ -304,6 +304,22 @@ def test_finish_alone_may_be_defined_over_a_rule() -> None:
     assert a.numpy().tolist() == b.numpy().tolist()
 
 
+def test_state_goes_on_where_it_was_powers_of_the_betas_included() -> None:
+    def steps(optimizer: tf.train.Optimizer, variable: tf.Variable, values: list[float]) -> None:
+        for value in values:
+            optimizer.apply_gradients([(tf.constant([value, -value]), variable)])
+
+    whole, first, second = (tf.train.AdamOptimizer(0.1) for _ in range(3))
+    a, b = tf.Variable([1.0, 2.0]), tf.Variable([1.0, 2.0])
+    steps(whole, a, [1.0, 2.0, 3.0])
+    steps(first, b, [1.0, 2.0])
+    resumed = tf.Variable(b.numpy())
+    second.build([resumed])
+    second.load_state(first.state())
+    steps(second, resumed, [3.0])
+    assert resumed.numpy().tobytes() == a.numpy().tobytes()
+
+
 # ---------------------------------------------------------------- SyncReplicasOptimizer
 
 
@@ -419,9 +435,12 @@ def test_average_of_a_deferred_tensor_starts_at_zero_and_may_be_debiased(session
     debiased = tf.train.ExponentialMovingAverage(0.75, zero_debias=True, name="Debiased")
     both = tf.group(plain.apply([value]), debiased.apply([value]))
     started(session)
-    for _ in range(2):
-        session.run(both, {value: 8.0})
-    np.testing.assert_allclose(session.run([plain.average(value), debiased.average(value)]), [3.5, 8.0])
+    found = []
+    for number in (8.0, 4.0, 2.0):
+        session.run(both, {value: number})
+        found.append(session.run([plain.average(value), debiased.average(value)]))
+    # These are the numbers of TensorFlow 2.21.
+    np.testing.assert_allclose(found, [[2, 8], [2.5, 5.714286], [2.375, 4.108108]], rtol=1e-6)
 
 
 def test_average_in_a_graph_starts_at_the_initial_value(session: tf.Session) -> None:
