@@ -292,6 +292,10 @@ class GradientTape:
             return known[1]
         if not isinstance(leaf, Operand):
             raise TypeError(f"a gradient needs tensors or variables, not {type(leaf).__name__}")
+        if leaf.defers:
+            raise RuntimeError(
+                f"{leaf!r} is deferred, and a tape records what runs: use tf.compat.v1.gradients in a graph"
+            )
         return None
 
     def _seeds(self, target: Any, output_gradients: Any) -> list[tuple[Node, Any]]:

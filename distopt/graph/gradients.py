@@ -74,17 +74,13 @@ class _GradientPart:
         unconnected: Any,
     ) -> list[Any]:
         part = cls(targets, sources, weights, stopped, gate)
-        results: list[Any] = []
-        connected = [source for source in sources if part.reaches(source)]
-        operation = part.record(connected, name) if connected else None
-        for source in sources:
-            if operation is not None and part.reaches(source):
-                results.append(operation.outputs[next(i for i, x in enumerate(connected) if x is source)])
-            elif getattr(unconnected, "value", unconnected) == "zero":
-                results.append(Tensor(np.zeros(source.shape, source.dtype)))
-            else:
-                results.append(None)
-        return results
+        connected = list({id(source): source for source in sources if part.reaches(source)}.values())
+        outputs = part.record(connected, name).outputs if connected else ()
+        found: dict[int, Any] = {id(source): out for source, out in zip(connected, outputs, strict=True)}
+        if getattr(unconnected, "value", unconnected) == "zero":
+            zeros = {id(x): Tensor(np.zeros(x.shape, x.dtype)) for x in sources if id(x) not in found}
+            found.update(zeros)
+        return [found.get(id(source)) for source in sources]
 
     def __init__(
         self, targets: Sequence[Any], sources: Sequence[Any], weights: Sequence[Any], stopped: Sequence[Any], gate: int
@@ -99,19 +95,13 @@ class _GradientPart:
 
     def reaches(self, source: Any) -> bool:
         """Return whether a target depends on ``source`` in a differentiable way."""
-        return source.dtype.kind not in "biu" and (
-            id(source) in self._reachable or any(source is y for y in self.targets)
-        )
+        return source.dtype.kind not in "biu" and id(source) in self._reachable
 
     def record(self, sources: Sequence[Any], name: str) -> Operation:
         """Record the operation that computes the gradients with respect to ``sources``."""
         ids = {id(source) for source in sources}
         self.sources = list(sources)
-        self.region = [
-            op
-            for op in self._downstream
-            if any(id(out) in self._reachable or _is_in(out, self.targets) for out in op.outputs)
-        ]
+        self.region = [op for op in self._downstream if any(id(out) in self._reachable for out in op.outputs)]
         inside = self._inside = set(self.region)
         boundary: list[Any] = [w for w in self.weights if isinstance(w, Deferred | GraphVariable)]
         control: list[Operation] = []
@@ -120,10 +110,11 @@ class _GradientPart:
             control += [c for c in op.control_inputs if c not in inside]
         boundary += [y for y in self.targets if isinstance(y, GraphVariable) or y.op not in inside]
         boundary += [x for x in sources if isinstance(x, GraphVariable) or x.op not in inside]
-        self.needed_by = {
-            id(x): [out for op in self.region for out in op.inputs if any(o is x for o in op.inputs) and id(out) in ids]
-            for x in sources
-        }
+        self.neighbours: dict[int, set[int]] = {id(source): {id(source)} for source in sources}
+        for op in self.region:
+            together = {id(operand) for operand in op.inputs} & ids
+            for one in together:
+                self.neighbours[one] |= together
         graph = sources[0].graph
         unique = list({id(operand): operand for operand in boundary}.values())
         operation = Operation(
@@ -135,6 +126,7 @@ class _GradientPart:
 
     def _compute(self, scope: Scope) -> tuple[Any, ...]:
         chosen = self._chosen(scope)
+        chosen_ids = {id(x) for x in chosen}
         tape = GradientTape(watch_accessed_variables=False)
         inner = Scope(scope.session, scope.fed, scope)
         values: dict[int, Any] = {}
@@ -153,7 +145,7 @@ class _GradientPart:
                     )
                 inner.values[op] = op.compute(inner)
                 for out in op.outputs:
-                    if any(out is x for x in chosen):
+                    if id(out) in chosen_ids:
                         self._follow(tape, inner, out, values, inner.value_of(out))
             ys = [_value(y, inner) for y in self.targets]
         weights = None
@@ -189,7 +181,7 @@ class _GradientPart:
         if not used:
             return self.sources
         if self.gate == GATE_OP:
-            used |= {id(other) for x in self.sources if id(x) in used for other in self.needed_by[id(x)]}
+            used = set().union(*(self.neighbours[one] for one in used))
         return [x for x in self.sources if id(x) in used]
 
     def _affected(self, before: Sequence[Operation], sources: Sequence[Any]) -> list[Operation]:
@@ -215,10 +207,6 @@ class _GradientPart:
 
 def _value(operand: Any, scope: Scope) -> Any:
     return operand.value() if isinstance(operand, GraphVariable) else scope.value_of(operand)
-
-
-def _is_in(operand: Any, operands: Sequence[Any]) -> bool:
-    return any(operand is other for other in operands)
 
 
 def _shape(operand: Any) -> Any:

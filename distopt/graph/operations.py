@@ -47,13 +47,10 @@ class Operation:
         self.writes = writes
         self.differentiable = differentiable
         self.outputs: tuple[Deferred, ...] = ()
-        self.position = graph.add(self)
-
-    @property
-    def waits_for(self) -> tuple[Operation, ...]:
-        """The operations that are computed before this one."""
         producers = [operand.op for operand in self.inputs if isinstance(operand, Deferred)]
-        return tuple(dict.fromkeys((*producers, *self.control_inputs)))
+        self.waits_for: tuple[Operation, ...] = tuple(dict.fromkeys((*producers, *self.control_inputs)))
+        """The operations that are computed before this one."""
+        self.position = graph.add(self)
 
     def run(self, feed_dict: Any = None, session: Any = None) -> None:
         """Compute the operation in ``session``, by default the default one.

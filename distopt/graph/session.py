@@ -93,10 +93,10 @@ class Run(Scope):
     def compute(self, operations: Iterable[Operation]) -> None:
         """Compute ``operations`` and all that they need, in the order that this module describes."""
         needed = self._closure(operations)
-        missing = {op: sum(before in needed for before in set(op.waits_for)) for op in needed}
+        missing = {op: sum(before in needed for before in op.waits_for) for op in needed}
         followers: dict[Operation, list[Operation]] = {op: [] for op in needed}
         for op in needed:
-            for before in set(op.waits_for):
+            for before in op.waits_for:
                 if before in needed:
                     followers[before].append(op)
         ready = [_priority(op) for op in needed if not missing[op]]

@@ -23,11 +23,11 @@ from distopt.graph import Deferred, Graph, GraphKeys, GraphVariable, Operation, 
 from distopt.graph import gradients as deferred_gradients
 from distopt.indexed_slices import IndexedSlices
 from distopt.nest import flatten
-from distopt.optimizers.owner import apply_constraint
-from distopt.optimizers.pipeline import GradientPath, Pair, Pairs, check_gradients
-from distopt.optimizers.update_methods import UpdateMethods
+from distopt.optimizers.pipeline import GradientPath, Pair, check_gradients
+from distopt.optimizers.v1.own_methods import OwnMethods
+from distopt.optimizers.v1.slots_and_variables import SlotsAndVariables
 from distopt.optimizers.v1.steps import count_step
-from distopt.tensor import Operand, Tensor
+from distopt.tensor import Operand
 from distopt.variable import Variable
 
 
@@ -40,12 +40,10 @@ class AggregationMethod:
     EXPERIMENTAL_ACCUMULATE_N = 2
 
 
-_DENSE_METHODS = ("_resource_apply_dense", "_apply_dense")
-_SPARSE_METHODS = ("_resource_apply_sparse", "_resource_apply_sparse_duplicate_indices", "_apply_sparse")
 _FLOATS = "dtypes of losses and variables are float16, bfloat16, float32 and float64"
 
 
-class Optimizer(UpdateMethods):
+class Optimizer(OwnMethods, SlotsAndVariables):
     """Base of the TensorFlow 1 optimizers.
 
     ``name`` is in the names of slots and operations. ``use_locking`` is kept, and has no effect: an update is never
@@ -73,8 +71,6 @@ class Optimizer(UpdateMethods):
         self._own_scope = f"{name}/" if use_own_namescope_for_non_slot_vars else ""
         self.gradient_aggregator: Aggregator = Sum()
         self.gradient_transformers: Sequence[Any] = ()
-        self._slot_counts: dict[int, int] = {}
-        self._run: Any = None
         self._prepared: dict[str, float] | None = None
         self._home: Graph | None = None
 
@@ -309,140 +305,6 @@ class Optimizer(UpdateMethods):
         """The number of steps that this optimizer has made. It is not among :meth:`variables`, nor in any graph."""
         with deferral.build(None):
             return super().iterations
-
-    # Slots and variables.
-
-    def get_slot(self, var: Any, name: str) -> Variable | None:
-        """Return the slot ``name`` of ``var``; None if there is none."""
-        if not isinstance(var, Variable):
-            return None
-        return self.slots.variables_of(var).get(name)
-
-    def get_slot_names(self) -> list[str]:
-        """Return the names of the slots, sorted; empty before the first gradients were applied."""
-        return sorted(self.slots.names)
-
-    def variables(self) -> list[Variable]:
-        """Return the slots and other variables, sorted by name; in a graph those of the default graph."""
-        graph = deferral.building()
-        slots = [slot for variable in self.slots.variables for slot in self.slots.variables_of(variable).values()]
-        members = [*self._own_weights.values(), *slots]
-        here = [v for v in members if graph is None or getattr(v, "graph", None) is graph]
-        return sorted(here, key=lambda variable: variable.name)
-
-    def _create_slots(self, var_list: Sequence[Variable]) -> None:
-        """Create the slots of variables that are seen for the first time; by default those of the rule."""
-        if not self._has_rule:
-            return
-        for variable in var_list:
-            for name in self._slot_order():
-                self._get_or_make_slot(variable, self.initial_slot(name), name, self._name)
-
-    def _slot_order(self) -> Sequence[str]:
-        """Return the names of the rule's slots in the order in which they are created."""
-        return self.rule.slots
-
-    def _zeros_slot(self, var: Variable, slot_name: str, op_name: str) -> Variable:
-        """Return the slot ``slot_name`` of ``var``, created with zeros if there is none."""
-        return self._get_or_make_slot(var, "zeros", slot_name, op_name)
-
-    def _get_or_make_slot(self, var: Variable, val: Any, slot_name: str, op_name: str) -> Variable:
-        """Return the slot ``slot_name`` of ``var``, created with the value ``val`` if there is none.
-
-        Its name is ``<variable>/<op_name>``, with ``_1``, ``_2``, ... for further ones.
-        """
-        present = self.get_slot(var, slot_name)
-        if present is not None:
-            return present
-        slot = self.slots.add(var, slot_name, val.numpy() if isinstance(val, Tensor) else val)
-        base = f"{var.name.partition(':')[0]}/{op_name}"
-        if isinstance(slot, GraphVariable):
-            slot.name = f"{slot.graph.unique_name(base)}:0"
-            return slot
-        count = self._slot_counts.get(id(var), 0)
-        self._slot_counts[id(var)] = count + 1
-        slot.name = f"{base}_{count}:0" if count else f"{base}:0"
-        return slot
-
-    def _get_or_make_slot_with_initializer(
-        self, var: Variable, initializer: Any, shape: Any, dtype: Any, slot_name: str, op_name: str
-    ) -> Variable:
-        """Return the slot ``slot_name`` of ``var``, created with ``initializer(shape, dtype)`` if there is none.
-
-        Raises: ValueError for a shape or dtype that is not the variable's: slots lie beside their variables.
-        """
-        if tuple(shape) != tuple(var.shape) or np.dtype(dtype) != var.dtype:
-            raise ValueError(
-                f"a slot has the shape and dtype of its variable, {var.dtype}{list(var.shape)}, not "
-                f"{np.dtype(dtype)}{list(shape)}; use _create_non_slot_variable for others"
-            )
-        return self._get_or_make_slot(var, initializer, slot_name, op_name)
-
-    def _create_non_slot_variable(self, initial_value: Any, name: str, colocate_with: Any) -> Variable:
-        """Return the variable ``name`` that belongs to no other, created with ``initial_value`` if there is none."""
-        present = self._own_weights.get(name)
-        if present is None:
-            present = Variable(initial_value, name=f"{self._own_scope}{name}", trainable=False)
-            self._own_weights[name] = present
-        return present
-
-    def _get_non_slot_variable(self, name: str, graph: Any = None) -> Variable | None:
-        """Return the variable ``name`` that belongs to no other; None if there is none."""
-        return self._own_weights.get(name)
-
-    def _non_slot_variables(self) -> list[Variable]:
-        return list(self._own_weights.values())
-
-    # What a subclass may define, beside the methods that update a variable.
-
-    def _prepare(self) -> Any:  # type: ignore[override]  # without arguments, as TensorFlow 1 calls it
-        """Do what one update of all variables needs before it."""
-
-    def _finish(self, update_ops: Sequence[Any], name_scope: str) -> Any:
-        """Do what follows the update of all variables; ``update_ops`` is what their updates returned."""
-
-    def _apply_dense(self, grad: Any, var: Variable) -> Any:
-        """Update ``var`` with a dense gradient; for classes that do not define ``_resource_apply_dense``."""
-        raise NotImplementedError(f"{type(self).__name__} defines neither _resource_apply_dense nor _apply_dense")
-
-    def _apply_sparse(self, grad: IndexedSlices, var: Variable) -> Any:
-        """Update ``var`` with rows at distinct indices; for classes that do not define ``_resource_apply_sparse``."""
-        raise NotImplementedError(f"{type(self).__name__} defines neither _resource_apply_sparse nor _apply_sparse")
-
-    def _resource_apply_dense(self, grad: Any, var: Variable, apply_state: Any = None) -> Any:
-        """Update ``var`` with a dense gradient; by default with the rule, or with :meth:`_apply_dense`."""
-        return super()._resource_apply_dense(grad, var) if self._has_rule else self._apply_dense(grad, var)
-
-    def _resource_apply_sparse(self, grad: Any, var: Variable, indices: Any, apply_state: Any = None) -> Any:
-        """Update ``var`` with the rows ``grad`` at distinct ``indices``; by default as a dense gradient is taken."""
-        if self._has_rule:
-            return super()._resource_apply_sparse(grad, var, indices)
-        return self._apply_sparse(IndexedSlices(grad, indices, var.shape), var)
-
-    def _update_variable(self, gradient: Any, variable: Variable, apply_state: Any) -> Any:
-        if isinstance(gradient, IndexedSlices):
-            return self._resource_apply_sparse_duplicate_indices(gradient.values, variable, gradient.indices)
-        result = self._resource_apply_dense(gradient, variable)
-        if variable.constraint is not None:
-            apply_constraint(variable, variable.local_array())
-        return result
-
-    def _check_methods(self, pairs: Iterable[Pair]) -> None:
-        if self._has_rule:
-            return
-        for is_sparse in {isinstance(gradient, IndexedSlices) for gradient, _ in pairs}:
-            methods = _SPARSE_METHODS if is_sparse else _DENSE_METHODS
-            if all(getattr(type(self), method) is getattr(Optimizer, method) for method in methods):
-                kind = "row-sparse" if is_sparse else "dense"
-                raise NotImplementedError(
-                    f"{type(self).__name__} cannot take a {kind} gradient: define one of {', '.join(methods)}"
-                )
-
-    def _run_methods(self, pairs: Pairs) -> None:
-        with deferral.evaluate(self._run):
-            self._prepare()
-            updates = [self._update_variable(gradient, variable, {}) for gradient, variable in pairs]
-            self._finish(updates, self._name)
 
 
 def _check_initialized(variables: Iterable[Any], scope: Any) -> None:

@@ -10,6 +10,7 @@ from autograd.extend import defvjp, primitive
 
 from distopt import deferral, ops
 from distopt import graph as graphs
+from distopt.autodiff.tape import GradientTape
 from distopt.graph import functions as tf1
 from distopt.graph.session import Run
 from distopt.tensor import Tensor, call
@@ -122,3 +123,18 @@ def test_feeding_a_tensor_that_a_gradient_goes_through_is_refused(session: graph
 def test_gradients_where_things_run_eagerly_point_to_the_tape() -> None:
     with tf1.init_scope(), pytest.raises(RuntimeError, match="GradientTape"):
         graphs.gradients(Tensor(1.0), [Tensor(1.0)])
+
+
+def test_tape_over_deferred_tensors_points_to_gradients() -> None:
+    weights = Variable([1.0])
+    with GradientTape() as tape:
+        loss = weights * weights
+    with pytest.raises(RuntimeError, match=r"use tf.compat.v1.gradients"):
+        tape.gradient(loss, weights)
+
+
+def test_source_listed_twice_and_source_that_is_the_target(session: graphs.Session) -> None:
+    weights = Variable([3.0])
+    doubled = weights * 2
+    gradients = graphs.gradients(doubled, [weights, doubled, weights])
+    assert initialized(session).run(gradients) == [[2], [1], [2]]
