@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from distopt import deferral, replica_context
+from distopt import deferral
 from distopt.errors import UninitializedVariableError
 from distopt.graph.graph import Graph, GraphKeys, session_for
 from distopt.graph.operations import Deferred, Operation, defer, defer_ufunc, defers, static_shape
@@ -206,7 +206,8 @@ class GraphVariable(Variable):
 def _initialize(variable: Variable, value: Any) -> None:
     """Give every copy the same value, in a job of several processes the one of rank 0."""
     variable.write_all("assign", value)
-    replica_context.current().access.created(variable)
+    if variable.strategy is not None and variable.trainable:
+        variable.strategy.extended.share_initial_value(variable)
 
 
 def snapshot(value: Any) -> Any:

@@ -155,6 +155,24 @@ def test_replicas_that_run_a_session_sum_their_gradients(session: tf.Session) ->
     assert int(session.run(global_step)) == 2
 
 
+def test_processes_start_a_graph_from_one_initial_value_and_make_the_same_steps() -> None:
+    def job(strategy: Any) -> list[float]:
+        with tf.Graph().as_default(), tf.Session() as session:
+            with strategy.scope():
+                weights = tf.Variable([1.0 + strategy.extended.rank])
+            rows = tf.placeholder(np.float32, [1])
+            train_op = tf.train.MomentumOptimizer(0.5, 0.5).minimize(rows * weights)
+            started(session)
+            for _ in range(2):
+                strategy.run(lambda: session.run(train_op, {rows: [replica_id() + 1.0]}))
+            found: list[float] = session.run(weights).tolist()
+            return found
+
+    for num_workers in (1, 2, 3):
+        # 1 + 2 + 3 from each step: 1 - 0.5 * 6 - 0.5 * (6 + 0.5 * 6)
+        assert run_strategy(job, num_replicas=3, num_workers=num_workers) == [[-6.5]] * num_workers
+
+
 # ---------------------------------------------------------------- arguments and refusals
 
 
@@ -414,6 +432,28 @@ def test_sync_replicas_averages_variables_after_each_round() -> None:
     shadow = average.average(weights)
     assert shadow is not None
     assert (weights.numpy().tolist(), shadow.numpy().tolist()) == ([-4], [-2.5])
+
+
+@pytest.mark.parametrize("num_servers", [1, 2])
+def test_servers_choose_the_participants_that_the_replicas_would(num_servers: int) -> None:
+    def make() -> Job:
+        inner = tf.train.GradientDescentOptimizer(1.0)
+        tf.train.SyncReplicasOptimizer(inner, 1, 2)
+        return Job({"a": tf.Variable([0.0]), "b": tf.Variable([[0.0]])}, inner)
+
+    strategy, job, _ = served(num_servers)(make)
+    optimizer, step = tf.train.SyncReplicasOptimizer(job.optimizer, 1, 2), tf.Variable(0, trainable=False)
+
+    def replica() -> None:
+        value = replica_id() + 1.0
+        optimizer.apply_gradients([(tf.constant(value) * tf.ones_like(v), v) for v in job.variables.values()], step)
+
+    found = []
+    for _ in range(3):
+        strategy.run(replica)
+        found.append([variable.numpy().item() for variable in job.variables.values()])
+    assert found == [[-1, -1], [-3, -3], [-4, -4]]
+    assert optimizer.last_round == AggregatedRound(2, (0,), (1,))
 
 
 def test_several_calls_a_round_are_refused_where_servers_hold_the_variables() -> None:
