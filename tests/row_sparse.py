@@ -9,16 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 import distopt as tf
 from distopt.aggregation import Mean
+from distopt.arena import BLOCK
 from distopt.distribute import Strategy
 from distopt.types import Array
 
 STEPS = 3
-TABLES = ((300, 40), (70, 2, 3), (11,))
-"""More than two norm blocks, whose rows owners cut in two; rows that are matrices; rows of one element."""
+TABLES = ((300, 40), (70, 2, 3), (11,), (33, 4), (34, 4))
+"""More than two norm blocks, whose rows owners cut in two; rows that are matrices; of one element; of 16-bit floats."""
+
+DTYPES = (np.dtype(np.float32),) * 3 + (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+
+SHARED_ROWS = tuple(BLOCK * i // TABLES[0][1] for i in (1, 2))
+"""Rows of the first table that a norm block ends in, where owners may cut."""
 
 DENSE = (37, 5)
 
@@ -41,20 +48,26 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
 HOOKS: dict[str, Callable[[], Any]] = {
     "transformer": lambda: keras.SGD(0.1, 0.9, gradient_transformers=[_halved]),
 }
+NUMPY_TOO = ("sgd", "adagrad-clipnorm")
+"""Run on both engines wherever they run; that all give the same bits on both is tested in one process."""
 
 
 def _halved(pairs: Any) -> list[tuple[Any, Any]]:
-    return [(gradient * 0.5, variable) for gradient, variable in pairs]
+    return [(gradient / 2, variable) for gradient, variable in pairs]
 
 
-def rows(step: int, replica: int, table: tuple[int, ...], dtype: Any = np.float32) -> tf.IndexedSlices:
+def rows(step: int, replica: int, table: tuple[int, ...], dtype: Any) -> tf.IndexedSlices:
     """Return one replica's gradient of ``table``."""
     rng = np.random.default_rng([step, replica, *table])
     count = 0 if (step + replica) % 4 == 2 else 3 + 2 * replica
     values = rng.standard_normal((count, *table[1:])) * 10.0 ** rng.integers(-4, 4, (count, *[1] * (len(table) - 1)))
-    # A third of the rows of a table are asked for; the first of them by everyone.
+    # A third of the rows of a table are asked for; row 1, and one that two owners share, by everyone.
     indices = rng.integers(0, max(2, table[0] // 3), count, np.int32 if replica % 2 else np.int64)
     indices[: count // 2] = 1
+    if table is TABLES[0]:
+        indices[-2:-1], indices[-1:] = SHARED_ROWS
+    if dtype.itemsize == 2:
+        values *= 0.01  # so that squares are finite
     return tf.IndexedSlices(values.astype(dtype), indices, table if replica % 3 else None)
 
 
@@ -98,13 +111,23 @@ def train(
 
 def fresh_variables() -> list[Any]:
     """Return the tables and the dense variable, before the first step."""
-    return [tf.Variable(np.full(shape, 0.5, np.float32)) for shape in (TABLES[0], DENSE, *TABLES[1:])]
+    first, *others = (tf.Variable(np.full(shape, 0.5, dtype)) for shape, dtype in zip(TABLES, DTYPES, strict=True))
+    return [first, tf.Variable(np.full(DENSE, 0.5, np.float32)), *others]
 
 
 def of_step(step: int, replica: int) -> list[Any]:
     """Return one replica's gradients of all variables."""
-    first, *others = (rows(step, replica, table) for table in TABLES)
+    first, *others = (rows(step, replica, table, dtype) for table, dtype in zip(TABLES, DTYPES, strict=True))
     return [first, dense(step, replica), *others]
+
+
+def all_dense(step: int, replica: int) -> list[Any]:
+    """Return the same gradients, all of them dense."""
+    shapes = (TABLES[0], DENSE, *TABLES[1:])
+    return [
+        g.with_shape(shape).to_dense() if isinstance(g, tf.IndexedSlices) else g
+        for g, shape in zip(of_step(step, replica), shapes, strict=True)
+    ]
 
 
 def partly_dense(step: int, replica: int) -> list[Any]:

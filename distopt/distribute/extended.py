@@ -134,15 +134,17 @@ class Extended:
         """Return the aggregate over all replicas of a list of gradients; called through ``merge_call``."""
         self.inspector.before_hook(aggregator, gradients)
         columns = [values.local_components(gradient, self.num_hosted) for gradient in gradients]
-        return self._aggregate("gradients (hook)", aggregator, columns)
+        return self._aggregate("gradients (hook)", aggregator, columns, self.every_process.have_rows(columns))
 
     def all_reduce_arrays(self, operation: ReduceOp | str, value: Any) -> Array:
         """Return ``value`` (an array, or one a hosted replica) reduced over all replicas."""
         return np.asarray(self.all_reduce_leaves(ReduceOp.parse(operation), [value])[0])
 
-    def _aggregate(self, what: str, aggregator: Aggregator, columns: Sequence[Sequence[Any]]) -> list[Any]:
+    def _aggregate(
+        self, what: str, aggregator: Aggregator, columns: Sequence[Sequence[Any]], have_rows: bool | None = None
+    ) -> list[Any]:
         before = self.book.traffic()
-        totals = self.every_process.aggregate(aggregator, columns)
+        totals = self.every_process.aggregate(aggregator, columns, have_rows)
         if self.inspector.several:
             num_bytes = sum(num_bytes_of(value) for column in columns for value in column)
             self.book.add(Note(what, aggregator, num_bytes, traffic_before=before))

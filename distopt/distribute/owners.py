@@ -94,7 +94,8 @@ class EveryProcess:
         self._inspector = inspector
         self._scratch = _Scratch()
         self._is_alone = hosting.num_replicas == 1 and communicator is None
-        self._rows_somewhere: weakref.WeakKeyDictionary[Any, dict[tuple[int, ...], bool]] = weakref.WeakKeyDictionary()
+        self._rows_by_variables: weakref.WeakKeyDictionary[Any, dict[Any, bool]] = weakref.WeakKeyDictionary()
+        self._rows_by_shapes: dict[Any, bool] = {}
 
     def apply(self, path: Any, pairs_of: Sequence[Any], hypers: dict[str, float]) -> None:
         """See :class:`Owners`."""
@@ -146,13 +147,18 @@ class EveryProcess:
     def _lets_pass(self, optimizer: Any, gradients: Sequence[Any], pairs_of: Sequence[Any]) -> bool:
         return self._inspector.lets_pass(gradients, pairs_of, int(optimizer.iterations.storage))
 
-    def aggregate(self, aggregator: Aggregator, columns: Sequence[Sequence[Any]]) -> list[Any]:
+    def aggregate(
+        self, aggregator: Aggregator, columns: Sequence[Sequence[Any]], have_rows: bool | None = None
+    ) -> list[Any]:
         """Return the aggregate over all replicas of each gradient; ``columns[i]`` has those of each hosted replica.
+
+        ``have_rows``: whether a process may have row-sparse ones; unless given, all have them where this one has.
 
         Gradients that are row-sparse on all replicas stay so under an aggregator that sums: their rows in replica
         order, duplicates kept. Where some replicas have one dense, it is made dense.
         """
-        return self._aggregate(aggregator, columns, gather_rows if any(map(is_row_sparse, columns)) else None)
+        have_rows = any(map(is_row_sparse, columns)) if have_rows is None else have_rows
+        return self._aggregate(aggregator, columns, gather_rows if have_rows else None)
 
     def _aggregate(
         self, aggregator: Aggregator, columns: Sequence[Sequence[Any]], combine_rows: Combine | None
@@ -190,17 +196,26 @@ class EveryProcess:
     def may_split(self, what: str) -> None:
         """See :class:`Owners`; every process has its own variables, so nothing is refused."""
 
-    def _have_rows(self, optimizer: Any, pairs_of: Sequence[Any]) -> bool:
-        """Return whether a replica of any process may have row-sparse gradients of these variables.
+    def have_rows(self, columns: Sequence[Sequence[Any]]) -> bool:
+        """Return whether a replica of any process may have row-sparse gradients among these.
 
-        The other processes are asked at the first apply call with these variables: one that has rows there is taken to
-        have them in every later call. To begin with them later, all processes must do so in the same step.
+        The other processes are asked once for gradients of these shapes: one that has rows then is taken to have them
+        in every later call. To begin with them later, all processes must do so in the same step.
         """
+        own = any(isinstance(gradient, IndexedSlices) for column in columns for gradient in column)
+        key = tuple((column[0].shape, column[0].dtype) for column in columns)
+        return self._are_told_of_rows(self._rows_by_shapes, key, own)
+
+    def _have_rows(self, optimizer: Any, pairs_of: Sequence[Any]) -> bool:
+        """Do the same for the gradients of these variables."""
         own = any(array is None for pairs in pairs_of for array in pairs.arrays)
+        if self._communicator is None:
+            return own
+        return self._are_told_of_rows(self._rows_by_variables.setdefault(optimizer, {}), pairs_of[0].key, own)
+
+    def _are_told_of_rows(self, known: dict[Any, bool], key: Any, own: bool) -> bool:
         if self._communicator is None or self._communicator.size == 1:
             return own
-        known: dict[tuple[int, ...], bool] = self._rows_somewhere.setdefault(optimizer, {})
-        key = pairs_of[0].key
         if key not in known:
             known[key] = any(self._communicator.all_gather_bytes(b"rows" if own else b""))
         return own or known[key]

@@ -49,7 +49,8 @@ class ServedSpans:
 
     def apply(self, step: int, flat_spans: Sequence[Array], hypers: Mapping[str, float], all_partials: Array) -> None:  # noqa: ARG002
         """Clip and update; ``all_partials`` has the sums of all servers, in the order of the blocks."""
-        self._owner.apply(flat_spans, hypers, all_partials)
+        if self._spans:  # one that owns nothing has not been told the sums of squares either
+            self._owner.apply(flat_spans, hypers, all_partials)
         self._optimizer.advance(hypers)
 
     def check_rows(self, node: Node, contributed: Contributed) -> None:

@@ -12,23 +12,25 @@ from distopt.comm.communicator import Communicator
 from distopt.distribute import MirroredStrategy, MultiWorkerMirroredStrategy
 from distopt.optimizers import set_default_engine
 from tests.conftest import Run
-from tests.row_sparse import HOOKS, OPTIMIZERS, partly_dense, trace
+from tests.row_sparse import HOOKS, NUMPY_TOO, OPTIMIZERS, partly_dense, trace
 
 
-@pytest.fixture(params=["compiled", "numpy"])
-def engine(request: pytest.FixtureRequest) -> Iterator[str]:
-    set_default_engine(request.param)
-    yield request.param
+@pytest.fixture(autouse=True)
+def _engine() -> Iterator[None]:
+    yield
     set_default_engine("compiled")
+
+
+CASES = [("compiled", name) for name in (*OPTIMIZERS, *HOOKS)] + [("numpy", name) for name in NUMPY_TOO]
 
 
 def on_workers(comm: Communicator, replicas: int) -> MultiWorkerMirroredStrategy:
     return MultiWorkerMirroredStrategy(replicas=replicas, communicator=comm)
 
 
-@pytest.mark.parametrize("name", [*OPTIMIZERS, *HOOKS])
-@pytest.mark.usefixtures("engine")
-def test_rows_have_the_bits_of_one_process(run: Run, name: str) -> None:
+@pytest.mark.parametrize(("engine", "name"), CASES)
+def test_rows_have_the_bits_of_one_process(run: Run, engine: str, name: str) -> None:
+    set_default_engine(engine)
     make = (OPTIMIZERS | HOOKS)[name]
     want = trace(MirroredStrategy(5), make)
     for got in run(lambda comm: trace(on_workers(comm, 5), make)):
@@ -43,9 +45,9 @@ def test_rows_have_the_bits_of_one_process_for_any_number_of_replicas(run: Run, 
         assert got == want
 
 
-@pytest.mark.parametrize("name", ["momentum", "adam-global-clipnorm"])
+@pytest.mark.parametrize("name", ["momentum", "adam-global-clipnorm", *HOOKS])
 def test_a_gradient_that_is_dense_on_some_replicas_is_dense_on_all(run: Run, name: str) -> None:
-    make = OPTIMIZERS[name]
+    make = (OPTIMIZERS | HOOKS)[name]
     want = trace(MirroredStrategy(5), make, partly_dense)
     for got in run(lambda comm: trace(on_workers(comm, 5), make, partly_dense)):
         assert got == want
@@ -57,7 +59,6 @@ def test_both_engines_have_the_same_bits() -> None:
         for engine in ("compiled", "numpy"):
             set_default_engine(engine)
             found.append(trace(MirroredStrategy(3), make))
-        set_default_engine("compiled")
         assert found[0] == found[1]
 
 

@@ -61,6 +61,28 @@ def test_clips_see_duplicate_rows_one_by_one() -> None:
     np.testing.assert_allclose(found, fact("F048")["result"], rtol=1e-6)
 
 
+@pytest.mark.parametrize("aggregated", [True, False])
+def test_clips_see_the_rows_of_all_replicas_one_by_one(aggregated: bool) -> None:
+    """The reference concatenates the rows of all replicas before it clips, so two replicas are as two occurrences."""
+    found = []
+    for clip in ({"clipvalue": 3.5}, {"clipnorm": 1.0}, {"global_clipnorm": 1.0}):
+        strategy = tf.distribute.MirroredStrategy(2)
+        with strategy.scope():
+            variable = tf.Variable(np.zeros(2, np.float32))
+        optimizer = tf.keras.optimizers.legacy.SGD(1.0, momentum=0.5, **clip)
+
+        def step(optimizer: Any = optimizer, variable: Any = variable) -> None:
+            context = tf.distribute.get_replica_context()
+            rows = slices([3.0 + context.replica_id_in_sync_group], [0])
+            if not aggregated:
+                rows = context.all_reduce("SUM", rows)
+            optimizer.apply_gradients([(rows, variable)], experimental_aggregate_gradients=aggregated)
+
+        strategy.run(step)
+        found.append(float(np.asarray(variable)[0]))
+    np.testing.assert_allclose(found, fact("F048")["result"], rtol=1e-6)
+
+
 def test_a_row_that_does_not_exist_is_refused() -> None:
     """The reference's kernels raise InvalidArgumentError; here it is a ValueError, before anything changes."""
     assert fact("F049")["result"] == ["InvalidArgumentError"] * 3

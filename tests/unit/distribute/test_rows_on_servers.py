@@ -19,7 +19,7 @@ from distopt.errors import PlacementError
 from distopt.optimizers import rules, set_default_engine
 from distopt.optimizers.pipeline import GradientPath
 from tests.hooks import MedianOfReplicas
-from tests.row_sparse import HOOKS, OPTIMIZERS, fresh_variables, partly_dense, state, trace, train
+from tests.row_sparse import HOOKS, NUMPY_TOO, OPTIMIZERS, all_dense, fresh_variables, partly_dense, state, trace, train
 from tests.unit.comm.zmq.cluster import Cluster
 
 pytestmark = pytest.mark.timeout(60)
@@ -55,24 +55,28 @@ class Job:
 def trained_on_servers(job: Job, workers: int, servers: int, gradients: Any = None) -> list[bytes]:
     def body(strategy: SyncParameterServerStrategy) -> bytes:
         variables, optimizer = train(strategy, job.make, gradients)
+        pulled = [variable.numpy().tobytes() for variable in variables]
         layout = optimizer.layout(variables)
         for owned in strategy.communicator.fetch_state():
             load_named_arrays(optimizer, layout, owned.spans, dict(zip(owned.names, owned.arrays, strict=True)))
+        assert pulled == [variable.numpy().tobytes() for variable in variables], "the servers hold other variables"
         return state(variables, optimizer)
 
     return job.run(workers, servers, body)
 
 
-@pytest.fixture(params=["compiled", "numpy"])
-def engine(request: pytest.FixtureRequest) -> Iterator[str]:
-    set_default_engine(request.param)
-    yield request.param
+@pytest.fixture(autouse=True)
+def _engine() -> Iterator[None]:
+    yield
     set_default_engine("compiled")
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.usefixtures("engine")
-def test_rows_on_two_servers_have_the_bits_of_one_process(name: str) -> None:
+CASES = [("compiled", name) for name in OPTIMIZERS] + [("numpy", name) for name in NUMPY_TOO]
+
+
+@pytest.mark.parametrize(("engine", "name"), CASES)
+def test_rows_on_two_servers_have_the_bits_of_one_process(engine: str, name: str) -> None:
+    set_default_engine(engine)
     want = trace(MirroredStrategy(REPLICAS), OPTIMIZERS[name])
     for got in trained_on_servers(Job(OPTIMIZERS[name]), 2, 2):
         assert got == want
@@ -92,6 +96,16 @@ def test_a_gradient_that_is_dense_on_some_replicas_is_dense_on_servers(name: str
     for workers in (2, 5):
         for got in trained_on_servers(Job(OPTIMIZERS[name]), workers, 2, partly_dense):
             assert got == want
+
+
+@pytest.mark.parametrize("gradients", [None, all_dense])
+def test_a_server_without_spans_has_no_part_in_clipping_by_norm(gradients: Any) -> None:
+    make = OPTIMIZERS["adam-global-clipnorm"]
+    want = trace(MirroredStrategy(REPLICAS), make, gradients)
+    job = Job(make)
+    assert () in relative_division(make().layout(fresh_variables()), 4)
+    for got in trained_on_servers(job, 2, 4, gradients):
+        assert got == want
 
 
 @pytest.mark.parametrize("gradients", [None, partly_dense])
