@@ -21,13 +21,19 @@ class ReplicaContext(Protocol):
     """One replica's view of the step it takes part in."""
 
     @property
-    def replica_id_in_sync_group(self) -> int: ...
+    def replica_id_in_sync_group(self) -> int:
+        """Which of the replicas this is, from 0 on."""
+        ...
 
     @property
-    def num_replicas_in_sync(self) -> int: ...
+    def num_replicas_in_sync(self) -> int:
+        """How many replicas take part in a step."""
+        ...
 
     @property
-    def strategy(self) -> Any: ...
+    def strategy(self) -> Any:
+        """The strategy that the replica belongs to."""
+        ...
 
     def merge_call(self, merge_fn: Callable[..., Any], args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         """Run ``merge_fn(strategy, *args)`` once per process, its arguments regrouped over the replicas."""

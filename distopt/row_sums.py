@@ -80,8 +80,8 @@ def add_row_sums(tree: SumTree, sums: Mapping[Node, RowSum], wanted: Node | None
 def sum_of_replicas(indices: Array, values: Array, counts: Sequence[int]) -> RowSum:
     """Return the canonical sum of occurrences of which ``counts[r]`` in a row are those of replica r.
 
-    >>> sum_of_replicas(np.array([1, 1, 1]), np.float32([2**24, 1, 1]), (1, 2)).values
-    array([16777218.], dtype=float32)
+    >>> sum_of_replicas(np.array([1, 1, 1]), np.float32([2**24, 1, 1]), (1, 2)).values.tolist()
+    [16777218.0]
     """
     bounds = np.concatenate(([0], np.cumsum(counts)))
     sums = {

@@ -182,7 +182,7 @@ class Operand:
         return int(self.numpy().__index__())
 
     def __format__(self, spec: str) -> str:
-        return format(self.numpy() if spec else str(self), spec)
+        return str(self) if self.defers else format(self.numpy()[()], spec)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         return np.array(self.numpy(), dtype=dtype, copy=copy)

@@ -138,6 +138,7 @@ UNOFFERED: dict[str, str] = {
     "test": "use pytest; distopt.testing has what tests per replica need",
     "timestamp": "use time.time",
     "tpu": _DEVICES,
+    "train": "use distopt.checkpoint, distopt.distribute.cluster_resolver, or distopt.compat.v1.train",
     "truncatediv": "use floordiv",
     "truncatemod": "use floormod",
     "type_spec_from_value": "functions run eagerly; leave it out",
@@ -223,6 +224,7 @@ UNOFFERED: dict[str, str] = {
     "distribute.Server": _SERVER_LOOP,
     "distribute.TPUStrategy": "use MirroredStrategy, MultiWorkerMirroredStrategy or SyncParameterServerStrategy",
     "distribute.coordinator": "the coordinator's schedule and join are not offered; " + _SERVER_LOOP,
+    "distribute.ParameterServerStrategy": "its updates are asynchronous; use SyncParameterServerStrategy",
     # tf.errors
     "errors.AbortedError": _BUILT_IN + "; catch JobAbortedError",
     "errors.CancelledError": _BUILT_IN + "; catch JobAbortedError",
@@ -280,7 +282,6 @@ UNOFFERED: dict[str, str] = {
     "keras.metrics.AUC": "compute it from Model.predict with NumPy",
     "keras.metrics.Precision": "compute it from Model.predict with NumPy",
     "keras.metrics.Recall": "compute it from Model.predict with NumPy",
-    "keras.optimizers.experimental": "the classes are at keras.optimizers",
 }
 """By the name after ``tf.``: what to use instead."""
 

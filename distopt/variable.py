@@ -332,7 +332,9 @@ class Variable(Operand):
         return self
 
     def __repr__(self) -> str:
-        return f"<Variable '{self.name}' shape={self.shape} dtype={self.dtype}, numpy={self.numpy()!r}>"
+        value = self.numpy()
+        shown = value.item() if value.ndim == 0 else value
+        return f"<tf.Variable '{self.name}' shape={self.shape} dtype={self.dtype}, numpy={shown!r}>"
 
     def __iter__(self) -> Any:
         raise TypeError(f"{self.name} is a variable, which cannot be iterated over; take its value() first")

@@ -62,7 +62,10 @@ class ClusterResolver:
 
     @property
     def id_in_cluster(self) -> int:
-        """This task's number among those that train; 0 for a process on its own. ValueError for a parameter server."""
+        """This task's number among those that train; 0 for a process on its own.
+
+        Raises: ValueError for a parameter server.
+        """
         cluster = self.cluster_spec()
         if not cluster:
             return 0

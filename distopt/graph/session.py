@@ -138,8 +138,10 @@ def _priority(op: Operation) -> tuple[int, int, Operation]:
 class Session:
     """Computes operations of ``graph``, by default the default one; the variables that it initialized have values.
 
-    ``target`` and ``config`` have no effect here: processes are started by MPI or by ``distopt``. Used in a ``with``
+    ``config`` has no effect here: processes are started by MPI or by ``distopt``. Used in a ``with``
     statement, it is the default session inside and closed at the end.
+
+    Raises: ValueError for a ``target``, which would be a process that runs elsewhere.
 
     Source: ``tf.compat.v1.Session``.
     """

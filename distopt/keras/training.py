@@ -211,6 +211,7 @@ class Model(Layer):
         x, y, *weight = batch
         assert self._loss is not None, "checked by the callers"
         predictions = self(x, training=training)
+        y = _as_column(y, predictions)
         per_example = losses.weighted(self._loss.call(y, predictions), *weight)
         penalties = self.losses
         return predictions, per_example, sum(penalties[1:], penalties[0]) if penalties else None
@@ -319,6 +320,11 @@ class _GlobalBatches:
             start, stop = batch_bounds(self._length, self._batch_size, step)
             rows = slice(start, stop) if order is None else order[start:stop]
             yield tuple([array[rows] for array in self._arrays])
+
+
+def _as_column(y: Any, predictions: Any) -> Any:
+    """Return labels ``[b]`` of predictions with more axes as ``[b, 1]``, as the reference's ``fit`` does."""
+    return np.asarray(y)[:, np.newaxis] if np.ndim(y) == 1 < len(predictions.shape) else y
 
 
 def _params(layer: Layer) -> str:

@@ -161,11 +161,13 @@ class Optimizer(UpdateMethods, HyperAttributes, ClipOptions, SlotsAndWeights):
         grads_and_vars: Iterable[tuple[Any, Any]],
         name: str | None = None,  # noqa: ARG002 - TensorFlow's argument; there is no graph to name things in
         experimental_aggregate_gradients: bool = True,
+        skip_gradients_aggregation: bool = False,
     ) -> Variable | None:
         """Apply gradients to variables and return ``iterations``; ``None`` if there are no pairs.
 
         Called in a replica context. Gradients are summed over the replicas unless ``experimental_aggregate_gradients``
-        is false, then clipped and transformed. Pairs without a gradient are left out, with a logged warning.
+        is false, or ``skip_gradients_aggregation`` true, which is its name since TensorFlow 2.11; then clipped and
+        transformed. Pairs without a gradient are left out, with a logged warning.
 
         Raises: ValueError if no variable has a gradient, or a gradient does not fit its variable; RuntimeError in a
             cross-replica context; TapeError if a live tape has read one of the variables. Nothing has changed then.
@@ -177,7 +179,7 @@ class Optimizer(UpdateMethods, HyperAttributes, ClipOptions, SlotsAndWeights):
         if not pairs.key:
             return None
         context = replica_context.current_replica("apply_gradients")
-        GradientPath(self, experimental_aggregate_gradients).run(context, pairs)
+        GradientPath(self, experimental_aggregate_gradients and not skip_gradients_aggregation).run(context, pairs)
         return self.iterations
 
     def _transform_loss(self, loss: Any) -> Any:

@@ -96,3 +96,20 @@ def test_nest_packs_leaves_and_compares_structures() -> None:
     tf.nest.assert_same_structure([1, 2], [3, 4])
     with pytest.raises(ValueError, match="structures differ"):
         tf.nest.assert_same_structure([1, 2], [3, [4]])
+
+
+def test_tensors_are_formatted_and_variables_shown_as_the_reference_does() -> None:
+    tensor, variable = tf.constant(0.5), tf.Variable(3, name="step")
+    assert f"{tensor} {tensor:.2f} {tf.constant([1, 2])}" == "0.5 0.50 [1 2]"
+    assert repr(variable) == "<tf.Variable 'step:0' shape=() dtype=int32, numpy=3>"
+    assert repr(tf.Variable([1.0])).endswith("numpy=array([1.], dtype=float32)>")
+
+
+def test_skipping_aggregation_by_its_later_name_is_the_same() -> None:
+    strategy = tf.distribute.MirroredStrategy(2)
+    results = []
+    for option in ({"experimental_aggregate_gradients": False}, {"skip_gradients_aggregation": True}, {}):
+        variable, optimizer = tf.Variable(1.0), tf.keras.optimizers.SGD(1.0)
+        strategy.run(lambda o=optimizer, v=variable, k=option: o.apply_gradients([(tf.constant(0.25), v)], **k))
+        results.append(float(variable))
+    assert results == [0.75, 0.75, 0.5]

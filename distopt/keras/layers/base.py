@@ -23,6 +23,7 @@ from distopt.initializers import InitializerLike
 from distopt.keras import activations, regularizers
 from distopt.keras.activations import ActivationLike
 from distopt.keras.regularizers import RegularizerLike
+from distopt.nest import map_structure
 from distopt.ops.dense import ACTIVATIONS
 from distopt.types import Array, Shape
 from distopt.variable import Variable
@@ -86,7 +87,10 @@ class Layer:
             self._track(value)
 
     def build(self, input_shape: InputShape) -> None:
-        """Make the variables; ``input_shape`` is that of the first input, its first dimension ``None``."""
+        """Make the variables; ``input_shape`` is that of the first input, its first dimension ``None``.
+
+        Of a structure of inputs it is the structure of their shapes.
+        """
 
     def call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the outputs; a subclass may take ``training``, too, which is then always given."""
@@ -217,7 +221,7 @@ class Layer:
             lock = _build_locks.setdefault(self, threading.RLock())
         with lock:
             if not self.built:
-                self.build((None, *inputs.shape[1:]))
+                self.build(map_structure(lambda part: (None, *part.shape[1:]), inputs))
                 self.built = True
 
     def _cast(self, inputs: Any) -> Any:

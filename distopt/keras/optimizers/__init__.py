@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distopt.keras.optimizers import legacy, schedules
+from distopt.keras.optimizers import experimental, legacy, schedules
 from distopt.keras.optimizers.serialization import deserialize, get, serialize
 from distopt.optimizers import SGD, Adadelta, Adagrad, Adam, Adamax, Ftrl, Nadam, Optimizer, RMSprop
 
@@ -17,6 +17,7 @@ __all__ = [
     "Optimizer",
     "RMSprop",
     "deserialize",
+    "experimental",
     "get",
     "legacy",
     "schedules",

@@ -41,7 +41,9 @@ def lamb_factor(variable_norm: Any, direction_norm: Any, one: Any) -> Any:
 
     Source: You et al. 2020, algorithm 2, with the identity for ``phi``; Keras 3 ``Lamb``.
 
-    >>> float(lamb_factor(3.0, 2.0, 1.0)), float(lamb_factor(3.0, 0.0, 1.0))
+    >>> one, zero = np.float64(1), np.float64(0)
+    >>> with np.errstate(divide="ignore"):
+    ...     float(lamb_factor(3 * one, 2 * one, one)), float(lamb_factor(3 * one, zero, one))
     (1.5, 1.0)
     """
     zero = one - one

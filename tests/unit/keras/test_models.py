@@ -306,3 +306,24 @@ def test_fit_and_evaluate_have_the_same_bits_on_any_number_of_workers(workers: i
             np.testing.assert_array_equal(ours, theirs)
         assert history == expected[1]
         assert figures == expected[2]
+
+
+def test_fit_takes_labels_without_an_axis_as_a_column() -> None:
+    model = Sequential([Dense(10, kernel_initializer="ones")])
+    model.compile("sgd", loss="mse")
+    x = np.ones((5, 2), np.float32)
+    assert model.evaluate(x, np.arange(5.0), verbose=0) == pytest.approx(float(np.mean((2 - np.arange(5.0)) ** 2)))
+
+
+def test_model_of_a_dictionary_of_inputs_is_built_from_their_shapes() -> None:
+    class Sums(Model):
+        def build(self, input_shape: Any) -> None:
+            self.shapes = dict(input_shape)
+
+        def call(self, inputs: Any) -> Any:
+            return ops.add(inputs["a"], inputs["b"])
+
+    model = Sums()
+    result = model({"a": np.ones((2, 3), np.float32), "b": np.ones((2, 1), np.float32)}, training=True)
+    assert result.numpy().tolist() == [[2.0] * 3] * 2
+    assert model.shapes == {"a": (None, 3), "b": (None, 1)}
