@@ -34,6 +34,7 @@ class Optimizer(UpdateMethods, HyperAttributes, ClipOptions, SlotsAndWeights):
     replica's ``[(gradient, variable)]`` to the aggregated ones. ``gradient_transformers`` are functions from pairs to
     pairs, run in order after clipping. Keyword arguments: ``clipvalue``, ``clipnorm`` and ``global_clipnorm`` clip
     aggregated gradients; ``decay`` divides the rate by ``1 + decay * iterations``; ``lr`` is ``learning_rate``.
+    A subclass without a parameter of that name may hand it on to this class.
 
     ``slot_dtype="float32"``: float16 and bfloat16 variables get slots of float32, the update is computed in it, and
     only the new variable is rounded. The reference has no such option: there, slots have the variable's dtype.
@@ -48,9 +49,10 @@ class Optimizer(UpdateMethods, HyperAttributes, ClipOptions, SlotsAndWeights):
 
     def __init__(
         self,
-        name: str | None,
+        name: str | None = None,
         gradient_aggregator: Any = None,
         gradient_transformers: Sequence[Transformer] | None = None,
+        learning_rate: Any = None,
         **kwargs: Any,
     ) -> None:
         slot_dtype = kwargs.pop("slot_dtype", None)
@@ -75,6 +77,8 @@ class Optimizer(UpdateMethods, HyperAttributes, ClipOptions, SlotsAndWeights):
         if slot_dtype is not None and np.dtype(slot_dtype) != np.float32:
             raise ValueError(f"slot_dtype must be None or float32, but is {slot_dtype!r}")
         self.features.slot_dtype = None if slot_dtype is None else np.dtype(np.float32)
+        if learning_rate is not None:
+            self._set_hyper("learning_rate", learning_rate)
 
     @property
     def iterations(self) -> Variable:

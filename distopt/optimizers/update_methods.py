@@ -26,6 +26,7 @@ from distopt.optimizers.owner import apply_constraint
 from distopt.optimizers.pipeline import Pair, Pairs, check_gradients, overridden_updates
 from distopt.optimizers.rule import ALL_ROWS, Kind, Rule
 from distopt.optimizers.sparse import update_rows
+from distopt.optimizers.update_steps import UpdateSteps
 from distopt.replica_context import Context
 from distopt.tensor import Tensor
 from distopt.types import Array
@@ -49,7 +50,7 @@ class _Step(NamedTuple):
     replica_id: int | None
 
 
-class UpdateMethods(OptimizerCore):
+class UpdateMethods(UpdateSteps, OptimizerCore):
     """An optimizer that runs the update methods of a subclass, where one defines them, and its rule elsewhere."""
 
     _step: _Step | None = None
