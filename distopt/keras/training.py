@@ -8,6 +8,7 @@ are summed per replica in float64 and over replicas once an epoch, so each examp
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections import deque
@@ -63,15 +64,23 @@ class Model(Layer):
         return self._optimizer
 
     def compile(
-        self, optimizer: Any = "rmsprop", loss: LossLike | None = None, metrics: Sequence[MetricLike] | None = None
+        self,
+        optimizer: Any = "rmsprop",
+        loss: LossLike | None = None,
+        metrics: Sequence[MetricLike] | None = None,
+        *,
+        run_eagerly: bool | None = None,
+        steps_per_execution: int | None = None,
+        jit_compile: Any = None,
     ) -> None:
         """Set how the model is trained, under the strategy that is current here, or was when the model was made.
 
         The loss may have any reduction but ``none``: ``auto`` and ``sum_over_batch_size`` mean the mean over the
-        elements of the global batch.
+        elements of the global batch. ``run_eagerly``, ``steps_per_execution`` and ``jit_compile`` have no effect.
 
         Raises: ValueError for an unknown name, or a loss with reduction ``none``.
         """
+        del run_eagerly, steps_per_execution, jit_compile
         chosen = None if loss is None else keras_losses.get(loss)
         if chosen is not None and chosen.reduction is Reduction.NONE:
             raise ValueError("a loss with reduction 'none' gives no number to minimize; use 'sum' or 'auto'")
@@ -92,6 +101,7 @@ class Model(Layer):
         shuffle: bool = True,
         sample_weight: Any = None,
         initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
         seed: int | None = None,
     ) -> History:
         """Train for the epochs ``initial_epoch <= e < epochs``, and return the figures of each.
@@ -102,13 +112,19 @@ class Model(Layer):
         n)``; ``seed`` is by default that of ``distopt.random.set_seed``, so two calls visit the data alike unless the
         second is given an ``initial_epoch`` or another seed.
 
-        Raises: RuntimeError if the model was not compiled with a loss; ValueError for data that do not fit together.
+        With ``steps_per_epoch`` an epoch is so many batches, and the next one goes on where it ended: for data that
+        repeat without end.
+
+        Raises: RuntimeError if the model was not compiled with a loss; ValueError for data that do not fit together, or
+            run out before ``steps_per_epoch``.
         """
         self._require_loss("fit")
         data = _GlobalBatches(x, y, sample_weight, batch_size, random.get_seed() if seed is None else seed, shuffle)
+        stream = None if steps_per_epoch is None else data.from_epoch(initial_epoch)
         history = History()
         for epoch in range(initial_epoch, epochs):
-            logs = self._run_epoch(data.of_epoch(epoch), self._train_step)
+            batches = data.of_epoch(epoch) if stream is None else _exactly(steps_per_epoch, stream)
+            logs = self._run_epoch(batches, self._train_step)
             if validation_data is not None:
                 held_out = validation_data if isinstance(validation_data, (tuple, list)) else (validation_data,)
                 x_held, y_held, weight_held = (*held_out, None, None)[:3]
@@ -309,6 +325,12 @@ class _GlobalBatches:
         self._seed = seed if shuffle else None
         num_steps(self._length, self._batch_size)
 
+    def from_epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of this epoch and, of arrays, of those that follow; an iterable is read once."""
+        if self._iterable is not None:
+            return self.of_epoch(epoch)
+        return itertools.chain.from_iterable(map(self.of_epoch, itertools.count(epoch)))
+
     def of_epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches as tuples."""
         if self._iterable is not None:
@@ -320,6 +342,18 @@ class _GlobalBatches:
             start, stop = batch_bounds(self._length, self._batch_size, step)
             rows = slice(start, stop) if order is None else order[start:stop]
             yield tuple([array[rows] for array in self._arrays])
+
+
+def _exactly(count: int | None, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield the next ``count`` batches.
+
+    Raises: ValueError if there are fewer.
+    """
+    for step in range(count or 0):
+        batch = next(batches, None)
+        if batch is None:
+            raise ValueError(f"the data ran out after {step} of {count} steps of an epoch; repeat() them")
+        yield batch
 
 
 def _as_column(y: Any, predictions: Any) -> Any:

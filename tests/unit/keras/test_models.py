@@ -327,3 +327,29 @@ def test_model_of_a_dictionary_of_inputs_is_built_from_their_shapes() -> None:
     result = model({"a": np.ones((2, 3), np.float32), "b": np.ones((2, 1), np.float32)}, training=True)
     assert result.numpy().tolist() == [[2.0] * 3] * 2
     assert model.shapes == {"a": (None, 3), "b": (None, 1)}
+
+
+def test_fit_with_steps_per_epoch_goes_on_where_the_epoch_before_ended() -> None:
+    x, y = np.arange(12, dtype=np.float32).reshape(6, 2), np.arange(6, dtype=np.float32)[:, None]
+
+    def trained(steps_per_epoch: int | None, epochs: int, *data: Any, **options: Any) -> list[Array]:
+        model = Sequential([Dense(1, kernel_initializer="ones")])
+        model.compile(SGD(1e-3), "mse", steps_per_execution=10)
+        history = model.fit(*data, epochs=epochs, steps_per_epoch=steps_per_epoch, verbose=0, **options)
+        assert len(history.epoch) == epochs
+        return model.get_weights()
+
+    repeated = Dataset.from_tensor_slices((x, y)).batch(2).repeat()
+    by_steps = trained(2, 6, repeated)
+    by_epochs = trained(None, 4, Dataset.from_tensor_slices((x, y)).batch(2))
+    arrays = trained(4, 3, x, y, batch_size=2, shuffle=False)
+    for found, other, expected in zip(by_steps, arrays, by_epochs, strict=True):
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(other, expected)
+
+
+def test_fit_with_more_steps_than_there_are_data_is_refused() -> None:
+    model = Sequential([Dense(1)])
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="ran out after 3 of 4 steps"):
+        model.fit(Dataset.from_tensor_slices((np.ones((6, 2)), np.ones((6, 1)))).batch(2), steps_per_epoch=4, verbose=0)
