@@ -38,6 +38,7 @@ from distopt.marks import mark, mark_of
 from distopt.types import Array
 
 logger = logging.getLogger(__name__)
+_UNLIKE = b"unlike"
 
 
 class Inspector:
@@ -150,17 +151,15 @@ class Inspector:
                 origin = context.origin
                 if origin is not None and origin.kind is AVERAGED and _mean_by_hand(pairs):
                     self._act(checks.mean_taken_twice, _mean_twice("all_reduce(MEAN)"))
-        if checks.never_reduced != "ignore":
-            everywhere = alike and self._alike_everywhere(path.optimizer, pairs_of[0])
-            if not everywhere:
-                self._act(
-                    checks.never_reduced,
-                    NeverReducedError(
-                        "the replicas apply unequal gradients that nobody has reduced, so their copies of "
-                        f"{', '.join(v.name for _, v in pairs_of[0])} drift apart: reduce them, with "
-                        "get_replica_context().all_reduce, or leave experimental_aggregate_gradients on"
-                    ),
-                )
+        if checks.never_reduced != "ignore" and not self._alike_everywhere(path.optimizer, pairs_of[0], alike):
+            self._act(
+                checks.never_reduced,
+                NeverReducedError(
+                    "the replicas apply unequal gradients that nobody has reduced, so their copies of "
+                    f"{', '.join(v.name for _, v in pairs_of[0])} drift apart: reduce them, with "
+                    "get_replica_context().all_reduce, or leave experimental_aggregate_gradients on"
+                ),
+            )
 
     def _refuse_reduced(self, pairs: Any) -> None:
         for (gradient, variable), array in zip(pairs, pairs.arrays, strict=True):
@@ -211,19 +210,23 @@ class Inspector:
                 now[id(known)] = weakref.ref(known)
         self._applied[optimizer] = now
 
-    def _alike_everywhere(self, optimizer: Any, pairs: Any) -> bool:
-        """Return whether all processes apply the same bits; asked once for each list of variables."""
+    def _alike_everywhere(self, optimizer: Any, pairs: Any, alike: bool) -> bool:
+        """Return whether all processes apply the same bits; they are asked once for each list of variables.
+
+        ``alike``: whether the replicas of this process do.
+        """
         key = (id(optimizer), pairs.key)
         communicator = self._communicator
         if communicator is None or communicator.size == 1 or key in self._compared:
-            return True
+            return alike
         self._compared.add(key)
         digest = hashlib.sha256()
         for gradient, _ in pairs:
             digest.update(np.ascontiguousarray(_array_of(gradient)).view(np.uint8).data)
-        # A process without replicas has a stand-in, whose gradients say nothing.
-        digests = communicator.all_gather_bytes(digest.digest() if self._hosts_replicas else b"")
-        return len({d for d in digests if d}) <= 1
+        # A process without replicas has a stand-in, whose gradients say nothing. All take part, also those that know.
+        own = digest.digest() if alike else _UNLIKE
+        digests = {d for d in communicator.all_gather_bytes(own if self._hosts_replicas else b"") if d}
+        return _UNLIKE not in digests and len(digests) <= 1
 
     # ------------------------------------------------------------ after the aggregation
 
