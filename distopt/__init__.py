@@ -25,6 +25,7 @@ from distopt import (
     ops,
     optimizers,
     random,
+    train,
 )
 from distopt.autodiff.tape import GradientTape
 from distopt.dtypes import (
@@ -302,6 +303,7 @@ __all__ = [
     "tanh",
     "tensordot",
     "tile",
+    "train",
     "transpose",
     "uint8",
     "uint16",

@@ -15,7 +15,7 @@ from distopt.errors import NotOfferedError
 _EAGER = "operations run at once, so there is nothing to build; see distopt.compat.v1 for graphs and sessions"
 _DEVICES = "there are no devices to choose: NumPy computes on the processor, replicas are a strategy's; leave it out"
 _NUMPY = "use NumPy"
-_CHECKPOINT = "use distopt.checkpoint, or a job's checkpoints (`distopt train`)"
+_CHECKPOINT = "use distopt.train.Checkpoint for variables and optimizers, or a job's checkpoints (`distopt train`)"
 _SMALL_KERAS = "write a subclass of distopt.keras.layers.Layer of the operations in distopt.nn and distopt.math"
 _SERVER_LOOP = "start server and workers as one job: `distopt train configs/digits-server.toml`, docs/operations.md"
 _BUILT_IN = "the errors are Python's and distopt.errors'"

@@ -132,6 +132,11 @@ class OptimizerCore:
                     assert self._iterations is not None
         return self._iterations
 
+    @property
+    def has_iterations(self) -> bool:
+        """Whether the variable :attr:`iterations` exists by now."""
+        return self._iterations is not None
+
     def _adopt_iterations(self, variable: Variable) -> None:
         self._iterations = variable
         self._weights.append(variable)
@@ -529,13 +534,22 @@ class OptimizerCore:
             for name, copies in given.items():
                 _restore(own[name], copies)
         self.iterations.storage[...] = state.iterations
-        for name, value in state.extras.items():
+        self.load_extras(state.extras)
+
+    def load_extras(self, extras: Mapping[str, Array]) -> set[str]:
+        """Go on with numbers that :meth:`state` gave beside the slots, as far as there are such; return their names."""
+        loaded = set()
+        for name, value in extras.items():
             if name == "gradients_accumulated" and self._accumulated is not None:
                 self._accumulated.storage[...] = value
             elif name in self._hypers and name in self._hypers.numbers():
                 self._hypers.set(name, float(value))
             elif name in self._own_weights:
                 self._own_weights[name].write_all("assign", value)
+            else:
+                continue
+            loaded.add(name)
+        return loaded
 
 
 def dense_gradient(gradient: Any, variable: Variable) -> Array:
