@@ -125,7 +125,7 @@ class UpdateMethods(UpdateSteps, OptimizerCore):
         features = self.features
         if features.weight_decay is not None or features.ema_momentum is not None:
             raise NotImplementedError(
-                f"{type(self).__name__} updates by methods, which leave no room for decay and averages"
+                f"{type(self).__name__} updates by methods, to which weight decay and averages cannot be added"
             )
         if self._has_rule:
             return
