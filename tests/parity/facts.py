@@ -23,7 +23,7 @@ OUT_OF_SCOPE: dict[str, str] = {
 }
 """Facts about the reference's own machinery that have no counterpart here, with the reason of each."""
 
-NOT_YET: frozenset[str] = frozenset(FACTS)
+NOT_YET: frozenset[str] = frozenset(("F034", "F100", "F123", "F124", "F125", "F126", "F127"))
 """Facts that no test asks for yet. Goes away once every fact is met."""
 
 
