@@ -99,16 +99,24 @@ class GraphVariable(Variable):
             return super().value()
         return defer(snapshot, (self,), name="Identity")
 
+    def read_operand(self) -> Any:
+        if deferral.building() is not None:
+            raise self._not_here()
+        return super().read_operand()
+
     def numpy(self) -> Array:
         """Return a copy of the value, where a session is computing.
 
         Raises: NotImplementedError elsewhere.
         """
         if deferral.evaluation() is None:
-            raise NotImplementedError(
-                f"{self.name} belongs to a graph: its value is read by session.run(variable) or variable.eval()"
-            )
+            raise self._not_here()
         return super().numpy()
+
+    def _not_here(self) -> NotImplementedError:
+        return NotImplementedError(
+            f"{self.name} belongs to a graph: its value is read by session.run(variable) or variable.eval()"
+        )
 
     def eval(self, session: Any = None) -> Any:
         """Return the value in ``session``, by default the default one."""

@@ -12,6 +12,7 @@ from distopt import graph as graphs
 from distopt import ops
 from distopt.errors import UninitializedVariableError
 from distopt.graph import functions as tf1
+from distopt.tensor import Tensor
 from distopt.variable import Variable
 
 
@@ -160,6 +161,13 @@ def test_deferred_tensor_has_no_value_outside_of_a_session(graph: graphs.Graph) 
             use()
     with pytest.raises(TypeError, match="cannot be iterated"):
         list(doubled)
+
+
+def test_variable_has_no_value_outside_of_a_session_either(graph: graphs.Graph) -> None:
+    weights, plain = Variable([1.0, 2.0]), Tensor(np.float32([1, 2]))
+    for use in (weights.numpy, lambda: np.asarray(weights), lambda: np.add(plain, weights)):
+        with pytest.raises(NotImplementedError, match=r"read by session.run\(variable\)"):
+            use()
 
 
 def test_numpy_functions_are_recorded_too(graph: graphs.Graph) -> None:
