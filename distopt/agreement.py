@@ -1,25 +1,109 @@
 """Whether those who make a step together mean the same variables, and if not, which mistake it is.
 
 Replicas of one process can compare variables themselves, processes only what is known of them; both end here.
+Processes describe their variables to each other once for each list. Every exchange after that carries a
+:class:`Label`, 24 bytes beside the numbers themselves.
 """
 
 from __future__ import annotations
 
+import re
+import struct
+import zlib
 from collections import Counter
-from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, Final, NamedTuple, Self
 
 from distopt.errors import (
     DifferentVariablesError,
+    MergeOrderError,
     MissingGradientError,
     MistakeError,
     UnequalDtypesError,
+    UnequalHypersError,
     UnequalShapesError,
+    UnequalStepsError,
     VariableOrderError,
     VariablePerReplicaError,
 )
 
 _MOST_NAMES = 8
+_LABEL: Final = struct.Struct("<QQq")
+LABEL_BYTES: Final = _LABEL.size
+
+
+class Label(NamedTuple):
+    """What a process takes a reduction to be of; equal on all of them. ``hypers`` and ``step`` are 0 for values."""
+
+    what: int
+    """A digest of the kind of reduction and of what is reduced."""
+    hypers: int = 0
+    """A digest of the numbers of this step."""
+    step: int = 0
+    """The optimizer's ``iterations``."""
+
+    def encode(self) -> bytes:
+        """Return the label as :data:`LABEL_BYTES` bytes."""
+        return _LABEL.pack(*self)
+
+    @classmethod
+    def decode(cls, encoded: bytes) -> Self:
+        """Return the label that :meth:`encode` made; all zero for no bytes."""
+        return cls(*_LABEL.unpack(encoded)) if encoded else cls(0)
+
+
+def digest_of(*parts: Any) -> int:
+    """Return a number that is the same in every process for parts with the same ``repr``.
+
+    >>> digest_of("sum", (2, 3)) == digest_of("sum", (2, 3)) != digest_of("sum", (3, 2))
+    True
+    """
+    text = repr(parts).encode()
+    return zlib.crc32(text) | zlib.adler32(text) << 32
+
+
+def digest_of_numbers(numbers: Iterable[float]) -> int:
+    """Return a number that is the same in every process for the same float64 bits."""
+    values = tuple(numbers)
+    return zlib.crc32(struct.pack(f"<{len(values)}d", *values))
+
+
+def label_mismatch(who: str, mine: bytes, other_who: str, theirs: bytes) -> MistakeError:
+    """Return the error for two encoded labels that differ."""
+    ours, other = Label.decode(mine), Label.decode(theirs)
+    if ours.what != other.what:
+        return MergeOrderError(
+            f"{who} and {other_who} reduce different things with each other: gradients of other variables, values of "
+            "another shape or dtype, or by another operation; every process must make the same all_reduce and "
+            "apply_gradients calls in the same order"
+        )
+    if ours.step != other.step:
+        return UnequalStepsError(
+            f"{who} is at step {ours.step} where {other_who} is at step {other.step}: the optimizer's iterations "
+            "differ; restore or assign them on every process alike"
+        )
+    return UnequalHypersError(
+        f"{who} and {other_who} have different hypers at step {ours.step}, such as the learning rate: set numbers "
+        "alike on every process (a callable or a schedule is asked once, by the host of replica 0)"
+    )
+
+
+def describe_names(names: Sequence[str]) -> list[Hashable]:
+    """Return a key for each variable by which processes compare lists of them.
+
+    Counters in names may run differently in another process, which has made other layers as well; so they only tell
+    which of several variables in the list comes first.
+
+    >>> describe_names(["dense_4/kernel:0", "dense_3/kernel:0"])
+    [('dense/kernel:0', 1), ('dense/kernel:0', 0)]
+    """
+    stems = [_COUNTER.sub("", name) for name in names]
+    counters = [tuple(map(int, _COUNTER.findall(name))) for name in names]
+    places = {stem: sorted({c for c, s in zip(counters, stems, strict=True) if s == stem}) for stem in set(stems)}
+    return [(stem, places[stem].index(counter)) for stem, counter in zip(stems, counters, strict=True)]
+
+
+_COUNTER = re.compile(r"_(\d+)(?=[/:]|$)")
 
 
 class Described(NamedTuple):

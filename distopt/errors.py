@@ -49,6 +49,8 @@
         ├── MeanTakenTwiceError (ValueError)             the mean over replicas of what was averaged already
         ├── AppliedTwiceError (ValueError)               the same gradient in two steps
         ├── NonFiniteGradientError (ArithmeticError)     a gradient that is infinite or not a number
+        ├── UnequalHypersError (ValueError)              processes have different learning rates
+        ├── UnequalStepsError (ValueError)               processes are at different steps
         ├── TwoStrategiesError (ValueError)              one optimizer under two strategies
         └── ForeignVariableError (ValueError)            a variable of another strategy
 
@@ -244,6 +246,14 @@ class AppliedTwiceError(MistakeError, ValueError):
 
 class NonFiniteGradientError(MistakeError, ArithmeticError):
     """A gradient is infinite or not a number; names variable, replica and step."""
+
+
+class UnequalHypersError(MistakeError, ValueError):
+    """The processes of a step have different hypers, such as the learning rate."""
+
+
+class UnequalStepsError(MistakeError, ValueError):
+    """The optimizers of the processes of a step have made different numbers of steps."""
 
 
 class TwoStrategiesError(MistakeError, ValueError):

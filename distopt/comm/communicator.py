@@ -25,9 +25,11 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from distopt.aggregation import Aggregator, Sum
+from distopt.agreement import label_mismatch
 from distopt.canonical_sum import Node
 from distopt.comm import combining
 from distopt.comm.hosting import Contribution, Hosting
+from distopt.errors import MergeOrderError, MistakeError, RemoteProtocolError
 from distopt.types import Array, ReduceOp
 
 __all__ = [
@@ -107,6 +109,7 @@ class Communicator(abc.ABC):
         hosting: Hosting,
         aggregator: Aggregator,
         like: Sequence[Array],
+        label: bytes = b"",
     ) -> list[Array]:
         """Return the aggregate of all replicas' contributions, the same bits on every rank.
 
@@ -117,7 +120,11 @@ class Communicator(abc.ABC):
         Shapes: all arrays, and the results, are flat; the j-th of each are alike in length and dtype.
         Where there is nothing to add, a result may be a contribution's own array.
 
-        Raises: ValueError for contributions that are not as described, before anything is sent.
+        ``label``: an encoded :class:`~distopt.agreement.Label`, or nothing on every rank. It travels with the
+        arrays, in the same exchange, so that ranks that combine different things find out.
+
+        Raises: ValueError for contributions that are not as described, before anything is sent; the MistakeError of
+        labels that differ.
         """
         combining.check(contributions, hosting, aggregator, like, self.rank, self.size)
         mine = {contribution.node: contribution.arrays for contribution in contributions}
@@ -127,10 +134,10 @@ class Communicator(abc.ABC):
         results = [np.empty(len(array), array.dtype) for array in like]
         num_nodes = sum(len(of_rank) for of_rank in nodes)
         if combining.bytes_saved_by_parts(like, num_nodes, self.size) <= self.exchange_cost_bytes:
-            collected = self._collect(mine, nodes, combining.whole(like, self.size), like)
+            collected = self._collect(mine, nodes, combining.whole(like, self.size), like, label)
             return combining.aggregate(collected, hosting, aggregator, like, out=results)
         parts = combining.even_parts(like, self.size)
-        collected = self._collect(mine, nodes, parts, like)
+        collected = self._collect(mine, nodes, parts, like, label)
         own = [result[part] for result, part in zip(results, parts[self.rank], strict=True)]
         combining.aggregate(collected, hosting, aggregator, own, out=own)
         self._spread(results, parts)
@@ -200,8 +207,12 @@ class Communicator(abc.ABC):
         nodes: Sequence[Sequence[Node]],
         parts: combining.Parts,
         like: Sequence[Array],
+        label: bytes,
     ) -> combining.Sums:
-        """Send each rank its parts of what is mine; return my parts of the contributions of all."""
+        """Send each rank its parts of what is mine; return my parts of the contributions of all.
+
+        Raises: the MistakeError of labels that differ, also where the arrays then did not fit.
+        """
         what = f"combine: parts of {len(like)} arrays from all replicas"
         sends = [
             Send(peer, array[part])
@@ -226,8 +237,31 @@ class Communicator(abc.ABC):
             for array in collected[node]
             if len(array)
         ]
-        self.exchange(sends, receives, what)
+        if not label:
+            self.exchange(sends, receives, what)
+            return collected
+        own_label = np.frombuffer(label, np.uint8)
+        labels = {peer: np.zeros_like(own_label) for peer in self._others()}
+        sends = [*(Send(peer, own_label) for peer in labels), *sends]
+        receives = [*(Receive(peer, theirs) for peer, theirs in labels.items()), *receives]
+        try:
+            self.exchange(sends, receives, what)
+        except RemoteProtocolError as error:
+            # What does not fit came from another call, or after another label; that may have come or not.
+            came = {peer: theirs for peer, theirs in labels.items() if theirs.any()}
+            raise self._mismatch(label, came) or MergeOrderError(
+                f"the ranks do not make the same all_reduce and apply_gradients calls in the same order: {error}"
+            ) from error
+        if mismatch := self._mismatch(label, labels):
+            raise mismatch
         return collected
+
+    def _mismatch(self, mine: bytes, labels: dict[int, Array]) -> MistakeError | None:
+        for peer, theirs in labels.items():
+            encoded = theirs.tobytes()
+            if encoded != mine:
+                return label_mismatch(f"rank {self.rank}", mine, f"rank {peer}", encoded)
+        return None
 
     def _spread(self, results: Sequence[Array], parts: combining.Parts) -> None:
         """Send my parts of the results to all; receive theirs."""

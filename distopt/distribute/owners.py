@@ -25,6 +25,7 @@ from distopt.comm.communicator import Communicator, Contribution, Hosting
 from distopt.comm.hosting import Answer, Parcel
 from distopt.distribute import row_pushes
 from distopt.distribute.inspector import Inspector
+from distopt.distribute.introduction import Introductions, label_of_step, label_of_values
 from distopt.distribute.receipts import Note
 from distopt.distribute.row_exchange import Combine, gather_rows, is_row_sparse, sum_rows
 from distopt.distribute.row_pushes import goes_by_rows
@@ -94,7 +95,7 @@ class EveryProcess:
         self._inspector = inspector
         self._scratch = _Scratch()
         self._is_alone = hosting.num_replicas == 1 and communicator is None
-        self._rows_by_variables: weakref.WeakKeyDictionary[Any, dict[Any, bool]] = weakref.WeakKeyDictionary()
+        self._introductions = Introductions(communicator)
         self._rows_by_shapes: dict[Any, bool] = {}
 
     def apply(self, path: Any, pairs_of: Sequence[Any], hypers: dict[str, float]) -> None:
@@ -112,10 +113,11 @@ class EveryProcess:
             if self._inspector.looks_for_non_finite and not self._lets_pass(optimizer, [g for g, _ in pairs], pairs_of):
                 return
             optimizer.finish_aggregated(pairs, hypers)
-        elif not (have_rows := self._have_rows(optimizer, pairs_of)) and all(map(fits_flat_arrays, pairs_of)):
+        elif not self._have_rows(optimizer, pairs_of) and all(map(fits_flat_arrays, pairs_of)):
             layout = optimizer.layout(variables)
             before = self._inspector.book.traffic()
-            total = self.combine(path.aggregator, self._scratch.pack(layout, pairs_of))
+            label = self._label(path, pairs_of, hypers)
+            total = self.combine(path.aggregator, self._scratch.pack(layout, pairs_of), label)
             combined = time.perf_counter()
             note = Note("gradients", path.aggregator, layout.num_bytes * len(pairs_of), layout.variables, before)
             if self._noted(note, optimizer, total, pairs_of):
@@ -124,7 +126,9 @@ class EveryProcess:
         else:
             columns = [[pairs[i][0] for pairs in pairs_of] for i in range(len(variables))]
             before = self._inspector.book.traffic()
-            combine_rows = (sum_rows if path.may_sum_rows else gather_rows) if have_rows else None
+            combine_rows = None
+            if self._have_rows(optimizer, pairs_of):
+                combine_rows = sum_rows if path.may_sum_rows else gather_rows
             gradients = self._aggregate(path.aggregator, columns, combine_rows)
             combined = time.perf_counter()
             num_bytes = sum(num_bytes_of(gradient) for column in columns for gradient in column)
@@ -134,6 +138,22 @@ class EveryProcess:
             optimizer.finish_aggregated(zip(gradients, variables, strict=True), hypers)
         self._phases.combine += combined - started
         self._phases.apply += time.perf_counter() - combined
+
+    def _have_rows(self, optimizer: Any, pairs_of: Sequence[Any]) -> bool:
+        """Return whether a replica of any process may have row-sparse gradients of these variables.
+
+        The other processes are asked at the first apply call with these variables: one that has rows there is taken to
+        have them in every later call. To begin with them later, all processes must do so in the same step.
+        """
+        if any(array is None for pairs in pairs_of for array in pairs.arrays):
+            return self._communicator is None or self._introductions.of(optimizer, pairs_of) is not None
+        return self._communicator is not None and self._introductions.of(optimizer, pairs_of).rows
+
+    def _label(self, path: Any, pairs_of: Sequence[Any], hypers: dict[str, float]) -> bytes:
+        if self._communicator is None:
+            return b""
+        known = self._introductions.of(path.optimizer, pairs_of)
+        return label_of_step(known, path.aggregator.name, hypers, int(path.optimizer.iterations.storage))
 
     def _noted(self, note: Note, optimizer: Any, gradients: Sequence[Any], pairs_of: Sequence[Any]) -> bool:
         """Leave the receipt of a reduction; return whether the step is to be skipped."""
@@ -177,18 +197,22 @@ class EveryProcess:
             for arrays in dense.values():
                 check_alike(arrays)
             flat_of = [[np.ascontiguousarray(a).reshape(-1) for a in row] for row in zip(*dense.values(), strict=True)]
-            for i, total in zip(dense, self.combine(aggregator, flat_of), strict=True):
+            label = b"" if self._communicator is None else label_of_values(aggregator, [a[0] for a in dense.values()])
+            for i, total in zip(dense, self.combine(aggregator, flat_of, label), strict=True):
                 results[i] = total.reshape(dense[i][0].shape)
         return results
 
-    def combine(self, aggregator: Aggregator, flat_of: Sequence[Sequence[Array]]) -> list[Array]:
-        """Return the aggregate over all replicas of each flat array; ``flat_of`` has those of each hosted replica."""
+    def combine(self, aggregator: Aggregator, flat_of: Sequence[Sequence[Array]], label: bytes = b"") -> list[Array]:
+        """Return the aggregate over all replicas of each flat array; ``flat_of`` has those of each hosted replica.
+
+        ``label``: what the other processes must take it to be of, too; see :mod:`distopt.agreement`.
+        """
         parts = contributions(self._hosting, self._rank, flat_of, summed=aggregator.sums)
         if self._communicator is None:
             sums = {part.node: part.arrays for part in parts}
             return combining.aggregate(sums, self._hosting, aggregator, like=flat_of[0])
         with self._exchange():
-            return self._communicator.combine(parts, self._hosting, aggregator, like=flat_of[0])
+            return self._communicator.combine(parts, self._hosting, aggregator, flat_of[0], label)
 
     def check(self, path: Any) -> None:
         """See :class:`Owners`; every process can make every update."""
@@ -203,22 +227,12 @@ class EveryProcess:
         in every later call. To begin with them later, all processes must do so in the same step.
         """
         own = any(isinstance(gradient, IndexedSlices) for column in columns for gradient in column)
-        key = tuple((column[0].shape, column[0].dtype) for column in columns)
-        return self._are_told_of_rows(self._rows_by_shapes, key, own)
-
-    def _have_rows(self, optimizer: Any, pairs_of: Sequence[Any]) -> bool:
-        """Do the same for the gradients of these variables."""
-        own = any(array is None for pairs in pairs_of for array in pairs.arrays)
-        if self._communicator is None:
-            return own
-        return self._are_told_of_rows(self._rows_by_variables.setdefault(optimizer, {}), pairs_of[0].key, own)
-
-    def _are_told_of_rows(self, known: dict[Any, bool], key: Any, own: bool) -> bool:
         if self._communicator is None or self._communicator.size == 1:
             return own
-        if key not in known:
-            known[key] = any(self._communicator.all_gather_bytes(b"rows" if own else b""))
-        return own or known[key]
+        key = tuple((column[0].shape, column[0].dtype) for column in columns)
+        if key not in self._rows_by_shapes:
+            self._rows_by_shapes[key] = any(self._communicator.all_gather_bytes(b"rows" if own else b""))
+        return own or self._rows_by_shapes[key]
 
     @contextmanager
     def _exchange(self) -> Iterator[None]:
@@ -247,6 +261,7 @@ class Servers:
         self._phases = phases
         self._inspector = inspector
         self._scratch = _Scratch()
+        self._introductions = Introductions(None)  # what the server compares is enough
         self._parts_of_layout: weakref.WeakKeyDictionary[Any, list[tuple[VariablePart, ...]]] = (
             weakref.WeakKeyDictionary()
         )
@@ -278,10 +293,12 @@ class Servers:
         traffic = self._communicator.traffic
         waited, sent = traffic.wait_s, traffic.send_s
         packed = time.perf_counter()
+        known = self._introductions.of(optimizer, pairs_of)
+        label = label_of_step(known, "update", {}, int(optimizer.iterations.storage))
         if parcels is None:
-            answers = self._communicator.update(parts, self._hosting, own_hypers, into)
+            answers = self._communicator.update(parts, self._hosting, own_hypers, into, label)
         else:
-            answers = self._communicator.update_parcels(parcels, self._hosting, own_hypers, into)
+            answers = self._communicator.update_parcels(parcels, self._hosting, own_hypers, into, label)
         if answers:
             self._write_rows(layout, answers)
         self._phases.combine += packed - started

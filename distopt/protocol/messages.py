@@ -22,6 +22,7 @@ from typing import Annotated, TypeAlias
 
 import msgspec
 
+from distopt.agreement import LABEL_BYTES
 from distopt.arena import Span
 from distopt.canonical_sum import Node
 from distopt.protocol.manifest import Manifest
@@ -174,7 +175,8 @@ class Error(Message, frozen=True, tag=13):
 class RoundHead(msgspec.Struct, frozen=True, array_like=True):
     """What all messages of one round agree on. ``number`` counts the rounds of one server from 0.
 
-    ``width``: how many leaves the sum tree has: replicas, or ranks.
+    ``width``: how many leaves the sum tree has: replicas, or ranks. ``label``: what the sender takes the round to be
+    of, a :class:`~distopt.agreement.Label`.
     """
 
     number: Count
@@ -182,6 +184,7 @@ class RoundHead(msgspec.Struct, frozen=True, array_like=True):
     step: Count
     width: Annotated[int, msgspec.Meta(ge=1, le=2**20)]
     aggregator: Name = ""
+    label: Annotated[bytes, msgspec.Meta(max_length=LABEL_BYTES)] = b""
 
     def __str__(self) -> str:
         return f"{self.kind} round {self.number} of step {self.step}"

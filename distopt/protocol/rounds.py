@@ -13,6 +13,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 
+import msgspec
+
+from distopt.agreement import label_mismatch
 from distopt.canonical_sum import Node, SumTree
 from distopt.errors import NondeterministicReplicaError, RemoteProtocolError, StaleGradientError
 from distopt.protocol.messages import Pull, Push, RoundHead, RoundKind
@@ -131,11 +134,16 @@ class Round:
         return f"the part of rank {node.start}" if self._leaves_are_ranks else str(node)
 
     def check_head(self, head: RoundHead, sender: int) -> None:
-        """Refuse a message of another round; see :meth:`receive`."""
+        """Refuse a message of another round; see :meth:`receive`.
+
+        Raises: also the MistakeError of two workers that take one round to be of different things.
+        """
         if head == self.head:
             return
         if head.number < self.head.number:
             raise StaleGradientError(f"worker {sender} is late with {head}; the server is at {self.head}")
+        if msgspec.structs.replace(head, label=self.head.label) == self.head:
+            raise label_mismatch(f"worker {sender}", head.label, "the first one of the round", self.head.label)
         raise RemoteProtocolError(
             f"worker {sender} takes part in {head} {head.aggregator}, "
             f"but the round is {self.head} {self.head.aggregator}"

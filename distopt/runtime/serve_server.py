@@ -28,6 +28,7 @@ from distopt.distribute.served import OwnerState
 from distopt.distribute.served_rows import Contributed, RowUpdate
 from distopt.errors import (
     CollectiveTimeoutError,
+    MistakeError,
     NondeterministicReplicaError,
     PeerLostError,
     RemoteProtocolError,
@@ -206,7 +207,7 @@ class ServerLoop:
             self._dispatch(identity, self._listener.decode(frames))
         except NondeterministicReplicaError:
             raise
-        except RemoteProtocolError as error:
+        except (RemoteProtocolError, MistakeError) as error:
             self._listener.refuse(identity, error)
 
     def _dispatch(self, identity: bytes, received: Received) -> None:

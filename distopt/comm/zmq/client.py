@@ -97,6 +97,7 @@ class ServerCommunicator(Communicator):
         hosting: Hosting,
         hypers: Mapping[str, float] | None,
         into: Sequence[tuple[Span, Array]],
+        label: bytes = b"",
     ) -> list[Answer]:
         """Push the gradients of the hosted replicas; return when ``into`` holds the updated variables.
 
@@ -111,7 +112,7 @@ class ServerCommunicator(Communicator):
             [Parcel(node, [arrays[run][part] for run, part in of_server]) for node, arrays in contributions]
             for of_server in self._cuts_of([span for span, _ in into])
         ]
-        return self.update_parcels(parcels, hosting, hypers, into)
+        return self.update_parcels(parcels, hosting, hypers, into, label)
 
     def update_parcels(
         self,
@@ -119,10 +120,11 @@ class ServerCommunicator(Communicator):
         hosting: Hosting,
         hypers: Mapping[str, float] | None,
         into: Sequence[tuple[Span, Array]],
+        label: bytes = b"",
     ) -> list[Answer]:
         """Do the same with what each server gets, for gradients of which some are row-sparse."""
         cuts = self._cuts_of([span for span, _ in into])
-        answers = self._round(RoundKind.UPDATE, hosting.num_replicas, parcels, hypers=hypers)
+        answers = self._round(RoundKind.UPDATE, hosting.num_replicas, parcels, hypers=hypers, label=label)
         if any(answer.with_rows for answer in answers):
             return answers
         for of_server, (_, arrays) in zip(cuts, answers, strict=True):
@@ -170,6 +172,7 @@ class ServerCommunicator(Communicator):
         hosting: Hosting,
         aggregator: Aggregator,
         like: Sequence[Array],
+        label: bytes = b"",
     ) -> list[Array]:
         """See :meth:`Communicator.combine`; server i combines the i-th part of each array."""
         combining.check(contributions, hosting, aggregator, like, self.rank, self.size)
@@ -179,7 +182,7 @@ class ServerCommunicator(Communicator):
             for cut in parts
         ]
         results = [np.empty(len(array), array.dtype) for array in like]
-        answers = self._round(RoundKind.REDUCE, hosting.num_replicas, parcels, aggregator.name)
+        answers = self._round(RoundKind.REDUCE, hosting.num_replicas, parcels, aggregator.name, label=label)
         for cut, (_, arrays) in zip(parts, answers, strict=True):
             for result, part, array in zip(results, cut, arrays, strict=True):
                 _checked_copy(result[part], array)
@@ -220,12 +223,13 @@ class ServerCommunicator(Communicator):
         parcels: Sequence[Sequence[Parcel]],
         aggregator: str = "",
         hypers: Mapping[str, float] | None = None,
+        label: bytes = b"",
     ) -> list[Answer]:
         """Push ``parcels[s]`` to server s; return what each of these servers answers."""
         started_s = time.perf_counter()
         for server, of_server in enumerate(parcels):
             link = self._links[server]
-            head = RoundHead(self._numbers[server], kind, self.step, width, aggregator)
+            head = RoundHead(self._numbers[server], kind, self.step, width, aggregator, label)
             for left, (node, arrays, with_rows) in enumerate(of_server, start=1 - len(of_server)):
                 push = Push(
                     head=head,

@@ -466,6 +466,129 @@ def test_tape_asked_for_gradients_twice_is_refused() -> None:
         tape.gradient(loss, w)
 
 
+# ---------------------------------------------------------------- between processes
+
+
+def across_processes(step: Callable[[int], None], num_replicas: int = 2) -> None:
+    """Run ``step(rank)`` on every replica, each in a process of its own."""
+
+    def worker(strategy: tf.distribute.Strategy) -> None:
+        rank = strategy.extended.rank
+        strategy.run(lambda: step(rank))
+
+    run_strategy(worker, num_replicas, num_workers=num_replicas)
+
+
+@pytest.mark.parametrize(
+    ("error", "lists"),
+    [
+        (errors.DifferentVariablesError, (["w"], ["b"])),
+        (errors.VariableOrderError, (["w", "b"], ["b", "w"])),
+        (errors.VariableOrderError, (["dense/w", "dense_1/w"], ["dense_8/w", "dense_7/w"])),
+        (errors.MissingGradientError, (["w", "b"], ["w"])),
+    ],
+)
+def test_lists_of_variables_that_differ_between_processes_are_told_at_the_first_step(
+    error: type[MistakeError], lists: tuple[list[str], list[str]]
+) -> None:
+    def step(rank: int) -> None:
+        # Processes share the initial values of trainable variables, which is not what this is about.
+        variables = [tf.Variable(np.zeros(2, np.float32), trainable=False, name=name) for name in lists[rank]]
+        apply(tf.keras.optimizers.SGD(1.0), *((gradient(1, 1), v) for v in variables))
+
+    with pytest.raises(error, match=r"rank 0.*rank 1|rank 1.*rank 0"):
+        across_processes(step)
+
+
+@pytest.mark.parametrize(
+    ("error", "values"),
+    [
+        (errors.UnequalShapesError, (np.zeros(2), np.zeros(3))),
+        (errors.UnequalDtypesError, (np.zeros(2, np.float32), np.zeros(2, np.float64))),
+    ],
+)
+def test_variable_that_differs_between_processes_is_told_at_the_first_step(
+    error: type[MistakeError], values: tuple[Any, Any]
+) -> None:
+    def step(rank: int) -> None:
+        w = tf.Variable(values[rank], name="w", trainable=False)
+        apply(tf.keras.optimizers.SGD(1.0), (np.ones_like(values[rank]), w))
+
+    with pytest.raises(error, match=r"w:0.*rank 0.*rank 1"):
+        across_processes(step)
+
+
+def test_names_counted_differently_in_another_process_are_not_refused() -> None:
+    def step(rank: int) -> None:
+        names = ["dense/w", "dense_1/w"] if rank else ["dense_4/w", "dense_5/w"]
+        apply(tf.keras.optimizers.SGD(1.0), *((gradient(1, 1), variable(name)) for name in names))
+
+    across_processes(step)
+
+
+def test_processes_that_meet_for_different_things_are_told_so() -> None:
+    def step(rank: int) -> None:
+        w, b, optimizer = variable("w"), variable("b"), tf.keras.optimizers.SGD(1.0)
+        for v in (w, b):
+            apply(optimizer, (gradient(1, 1), v))
+        apply(optimizer, (gradient(1, 1), [w, b][rank]))
+
+    with pytest.raises(errors.MergeOrderError, match=r"rank . and rank . reduce different things"):
+        across_processes(step)
+
+
+def test_first_apply_call_that_meets_another_call_is_told_so() -> None:
+    def step(rank: int) -> None:
+        if rank:
+            all_reduce("SUM", gradient(1, 1))
+        apply(tf.keras.optimizers.SGD(1.0), (gradient(1, 1), variable()))
+
+    with pytest.raises(errors.MergeOrderError, match="same order"):
+        across_processes(step)
+
+
+@pytest.mark.parametrize("calls", [(("SUM", 2), ("MEAN", 2)), (("SUM", 2), ("SUM", 3))])
+def test_values_reduced_differently_by_processes_are_told_so(calls: Any) -> None:
+    def step(rank: int) -> None:
+        operation, length = calls[rank]
+        all_reduce(operation, np.ones(length))
+
+    with pytest.raises(errors.MergeOrderError, match="another operation"):
+        across_processes(step)
+
+
+@catches(errors.UnequalHypersError)
+def test_learning_rate_that_differs_between_processes_is_refused() -> None:
+    def step(rank: int) -> None:
+        w, optimizer = variable(), tf.keras.optimizers.SGD(1.0)
+        apply(optimizer, (gradient(1, 1), w))
+        optimizer.learning_rate = [1.0, 0.5][rank]
+        apply(optimizer, (gradient(1, 1), w))
+
+    with pytest.raises(errors.UnequalHypersError, match=r"at step 1.*learning rate"):
+        across_processes(step)
+
+
+def test_callable_learning_rate_of_the_first_replica_holds_for_all_processes() -> None:
+    def step(rank: int) -> None:
+        w = variable()
+        apply(tf.keras.optimizers.SGD(lambda: [1.0, 0.5][rank]), (gradient(1, 1), w))
+        assert w.numpy().tolist() == [-2.0, -2.0]
+
+    across_processes(step)
+
+
+@catches(errors.UnequalStepsError)
+def test_iterations_that_differ_between_processes_are_refused() -> None:
+    def step(rank: int) -> None:
+        w, optimizer = variable(), tf.keras.optimizers.SGD(1.0)
+        optimizer.iterations.write_all("assign", np.int64(5 * rank))
+        apply(optimizer, (gradient(1, 1), w))
+
+    with pytest.raises(errors.UnequalStepsError, match=r"at step [05].*at step [05]"):
+        across_processes(step)
+
+
 # ---------------------------------------------------------------- whose optimizer, whose variable
 
 
