@@ -27,7 +27,7 @@ def slices(values: Any, indices: list[int], shape: tuple[int, ...] | None = None
 def test_every_occurrence_of_a_row_moves_it() -> None:
     variable = tf.Variable(np.float32([[1, 2], [3, 4], [5, 6]]))
     gradient = slices([[1, 1], [2, 2], [4, 4]], [0, 2, 0], (3, 2))
-    tf.keras.optimizers.legacy.SGD(1.0).apply_gradients([(gradient, variable)])  # the rule of v1 GradientDescent
+    tf.compat.v1.train.GradientDescentOptimizer(1.0).apply_gradients([(gradient, variable)])
     assert variable.numpy().tolist() == fact("F045")["result"]
 
 
