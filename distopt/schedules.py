@@ -72,7 +72,8 @@ class ExponentialDecay(LearningRateSchedule):
 class PiecewiseConstantDecay(LearningRateSchedule):
     """``values[i]`` for ``boundaries[i-1] < step <= boundaries[i]``: a boundary belongs to the value before it.
 
-    Raises: ValueError unless there is one value more than boundaries.
+    Raises: ValueError unless there is one value more than boundaries; when called, for a step in the reach of several
+        values, because the boundaries do not ascend.
 
     >>> float(PiecewiseConstantDecay([100], [1.0, 0.5])(100))
     1.0
@@ -89,10 +90,16 @@ class PiecewiseConstantDecay(LearningRateSchedule):
 
     def __call__(self, step: Any) -> Any:
         now = np.asarray(step)
-        for boundary, value in zip(self.boundaries, self.values, strict=False):
-            if now <= np.asarray(boundary).astype(now.dtype):
-                return _scalars(value)[0]
-        return _scalars(self.values[-1])[0]
+        limits = [np.asarray(boundary).astype(now.dtype) for boundary in self.boundaries]
+        lower, upper = [None, *limits], [*limits, None]
+        reached = [
+            value
+            for value, low, high in zip(self.values, lower, upper, strict=True)
+            if (low is None or now > low) and (high is None or now <= high)
+        ]
+        if len(reached) > 1:
+            raise ValueError(f"step {now} is in the reach of the values {reached}: the boundaries must ascend")
+        return _scalars(reached[0] if reached else self.values[0])[0]
 
     def get_config(self) -> dict[str, Any]:
         return {"boundaries": self.boundaries, "values": self.values, "name": self.name}

@@ -68,3 +68,10 @@ def test_the_serialised_form_names_the_keras_module() -> None:
         },
         "registered_name": None,
     }
+
+
+def test_boundaries_that_do_not_ascend_are_refused_where_two_values_apply() -> None:
+    schedule = schedules.PiecewiseConstantDecay([20, 10], [1.0, 0.5, 0.25])
+    assert float(schedule(5)) == 1.0
+    with pytest.raises(ValueError, match=r"step 15 is in the reach of the values \[1.0, 0.25\]"):
+        schedule(15)
