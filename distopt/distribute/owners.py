@@ -265,15 +265,18 @@ class Servers:
         self._parts_of_layout: weakref.WeakKeyDictionary[Any, list[tuple[VariablePart, ...]]] = (
             weakref.WeakKeyDictionary()
         )
+        self._clips_of: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         self.re_enact_replicas = communicator.num_servers == 1
 
     def apply(self, path: Any, pairs_of: Sequence[Any], hypers: dict[str, float]) -> None:
         """See :class:`Owners`.
 
-        Raises: PlacementError for row-sparse gradients that the servers cannot take.
+        Raises: PlacementError for row-sparse gradients that the servers cannot take, and for a clip limit that was
+            changed between two steps.
         """
         optimizer = path.optimizer
         started = time.perf_counter()
+        self._refuse_changed_clips(optimizer)
         variables = same_variables(pairs_of)
         for variable in variables:
             variable.check_writable()
@@ -336,6 +339,15 @@ class Servers:
             found = [parts_of(layout, absolute_spans(layout, spans)) for spans in self._communicator.spans]
             self._parts_of_layout[layout] = found
         return found
+
+    def _refuse_changed_clips(self, optimizer: Any) -> None:
+        """Refuse what servers would not see: hypers travel with every step, clip limits do not."""
+        before = self._clips_of.setdefault(optimizer, dataclasses.replace(optimizer.clips))
+        if before != optimizer.clips:
+            raise PlacementError(
+                f"the clip limits were {before} at the first step and are {optimizer.clips} now, but with placement "
+                "'server' the servers clip, with the limits that they began with; use placement 'replica'"
+            )
 
     def check(self, path: Any) -> None:
         """Refuse what servers cannot do: unaggregated gradients, and hooks over gradients that several share."""
