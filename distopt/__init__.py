@@ -149,10 +149,13 @@ from distopt.ops import (
 )
 from distopt.optimizers.v1 import AggregationMethod
 from distopt.printing import print
+from distopt.runtime import environment
 from distopt.tensor import Tensor
 from distopt.types import UnconnectedGradients
 from distopt.unoffered import guard
 from distopt.variable import Variable, VariableAggregation, VariableSynchronization
+
+distribute.cluster_resolver.read_tf_config_with(environment.tf_config)
 
 __version__ = "0.1.0"
 

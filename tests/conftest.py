@@ -65,3 +65,23 @@ def run(request: pytest.FixtureRequest) -> Run:
     if transport == "mpi":
         return _ThisRank(request.getfixturevalue("mpi_communicator"))
     return _Threads(int(size))
+
+
+class RunReplicas(Protocol):
+    """Run a body on every rank of a group that hosts ``num_replicas`` replicas, as :class:`Run` does."""
+
+    def __call__(self, body: Callable[[Communicator], Result], num_replicas: int) -> list[Result]: ...
+
+
+@pytest.fixture(params=[*GROUPS, *(["zmq-2"] if MPI_WORLD_SIZE == 1 else [])])
+def run_everywhere(request: pytest.FixtureRequest) -> RunReplicas:
+    """Run a body on every rank of one group, also with two workers of a parameter server, threads over the loopback."""
+    transport, size = request.param.rsplit("-", 1)
+    if transport == "mpi":
+        this_rank = _ThisRank(request.getfixturevalue("mpi_communicator"))
+        return lambda body, _: this_rank(body)
+    if transport == "zmq":
+        from tests.unit.comm.zmq.cluster import Cluster
+
+        return lambda body, num_replicas: Cluster(int(size), 1, body, num_replicas=num_replicas).results()
+    return lambda body, _: run_replicas(body, int(size))

@@ -97,9 +97,9 @@ class StrategyExtended(Extended):
 
         Raises: ValueError for a variable of another strategy.
         """
-        if replica_context.current().replica is not None and not self.cross_context.is_default:
-            replica = replica_context.current_replica("extended.update")
-            return replica.merge_call(_update, (var, fn, tuple(args), kwargs or {}, group))
+        current = replica_context.current()
+        if current.replica is not None and not current.is_default:
+            return current.replica.merge_call(_update, (var, fn, tuple(args), kwargs or {}, group))
         self.check_variables([var])
         var.check_writable()
         was_split = var.is_split

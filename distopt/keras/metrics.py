@@ -10,19 +10,38 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from distopt import losses
+from distopt import losses, replica_context
 from distopt.tensor import Tensor, to_array
 from distopt.types import Array
+from distopt.variable import Variable, VariableAggregation, VariableSynchronization
 
 MetricLike: TypeAlias = "str | Metric | Callable[[Any, Any], Any]"
 
 
 class Metric:
-    """The mean of ``measure(y_true, y_pred)`` over the examples seen since ``reset_state``."""
+    """The mean of ``measure(y_true, y_pred)`` over the examples seen since ``reset_state``.
+
+    What it remembers are two float64 variables, ``total`` and ``count``, synchronized ON_READ: made in the scope of a
+    strategy, each replica updates its own, and :meth:`result` is over all replicas of all processes.
+    """
 
     def __init__(self, name: str | None = None) -> None:
         self.name = name or type(self).__name__.lower()
-        self.reset_state()
+        self.total = self._state("total")
+        self.count = self._state("count")
+
+    def _state(self, name: str) -> Variable:
+        return Variable(
+            np.zeros((), np.float64),
+            name=f"{self.name}/{name}",
+            synchronization=VariableSynchronization.ON_READ,
+            aggregation=VariableAggregation.SUM,
+        )
+
+    @property
+    def variables(self) -> list[Variable]:
+        """What the metric remembers."""
+        return [self.total, self.count]
 
     def measure(self, y_true: Any, y_pred: Any) -> Array:
         """Return one number per example."""
@@ -30,27 +49,57 @@ class Metric:
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Take in more examples, each counted with its weight."""
-        total, count = weighted_sum(self.measure(y_true, y_pred), sample_weight)
-        self._total += total
-        self._count += count
+        self._add(self.measure(y_true, y_pred), sample_weight)
 
     def result(self) -> Tensor:
-        """Return the mean, float32; 0 without examples."""
-        return Tensor(np.float32(self._total / self._count if self._count else 0.0))
+        """Return the mean over the examples of all replicas, float32; 0 without examples.
+
+        A collective, also inside a replica, where all of them have to ask for it.
+        """
+        return Tensor(np.float32(self._of_all_replicas()))
 
     def reset_state(self) -> None:
         """Forget the examples seen."""
-        self._total = 0.0
-        self._count = 0.0
+        for variable in self.variables:
+            variable.assign(np.zeros((), np.float64))
 
     def reset_states(self) -> None:
         """Forget the examples seen; the name that TensorFlow used before ``reset_state``."""
         self.reset_state()
 
-    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """Take in more examples, and return the mean over all."""
-        self.update_state(y_true, y_pred, sample_weight)
+        self.update_state(*args, **kwargs)
         return self.result()
+
+    def _add(self, values: Any, sample_weight: Any) -> None:
+        for variable, value in zip((self.total, self.count), weighted_sum(values, sample_weight), strict=True):
+            variable.assign_add(np.asarray(value))
+
+    def _of_all_replicas(self) -> Any:
+        context = replica_context.current()
+        if context.replica is None or context.is_default:
+            return self._value()
+        return context.replica.merge_call(lambda _: self._value())
+
+    def _value(self) -> float:
+        total, count = float(self.total.numpy()), float(self.count.numpy())
+        return total / count if count else 0.0
+
+
+class Mean(Metric):
+    """The weighted mean of the values given to ``update_state(values, sample_weight=None)``."""
+
+    def update_state(self, values: Any, sample_weight: Any = None) -> None:  # type: ignore[override]  # of one argument
+        """Take in more values, each counted with its weight."""
+        self._add(to_array(values), sample_weight)
+
+
+class Sum(Mean):
+    """The weighted sum of the values given to ``update_state(values, sample_weight=None)``."""
+
+    def _value(self) -> float:
+        return float(self.total.numpy())
 
 
 class FunctionMetric(Metric):

@@ -20,22 +20,24 @@ from distopt.optimizers.core import OptimizerState
 from distopt.runtime.config_file import job_digest
 from distopt.runtime.job import Job
 from distopt.types import Array
+from distopt.variable import VariableAggregation, VariableSynchronization
 
 
 def collect_state(job: Job, strategy: Strategy, position: DataPosition) -> TrainingState | None:
     """Return the job's state on the chief, ``None`` on other ranks; every rank must call this at the same step."""
     extended = strategy.extended
     communicator: Any = extended.communicator
+    aggregated = _aggregated(job)
     if communicator is None:
-        return local_state(job, position)
+        return local_state(job, position, aggregated)
     if strategy.placement == "server":
         if extended.rank != 0:
             return None
         layout = job.optimizer.layout(tuple(job.variables))
         for owned in communicator.fetch_state():
             load_named_arrays(job.optimizer, layout, owned.spans, dict(zip(owned.names, owned.arrays, strict=True)))
-        return local_state(job, position)
-    own = local_state(job, position)
+        return local_state(job, position, aggregated)
+    own = local_state(job, position, aggregated)
     split = any(len(copies) > 1 for v in own.variables for copies in (v.value, *v.slots.values()))
     digest = b"split" if split else hashlib.sha256(state_hash(own).encode()).digest()
     digests = communicator.all_gather_bytes(digest if extended.hosted else b"")
@@ -48,12 +50,19 @@ def collect_state(job: Job, strategy: Strategy, position: DataPosition) -> Train
     return _merged(states, extended.hosting.hosted)
 
 
-def local_state(job: Job, position: DataPosition) -> TrainingState:
-    """Return the state as this process holds it; copies are those of the hosted replicas."""
+def local_state(
+    job: Job, position: DataPosition, aggregated: Mapping[int, tuple[Array, ...]] | None = None
+) -> TrainingState:
+    """Return the state as this process holds it; copies are those of the hosted replicas.
+
+    ``aggregated``: by position, the values that variables synchronized ON_READ have over all replicas.
+    """
     state = job.optimizer.state()
     slots_of = {id(v): slots for v, slots in zip(job.variables, state.slots, strict=True)}
     variables = tuple(
-        VariableState(position=i, name=v.name, value=_copies(v), slots=slots_of.get(id(v), {}))
+        VariableState(
+            position=i, name=v.name, value=(aggregated or {}).get(i, ()) or _copies(v), slots=slots_of.get(id(v), {})
+        )
         for i, v in enumerate(job.model.variables)
     )
     return TrainingState(
@@ -86,7 +95,9 @@ def restore_state(state: TrainingState, job: Job, strategy: Strategy | None = No
     hosted: Sequence[int] = (0,) if strategy is None else strategy.extended.hosted or (0,)
     for variable, entry in zip(mine, saved, strict=True):
         copies = _of_hosted(entry.value, hosted)
-        if len(hosted) > 1 and any(len(each) > 1 for each in (entry.value, *entry.slots.values())):
+        if _is_aggregated(variable):
+            variable.assign(copies[0])  # of a sum each replica gets its share
+        elif len(hosted) > 1 and any(len(each) > 1 for each in (entry.value, *entry.slots.values())):
             assert strategy is not None, "only a strategy hosts several replicas"
             strategy.extended.split((variable,))
             each_replica = copies if len(copies) > 1 else copies * len(hosted)
@@ -99,6 +110,19 @@ def restore_state(state: TrainingState, job: Job, strategy: Strategy | None = No
         {name: _of_hosted(copies, hosted) for name, copies in entries[id(v)].slots.items()} for v in job.variables
     )
     job.optimizer.load_state(OptimizerState(state.iterations, slots, state.extras))
+
+
+def _aggregated(job: Job) -> dict[int, tuple[Array, ...]]:
+    """Return, by position, the variables of which the value over all replicas is kept, not the copies; a collective."""
+    return {i: (v.numpy(),) for i, v in enumerate(job.model.variables) if _is_aggregated(v)}
+
+
+def _is_aggregated(variable: Any) -> bool:
+    return (
+        variable.is_split
+        and variable.synchronization is VariableSynchronization.ON_READ
+        and variable.aggregation is not VariableAggregation.NONE
+    )
 
 
 def _copies(variable: Any) -> tuple[Array, ...]:

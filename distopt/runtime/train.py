@@ -17,6 +17,7 @@ from distopt import nn, sampling
 from distopt.autodiff.tape import GradientTape
 from distopt.checkpoint import DataPosition, TrainingState, state_hash
 from distopt.distribute import Strategy
+from distopt.distribute.datasets import hosted_rows
 from distopt.distribute.owners import PHASES
 from distopt.distribute.values import PerReplica
 from distopt.errors import DistoptError, ReplicaError
@@ -180,13 +181,10 @@ class TrainLoop:
         return float(loss)
 
     def _parts(self, length: int) -> list[slice]:
-        """Return the rows of a batch of ``length`` that each hosted replica gets."""
+        """Return the rows of a batch of ``length`` that each replica context of this process gets."""
         found = self._parts_of.get(length)
         if found is None:
-            extended = self._strategy.extended
-            replicas = extended.hosting.num_replicas
-            found = [sampling.replica_chunk(length, replicas, replica) for replica in extended.hosted]
-            found = self._parts_of[length] = found or [slice(length, length)]
+            found = self._parts_of[length] = hosted_rows(length, self._strategy.extended)
         return found
 
     def _record(self, step: int) -> None:
@@ -214,15 +212,20 @@ class TrainLoop:
             self._hooks.recorder.epoch(metrics)
 
     def _evaluate(self) -> tuple[int, float]:
-        """Return how many test samples are classified right, and their summed loss; each sample counts once."""
+        """Return how many test samples are classified right, and their summed loss; each sample counts once.
+
+        Each replica does its part, with its own copy of variables that are split.
+        """
         extended = self._strategy.extended
-        correct: dict[int, float] = {}
-        losses: dict[int, float] = {}
-        for replica, part in zip(extended.hosted, self._parts(len(self._test_x)), strict=False):
-            right, per_example = self._job.task.count_correct(self._job.model, self._test_x[part], self._test_y[part])
-            correct[replica] = float(right)
-            losses[replica] = float(np.sum(per_example, dtype=np.float64))
-        return int(self._reduce_by_replica(correct)[0]), float(self._reduce_by_replica(losses)[0])
+        arguments = [(self._test_x[part], self._test_y[part]) for part in self._parts(len(self._test_x))]
+        figures = extended.run_replicas(self._count_correct, arguments)
+        extended.phases.take()  # it is no part of a step
+        correct, loss = extended.all_reduce_arrays("SUM", PerReplica(figures))
+        return int(correct), float(loss)
+
+    def _count_correct(self, x: Array, y: Array) -> Array:
+        right, per_example = self._job.task.count_correct(self._job.model, x, y)
+        return np.array([right, np.sum(per_example, dtype=np.float64)], np.float64)
 
     def _reduce_by_replica(self, value_of: dict[int, float]) -> Array:
         extended = self._strategy.extended

@@ -5,18 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from distopt.checkpoint import DataPosition, TrainingState, state_hash
+from distopt.checkpoint import DataPosition, TrainingState, from_bytes, state_hash, to_bytes
 from distopt.distribute import MirroredStrategy
 from distopt.errors import ReplicaError
 from distopt.observe import EpochMetrics, JobInfo, StepRecord, Summary
 from distopt.optimizers.engine import set_default_engine
-from distopt.runtime.collect import collect_state
+from distopt.replica_context import get_replica_context
+from distopt.runtime.collect import collect_state, restore_state
 from distopt.runtime.config_file import load_config
 from distopt.runtime.job import build_job
 from distopt.runtime.train import Hooks, TrainLoop
+from distopt.tensor import Tensor
 from distopt.testing import run_strategy
+from distopt.variable import Variable, VariableAggregation, VariableSynchronization
 
 CONFIG = Path(__file__).resolve().parents[3] / "configs" / "digits.toml"
 
@@ -164,3 +168,57 @@ def test_both_engines_have_the_same_bits_where_replicas_get_one_row(batch: int) 
         hashes.add(summary.state_hash)
     set_default_engine("compiled")
     assert len(hashes) == 1
+
+
+def test_copies_that_differ_are_evaluated_by_their_own_replicas() -> None:
+    def evaluated(strategy: Any) -> tuple[int, float]:
+        job = build_job(load_config(CONFIG, ("strategy.replicas=5",)))
+        kernel = job.variables[0]
+
+        def drift() -> None:
+            context = get_replica_context()
+            assert context is not None
+            kernel.assign(Tensor(kernel.numpy() * np.float32(context.replica_id_in_sync_group)))
+
+        strategy.run(drift)
+        return TrainLoop(job, strategy, Hooks())._evaluate()
+
+    (want,) = run_strategy(evaluated, 5, 1)
+    for workers in (2, 3, 5, 8):
+        assert run_strategy(evaluated, 5, workers) == [want] * workers
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_variable_synchronized_on_read_is_saved_as_its_sum_and_restored_as_shares(workers: int) -> None:
+    def saved(strategy: Any) -> tuple[Any, Any, Any]:
+        job = build_job(load_config(CONFIG, ("strategy.replicas=4",)))
+        with strategy.scope():
+            seen = Variable(
+                np.zeros(2, np.float32),
+                synchronization=VariableSynchronization.ON_READ,
+                aggregation=VariableAggregation.SUM,
+            )
+        job.model.seen = seen
+        job.optimizer.build(job.variables)
+
+        def count() -> None:
+            context = get_replica_context()
+            assert context is not None
+            seen.assign_add(Tensor(np.float32([context.replica_id_in_sync_group, 2])))
+
+        strategy.run(count)
+        state = collect_state(job, strategy, DataPosition(epoch=0, step=0))
+        value = None if state is None else [copy.tolist() for copy in state.variables[-1].value]
+        seen.assign([0.0, 0.0])
+        payload = b"" if state is None else to_bytes(state)
+        if strategy.extended.communicator is not None:
+            payload = strategy.extended.communicator.broadcast_bytes(payload or None)
+        restore_state(from_bytes(payload, "the state"), job, strategy)
+        local = [copy.numpy().tolist() for copy in strategy.experimental_local_results(seen)]
+        return value, local, None if state is None else state_hash(state)
+
+    (first, *others) = run_strategy(saved, 4, workers)
+    assert first[0] == [[6.0, 8.0]]
+    assert all(value is None for value, _, _ in others)
+    assert [copy for _, local, _ in (first, *others) for copy in local] == [[1.5, 2.0]] * 4
+    assert first[2] == run_strategy(saved, 4, 1)[0][2]
