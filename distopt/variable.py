@@ -332,9 +332,12 @@ class Variable(Operand):
         return self
 
     def __repr__(self) -> str:
-        value = self.numpy()
+        value = self.storage
         shown = value.item() if value.ndim == 0 else value
-        return f"<tf.Variable '{self.name}' shape={self.shape} dtype={self.dtype}, numpy={shown!r}>"
+        held = f"numpy={shown!r}"
+        if self._copies is not None:  # no read: what copies of several processes come to is asked of all of them
+            held = f"copies={self._copies!r}"
+        return f"<tf.Variable '{self.name}' shape={self.shape} dtype={self.dtype}, {held}>"
 
     def __iter__(self) -> Any:
         raise TypeError(f"{self.name} is a variable, which cannot be iterated over; take its value() first")

@@ -141,13 +141,19 @@ class Extended:
         return np.asarray(self.all_reduce_leaves(ReduceOp.parse(operation), [value])[0])
 
     def _aggregate(
-        self, what: str, aggregator: Aggregator, columns: Sequence[Sequence[Any]], have_rows: bool | None = None
+        self,
+        what: str,
+        aggregator: Aggregator,
+        columns: Sequence[Sequence[Any]],
+        have_rows: bool | None = None,
+        noted: Aggregator | None = None,
     ) -> list[Any]:
+        """Return the aggregate of each column, and leave a receipt; ``noted`` is what it is for, where that differs."""
         before = self.book.traffic()
         totals = self.every_process.aggregate(aggregator, columns, have_rows)
         if self.inspector.several:
             num_bytes = sum(num_bytes_of(value) for column in columns for value in column)
-            self.book.add(Note(what, aggregator, num_bytes, traffic_before=before))
+            self.book.add(Note(what, noted or aggregator, num_bytes, traffic_before=before))
         return totals
 
     def all_reduce_leaves(self, operation: ReduceOp, leaves: Sequence[Any]) -> list[Any]:
@@ -160,14 +166,14 @@ class Extended:
             return self._aggregate("value", _SUM, columns)
         if not any(_holds_integers(column[0]) for column in columns):
             return self._aggregate("value", _MEAN, columns)
-        return [self._mean(total) for total in self._aggregate("value", _SUM, columns)]
+        return [self._mean(total) for total in self._aggregate("value", _SUM, columns, noted=_MEAN)]
 
     def _mean(self, total: Any) -> Any:
         replicas = self.hosting.num_replicas
         if isinstance(total, IndexedSlices):
             return total.with_values(_MEAN.finish(total.values.numpy(), replicas))
         total = np.asarray(total)
-        return total / replicas if total.dtype.kind in "biu" else _MEAN.finish(total, replicas)
+        return np.asarray(total / replicas if total.dtype.kind in "biu" else _MEAN.finish(total, replicas))
 
     def gather_arrays(self, value: Any, axis: int) -> Array:
         """Return the replicas' arrays one after another along ``axis``, in replica order, on every process.

@@ -87,21 +87,6 @@ class Metric:
         return total / count if count else 0.0
 
 
-class Mean(Metric):
-    """The weighted mean of the values given to ``update_state(values, sample_weight=None)``."""
-
-    def update_state(self, values: Any, sample_weight: Any = None) -> None:  # type: ignore[override]  # of one argument
-        """Take in more values, each counted with its weight."""
-        self._add(to_array(values), sample_weight)
-
-
-class Sum(Mean):
-    """The weighted sum of the values given to ``update_state(values, sample_weight=None)``."""
-
-    def _value(self) -> float:
-        return float(self.total.numpy())
-
-
 class FunctionMetric(Metric):
     """The mean of what a function ``(y_true, y_pred) -> one number per example`` returns."""
 
@@ -132,10 +117,17 @@ class Mean(Metric):
         del y_true
         return np.asarray(to_array(y_pred))
 
-    def __call__(self, values: Any, sample_weight: Any = None) -> Tensor:  # type: ignore[override]  # no predictions
+    def __call__(self, values: Any, sample_weight: Any = None) -> Tensor:
         """Take in more values, and return the mean over all."""
         self.update_state(values, sample_weight)
         return self.result()
+
+
+class Sum(Mean):
+    """The sum of the values given to ``update_state``, weighted if weights are given."""
+
+    def _value(self) -> float:
+        return float(self.total.numpy())
 
 
 class MeanSquaredError(FunctionMetric):

@@ -93,6 +93,20 @@ def test_clip_in_the_stage_before_the_aggregator_clips_what_each_replica_has(str
     np.testing.assert_allclose(applied(strategy, ClipsFirst(1.0), [3.0, 4.0]).numpy(), before, rtol=1e-6)
 
 
+def test_row_sparse_gradients_of_replicas_are_concatenated_then_summed(strategy: MirroredStrategy) -> None:
+    with strategy.scope():
+        variable = tf.Variable(np.zeros((3, 1), np.float32))
+        optimizer = tf.keras.optimizers.legacy.Adagrad(1.0)
+
+    def step() -> None:
+        rows = tf.IndexedSlices(np.float32([[1], [2]]), [[0, 0], [0, 1]][replica_id()], (3, 1))
+        optimizer.apply_gradients([(rows, variable)])
+
+    strategy.run(step)
+    found = [variable.numpy(), optimizer.get_slot(variable, "accumulator").numpy()]
+    np.testing.assert_allclose(found, fact("F100")["result"], rtol=1e-6)
+
+
 def test_calls_from_the_wrong_side_are_refused(strategy: MirroredStrategy) -> None:
     variable = tf.Variable(np.zeros(1, np.float32))
     optimizer = tf.keras.optimizers.SGD(1.0)

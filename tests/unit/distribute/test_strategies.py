@@ -135,3 +135,16 @@ def test_mean_of_integers_is_a_float_and_the_default_strategy_returns_the_value(
     value = strategy.run(lambda: np.asarray(replica_id() + 1))
     assert float(strategy.reduce("MEAN", value, axis=None)) == 1.5
     assert tf.distribute.get_strategy().reduce("MEAN", 3, axis=None) == 3
+
+
+def test_aggregator_may_drop_pairs_but_not_all_of_them(strategy: MirroredStrategy) -> None:
+    kept, dropped = tf.Variable(np.zeros(1, np.float32)), tf.Variable(np.zeros(1, np.float32))
+    pairs = [(float32([1.0]), kept), (float32([1.0]), dropped)]
+    first_only = tf.keras.optimizers.SGD(1.0, gradient_aggregator=lambda p: [pair for pair in p if pair[1] is kept])
+    strategy.run(lambda: first_only.apply_gradients(pairs))
+    assert (kept.numpy().tolist(), dropped.numpy().tolist()) == ([-1.0], [0.0])
+    assert int(first_only.iterations.numpy()) == 1
+    nothing = tf.keras.optimizers.SGD(1.0, gradient_aggregator=lambda _: None)
+    with pytest.raises(TypeError, match="iterable"):
+        strategy.run(lambda: nothing.apply_gradients(pairs))
+    assert kept.numpy().tolist() == [-1.0]

@@ -216,3 +216,9 @@ def test_deep_copy_of_a_split_variable_has_its_copies(strategy: MirroredStrategy
     strategy.run(lambda: variable.assign(tensor(0.0, 0.0)))
     assert twin.numpy().tolist() == [3, 10]
     assert twin.strategy is strategy
+
+
+def test_repr_of_a_variable_with_copies_asks_no_other_process(strategy: MirroredStrategy) -> None:
+    variable = made(strategy, [0], synchronization=Synchronization.ON_READ, aggregation=NONE)
+    strategy.run(lambda: variable.assign(tensor(1.0 + replica_id())))
+    assert "copies={0: array([1.], dtype=float32), 1: array([2.], dtype=float32)}" in repr(variable)

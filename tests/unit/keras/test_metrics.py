@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+import distopt as tf
 from distopt import losses as foundation_losses
+from distopt.distribute import MirroredStrategy, Strategy
 from distopt.keras import losses, metrics
+from distopt.testing import run_strategy
 
 SCORES = np.array([[0.1, 0.7, 0.2], [0.6, 0.3, 0.1], [0.2, 0.3, 0.5]], np.float32)
 
@@ -89,3 +92,52 @@ def test_mean_weighs_the_values_it_was_given() -> None:
     assert mean.name == "loss"
     assert float(mean.result()) == 2.5
     assert float(mean(2.5)) == 2.5
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+def test_metric_made_in_a_scope_is_over_the_examples_of_all_replicas(workers: int) -> None:
+    data = np.float32([[1, 2], [3, 4], [5, 6], [7, 8], [9, 30]])
+
+    def body(strategy: Strategy) -> list[float]:
+        with strategy.scope():
+            error, mean, total = metrics.MeanSquaredError(), metrics.Mean(), metrics.Sum()
+
+        def step(batch: Any) -> tf.Tensor:
+            error.update_state(batch[:, :1], batch[:, 1:])
+            mean.update_state(batch[:, 0], sample_weight=batch[:, 1])
+            return total(batch[:, 0])
+
+        dataset = tf.data.Dataset.from_tensor_slices(data).batch(5)
+        (batch,) = strategy.experimental_distribute_dataset(dataset)
+        for inside in strategy.experimental_local_results(strategy.run(step, args=(batch,))):
+            assert float(inside) == 25.0, "a result inside a replica is over all of them, too"
+        found = [float(metric.result()) for metric in (error, mean, total)]
+        for metric in (error, mean, total):
+            metric.reset_state()
+            assert float(metric.result()) == 0.0
+        return found
+
+    weighted = float(np.sum(data[:, 0] * data[:, 1]) / np.sum(data[:, 1]))
+    for found in run_strategy(body, num_replicas=3, num_workers=workers):
+        assert found == pytest.approx([np.mean((data[:, 0] - data[:, 1]) ** 2), weighted, 25.0])
+
+
+def test_metric_holds_one_value_a_replica_and_reads_as_their_sum() -> None:
+    strategy = MirroredStrategy(2)
+    with strategy.scope():
+        mean = metrics.Mean("mean")
+
+    def step() -> None:
+        context = tf.distribute.get_replica_context()
+        assert context is not None
+        mean.update_state([float(context.replica_id_in_sync_group), 2.0])
+
+    strategy.run(step)
+    assert [float(each) for each in strategy.experimental_local_results(mean.total)] == [2.0, 3.0]
+    assert [float(variable.numpy()) for variable in mean.variables] == [5.0, 4.0]
+
+
+def test_metric_made_outside_of_scopes_counts_every_replica_once() -> None:
+    mean = metrics.Mean()
+    MirroredStrategy(3).run(lambda: mean.update_state([1.0, 2.0]))
+    assert [float(variable.numpy()) for variable in mean.variables] == [9.0, 6.0]
