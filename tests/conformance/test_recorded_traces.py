@@ -18,7 +18,7 @@ from tests.conftest import Run
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "parity" / "golden.json").read_text())
 CASES = [case for case in GOLDEN["dist"] if case["api"] == "keras_legacy"]
-SERVED = [case for case in CASES if case["grads"] == "dense" and case["mode"] in ("default_sum", "mean_aggregator")]
+SERVED = [case for case in CASES if case["mode"] in ("default_sum", "mean_aggregator")]
 """Placement ``server`` refuses unaggregated gradients (``tests/unit/distribute/test_server_owners.py``)."""
 EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"].removeprefix("dist/keras_legacy/"))
 

@@ -68,13 +68,17 @@ def test_apply_gradients_sums_over_replicas_and_counts_one_step(strategy: Mirror
     expected = fact("F096")["result"]
     optimizer = tf.keras.optimizers.SGD(1.0)
     assert applied(strategy, optimizer, [1.0, 1.0]).numpy().tolist() == expected[0]
+    v1 = tf.compat.v1.train.GradientDescentOptimizer(1.0)
+    assert applied(strategy, v1, [1.0, 1.0]).numpy().tolist() == expected[1]
     assert int(optimizer.iterations.numpy()) == expected[3]
 
 
 def test_apply_gradients_without_aggregation_lets_copies_diverge(strategy: MirroredStrategy) -> None:
     optimizer = tf.keras.optimizers.SGD(1.0)
     variable = applied(strategy, optimizer, [1.0, 1.0], experimental_aggregate_gradients=False)
-    assert local(strategy, variable) == fact("F097")["result"][0]
+    v1 = tf.compat.v1.train.GradientDescentOptimizer(1.0)
+    variable_v1 = applied(strategy, v1, [1.0, 1.0], skip_gradients_aggregation=True)
+    assert [local(strategy, variable), local(strategy, variable_v1)] == fact("F097")["result"]
 
 
 def test_clipnorm_clips_the_sum(strategy: MirroredStrategy) -> None:
@@ -111,7 +115,7 @@ def test_calls_from_the_wrong_side_are_refused(strategy: MirroredStrategy) -> No
     variable = tf.Variable(np.zeros(1, np.float32))
     optimizer = tf.keras.optimizers.SGD(1.0)
 
-    def apply_in_scope() -> None:
+    def apply_in_scope(optimizer: Any = optimizer) -> None:
         with strategy.scope():
             optimizer.apply_gradients([(float32([1.0]), variable)])
 
@@ -123,8 +127,9 @@ def test_calls_from_the_wrong_side_are_refused(strategy: MirroredStrategy) -> No
         if replica_id() == 0:
             context().merge_call(lambda _: None)
 
-    legacy, _, reduce, args, nested, merges = fact("F101")["result"]
+    legacy, v1, reduce, args, nested, merges = fact("F101")["result"]
     assert refusal(apply_in_scope) == legacy
+    assert refusal(lambda: apply_in_scope(tf.compat.v1.train.GradientDescentOptimizer(1.0))) == v1
     assert refusal(lambda: strategy.run(lambda: strategy.reduce("SUM", 1.0, axis=None))) == reduce
     assert refusal(lambda: strategy.run(lambda x: x, args=3)) == args  # type: ignore[arg-type]  # the mistake under test
     assert refusal(nested_scopes) == nested
