@@ -284,6 +284,15 @@ class Extended:
         if self.inspector.looks_for_non_finite and not self.inspector.lets_copies_pass(path, pairs_of):
             return
         hypers = self._hypers_of(optimizer)
+        if optimizer.features.accumulation_steps > 1:
+            if not alike:
+                raise ValueError(
+                    f"gradient_accumulation_steps={optimizer.features.accumulation_steps} adds up one gradient for all "
+                    "replicas, but they apply different ones without aggregating them"
+                )
+            optimizer.finish_aggregated(first, hypers)
+            self.phases.apply += time.perf_counter() - started
+            return
         if self.num_hosted == 1 or (alike and not any(v.is_split for v in variables)):
             optimizer.finish_pairs(first, hypers)
         else:

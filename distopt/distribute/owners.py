@@ -298,6 +298,7 @@ class Servers:
         packed = time.perf_counter()
         known = self._introductions.of(optimizer, pairs_of)
         label = label_of_step(known, "update", {}, int(optimizer.iterations.storage))
+        optimizer.keeps_slots = False
         if parcels is None:
             answers = self._communicator.update(parts, self._hosting, own_hypers, into, label)
         else:

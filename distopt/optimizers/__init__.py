@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from distopt.optimizers.adadelta import Adadelta
+from distopt.optimizers.adafactor import Adafactor
 from distopt.optimizers.adagrad import Adagrad
 from distopt.optimizers.adam import Adam
 from distopt.optimizers.adamax import Adamax
+from distopt.optimizers.adamw import AdamW
 from distopt.optimizers.choose import maximum, minimum, select
 from distopt.optimizers.engine import Engine, get_engine, set_default_engine
 from distopt.optimizers.ftrl import Ftrl
 from distopt.optimizers.keras_legacy import Optimizer
+from distopt.optimizers.lamb import Lamb
+from distopt.optimizers.lion import Lion
+from distopt.optimizers.muon import Muon
 from distopt.optimizers.nadam import Nadam
 from distopt.optimizers.rmsprop import RMSprop
 from distopt.optimizers.rule import Rows, Rule, SparseUse
@@ -19,11 +24,16 @@ from distopt.optimizers.sgd import SGD
 __all__ = [
     "SGD",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
+    "AdamW",
     "Adamax",
     "Engine",
     "Ftrl",
+    "Lamb",
+    "Lion",
+    "Muon",
     "Nadam",
     "Optimizer",
     "RMSprop",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from distopt.optimizers.core import OptimizerCore
+from distopt.optimizers.owner import Clips
 from distopt.optimizers.pipeline import Pair
 
 Transformer = Callable[[list[Pair]], Iterable[Pair]]
@@ -19,9 +20,14 @@ class ClipOptions(OptimizerCore):
     gradient_transformers: list[Transformer]
 
     @property
+    def _limits(self) -> Clips:
+        """Where the limits are: those of aggregated gradients."""
+        return self.clips
+
+    @property
     def clipvalue(self) -> float | None:
         """Gradients are clipped to ``-clipvalue .. clipvalue``."""
-        return self.clips.value
+        return self._limits.value
 
     @clipvalue.setter
     def clipvalue(self, value: float | None) -> None:
@@ -30,7 +36,7 @@ class ClipOptions(OptimizerCore):
     @property
     def clipnorm(self) -> float | None:
         """Each variable's gradient is scaled down to this norm."""
-        return self.clips.norm
+        return self._limits.norm
 
     @clipnorm.setter
     def clipnorm(self, value: float | None) -> None:
@@ -39,7 +45,7 @@ class ClipOptions(OptimizerCore):
     @property
     def global_clipnorm(self) -> float | None:
         """All gradients together are scaled down to this norm."""
-        return self.clips.global_norm
+        return self._limits.global_norm
 
     @global_clipnorm.setter
     def global_clipnorm(self, value: float | None) -> None:
@@ -48,4 +54,4 @@ class ClipOptions(OptimizerCore):
     def _set_clip(self, option: str, value: float | None) -> None:
         if value is not None and self.gradient_transformers:
             raise ValueError(f"{option} cannot be used with gradient_transformers; clip in one of them")
-        setattr(self.clips, CLIP_OPTIONS[option], value)
+        setattr(self._limits, CLIP_OPTIONS[option], value)

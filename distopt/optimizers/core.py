@@ -94,6 +94,8 @@ class OptimizerCore:
         self._bound_engine: Engine | None = None
         self._accumulated: Variable | None = None
         self._has_rules_after_norms = False
+        self.keeps_slots = True
+        """Whether this process holds the slots; false once servers have made an update."""
         self.slots = SlotStore(name, self._weights)
         self.clips = Clips()
         self.features = Features()
@@ -215,6 +217,8 @@ class OptimizerCore:
         if self.features.accumulation_steps > 1 and self._accumulated is None:
             name = f"{self._name}/gradients_accumulated"
             self._accumulated = Variable(0, trainable=False, dtype=np.dtype(np.int64), name=name)
+            self._own_weights["gradients_accumulated"] = self._accumulated
+            self._weights.append(self._accumulated)
 
     @property
     def only_accumulates(self) -> bool:
@@ -485,23 +489,16 @@ class OptimizerCore:
                     storage, slots = self._arrays(variable, replica_id)
                     take_average(engine, slots[AVERAGE].reshape(-1), storage.reshape(-1), step)
 
+    def prepare(self, pairs: Pairs) -> Pairs:
+        """Return one replica's pairs as they go to be aggregated."""
+        return pairs
+
     def clip(self, pairs: Iterable[Pair]) -> Iterable[Pair]:
         """Return the pairs clipped by value, then by norm, then by global norm, as far as each is set.
 
         The bits are those that :meth:`finish` computes on flat arrays.
         """
-        clips = self.clips
-        if not clips.active and type(pairs) is Pairs:
-            return pairs
-        clipped = list(pairs)
-        if clips.value is not None:
-            clipped = [(clip_by_value(gradient, -clips.value, clips.value), v) for gradient, v in clipped]
-        if clips.norm is not None:
-            clipped = [(clip_by_norm(gradient, clips.norm, _sum_of_squares), v) for gradient, v in clipped]
-        if clips.global_norm is not None:
-            gradients, _ = clip_by_global_norm([g for g, _ in clipped], clips.global_norm, _sum_of_squares)
-            clipped = [(gradient, v) for gradient, (_, v) in zip(gradients, clipped, strict=True)]
-        return clipped
+        return clip_pairs(pairs, self.clips)
 
     def state(self) -> OptimizerState:
         """Return copies of everything that decides the next steps."""
@@ -510,8 +507,6 @@ class OptimizerCore:
             for variable in self._variables
         )
         extras = {name: np.array(value) for name, value in self._hypers.numbers().items()}
-        if self._accumulated is not None:
-            extras["gradients_accumulated"] = self._accumulated.numpy()
         extras |= {name: variable.numpy() for name, variable in self._own_weights.items()}
         return OptimizerState(int(self.iterations.storage), slots, extras)
 
@@ -540,9 +535,7 @@ class OptimizerCore:
         """Go on with numbers that :meth:`state` gave beside the slots, as far as there are such; return their names."""
         loaded = set()
         for name, value in extras.items():
-            if name == "gradients_accumulated" and self._accumulated is not None:
-                self._accumulated.storage[...] = value
-            elif name in self._hypers and name in self._hypers.numbers():
+            if name in self._hypers and name in self._hypers.numbers():
                 self._hypers.set(name, float(value))
             elif name in self._own_weights:
                 self._own_weights[name].write_all("assign", value)
@@ -569,6 +562,21 @@ def _check_strategy(variable: Variable) -> None:
         f"variable {variable.name!r} was created under {creator}, and is to be updated under "
         f"{context.strategy!r}; create it under the strategy that trains it"
     )
+
+
+def clip_pairs(pairs: Iterable[Pair], clips: Clips) -> Iterable[Pair]:
+    """Return the pairs clipped by value, then by norm, then by global norm, as far as ``clips`` has each."""
+    if not clips.active and type(pairs) is Pairs:
+        return pairs
+    clipped = list(pairs)
+    if clips.value is not None:
+        clipped = [(clip_by_value(gradient, -clips.value, clips.value), v) for gradient, v in clipped]
+    if clips.norm is not None:
+        clipped = [(clip_by_norm(gradient, clips.norm, _sum_of_squares), v) for gradient, v in clipped]
+    if clips.global_norm is not None:
+        gradients, _ = clip_by_global_norm([g for g, _ in clipped], clips.global_norm, _sum_of_squares)
+        clipped = [(gradient, v) for gradient, (_, v) in zip(gradients, clipped, strict=True)]
+    return clipped
 
 
 def _sum_of_squares(values: Array) -> Any:

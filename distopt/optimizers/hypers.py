@@ -149,7 +149,7 @@ _PRECISE = Context(prec=40, traps=[])
 
 @functools.lru_cache(maxsize=64)
 def power(base: float, exponent: float) -> float:
-    """Return ``base ** exponent``, rounded once; the one implementation of powers in bias corrections.
+    """Return ``base ** exponent``, rounded once; the one implementation of powers in the scalars of a step.
 
     >>> power(0.5, 3)
     0.125

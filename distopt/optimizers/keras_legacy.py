@@ -16,9 +16,10 @@ from distopt.aggregation import Sum
 from distopt.autodiff.tape import GradientTape
 from distopt.nest import flatten
 from distopt.optimizers.clip_options import CLIP_OPTIONS, ClipOptions, Transformer
+from distopt.optimizers.feature_options import FEATURE_OPTIONS, FeatureOptions
 from distopt.optimizers.hyper_attributes import HyperAttributes
 from distopt.optimizers.names import unique_name
-from distopt.optimizers.pipeline import GradientPath, Pair, check_gradients, filter_empty_gradients, fit_of
+from distopt.optimizers.pipeline import GradientPath, Pair, Pairs, check_gradients, filter_empty_gradients, fit_of
 from distopt.optimizers.slots_and_weights import SlotsAndWeights
 from distopt.optimizers.update_methods import UpdateMethods
 from distopt.tensor import Operand
@@ -27,7 +28,7 @@ from distopt.variable import Variable
 _OPTIONS = (*CLIP_OPTIONS, "lr", "decay", "slot_dtype")
 
 
-class Optimizer(UpdateMethods, HyperAttributes, ClipOptions, SlotsAndWeights):
+class Optimizer(UpdateMethods, HyperAttributes, ClipOptions, FeatureOptions, SlotsAndWeights):
     """Base of the Keras optimizers.
 
     ``gradient_aggregator`` sums over replicas unless given: an element-wise ``Aggregator``, or a function from one
@@ -38,6 +39,11 @@ class Optimizer(UpdateMethods, HyperAttributes, ClipOptions, SlotsAndWeights):
 
     ``slot_dtype="float32"``: float16 and bfloat16 variables get slots of float32, the update is computed in it, and
     only the new variable is rounded. The reference has no such option: there, slots have the variable's dtype.
+
+    Keyword arguments that Keras 3 added, all off unless given: ``weight_decay``; ``use_ema``, ``ema_momentum`` and
+    ``ema_overwrite_frequency``; ``gradient_accumulation_steps``; ``loss_scale_factor``. They are attributes, too.
+    Gradients that are accumulated when a training ends, and have not made a full step, stay in the accumulators: the
+    next call, or a resumed job, goes on with them.
 
     Hypers may be read and overwritten as attributes: ``optimizer.learning_rate = 0.05``, or ``lr``.
 
@@ -56,6 +62,7 @@ class Optimizer(UpdateMethods, HyperAttributes, ClipOptions, SlotsAndWeights):
         **kwargs: Any,
     ) -> None:
         slot_dtype = kwargs.pop("slot_dtype", None)
+        features = {option: kwargs.pop(option) for option in FEATURE_OPTIONS if option in kwargs}
         for option, value in kwargs.items():
             if option not in _OPTIONS:
                 raise TypeError(f"{type(self).__name__} takes no argument {option!r}; besides its own: {_OPTIONS}")
@@ -68,6 +75,7 @@ class Optimizer(UpdateMethods, HyperAttributes, ClipOptions, SlotsAndWeights):
         self.gradient_transformers: list[Transformer] = list(gradient_transformers or [])
         if kwargs.get("clipnorm") is not None and kwargs.get("global_clipnorm") is not None:
             raise ValueError("clipnorm and global_clipnorm exclude each other")
+        self._set_features(features)
         for option in CLIP_OPTIONS:
             setattr(self, option, kwargs.get(option))
         decay = kwargs.get("decay", 0.0)
@@ -126,7 +134,7 @@ class Optimizer(UpdateMethods, HyperAttributes, ClipOptions, SlotsAndWeights):
                 if callable(var_list):
                     var_list = var_list()
         with tape:
-            loss = self._transform_loss(loss)
+            loss = self.scale_loss(self._transform_loss(loss))
         variables = flatten(var_list)
         for variable in variables:
             if not isinstance(variable, Operand):
@@ -176,7 +184,7 @@ class Optimizer(UpdateMethods, HyperAttributes, ClipOptions, SlotsAndWeights):
         Raises: ValueError if no variable has a gradient, or a gradient does not fit its variable; RuntimeError in a
             cross-replica context; TapeError if a live tape has read one of the variables. Nothing has changed then.
         """
-        pairs = check_gradients(filter_empty_gradients(grads_and_vars), self.fits)
+        pairs = self._checked(grads_and_vars)
         if pairs.key not in self.fits:
             self.build(pairs.variables)
             self.fits[pairs.key] = fit_of(pairs.variables)
@@ -185,6 +193,10 @@ class Optimizer(UpdateMethods, HyperAttributes, ClipOptions, SlotsAndWeights):
         context = replica_context.current_replica("apply_gradients")
         GradientPath(self, experimental_aggregate_gradients and not skip_gradients_aggregation).run(context, pairs)
         return self.iterations
+
+    def _checked(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> Pairs:
+        """Return the pairs that have a gradient, each fit for its variable."""
+        return check_gradients(filter_empty_gradients(grads_and_vars), self.fits)
 
     def _transform_loss(self, loss: Any) -> Any:
         return loss
@@ -197,7 +209,8 @@ class Optimizer(UpdateMethods, HyperAttributes, ClipOptions, SlotsAndWeights):
         return aggregated
 
     def _transform_gradients(self, grads_and_vars: Iterable[Pair]) -> Iterable[Pair]:
-        pairs: Iterable[Pair] = self.clip(grads_and_vars)
+        # Where gradients are accumulated, their mean is clipped: that comes later.
+        pairs = grads_and_vars if self.features.accumulation_steps > 1 else self.clip(grads_and_vars)
         for transform in self.gradient_transformers:
             pairs = transform(list(pairs))
         return pairs
@@ -207,7 +220,12 @@ class Optimizer(UpdateMethods, HyperAttributes, ClipOptions, SlotsAndWeights):
     def get_config(self) -> dict[str, Any]:
         """Return the arguments from which :meth:`from_config` makes an equal optimizer, without functions."""
         clips = {option: getattr(self, option) for option in CLIP_OPTIONS}
-        config = {"name": self._name, **{option: value for option, value in clips.items() if value is not None}}
+        given = {name: value for name, value in self._feature_config().items() if value != FEATURE_OPTIONS[name]}
+        config = {
+            "name": self._name,
+            **{option: value for option, value in clips.items() if value is not None},
+            **given,
+        }
         slot_dtype = self.features.slot_dtype
         return config if slot_dtype is None else {**config, "slot_dtype": slot_dtype.name}
 

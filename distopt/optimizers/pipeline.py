@@ -3,6 +3,7 @@
 The stages of one apply call, in order::
 
     filter_empty_gradients
+    prepare: divide by loss_scale_factor; with Keras 3's classes clip
     transform_unaggregated_gradients, gradient_aggregator     skipped if experimental_aggregate_gradients is false
     clipvalue, clipnorm, global_clipnorm
     gradient_transformers
@@ -243,10 +244,12 @@ class GradientPath:
         """
         extended = replica.strategy.extended
         extended.check(self)
-        if self.runs_at_owners or extended.owners_re_enact_replicas:
-            replica.merge_call(_apply_at_owners, (self, pairs))
+        if self.runs_at_owners:
+            replica.merge_call(_apply_at_owners, (self, self.optimizer.prepare(pairs)))
+        elif extended.owners_re_enact_replicas:
+            replica.merge_call(_apply_at_owners, (self, pairs))  # prepared where the replicas are re-enacted
         else:
-            replica.merge_call(_update_copies, (self, self.on_replica(pairs)))
+            replica.merge_call(_update_copies, (self, self.on_replica(self.optimizer.prepare(pairs))))
 
     def on_replica(self, pairs: Pairs) -> Pairs:
         """Return the pairs to be applied, after the stages up to the transformers, in this replica's context."""

@@ -40,6 +40,12 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
     "clip-value-and-norm": lambda: sgd(clipvalue=0.5, clipnorm=0.7),
     "median": lambda: adam(gradient_aggregator=MedianOfReplicas()),
     "whole-gradients": lambda: sgd(gradient_aggregator=unit_length_before_sum),
+    "lamb": lambda: tf.keras.optimizers.Lamb(0.1, weight_decay=0.01),
+    "adafactor": lambda: tf.keras.optimizers.Adafactor(0.1),
+    "muon-local-clip": lambda: tf.keras.optimizers.Muon(0.1, global_clipnorm=0.3),
+    "features": lambda: tf.keras.optimizers.AdamW(
+        0.1, gradient_accumulation_steps=2, use_ema=True, ema_overwrite_frequency=2, clipnorm=0.4, loss_scale_factor=8.0
+    ),
     "transformer": lambda: sgd(gradient_transformers=[lambda pairs: [(g * 0.5, v) for g, v in pairs]]),
 }
 
