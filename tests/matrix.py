@@ -22,8 +22,25 @@ from tests.multiprocess.harness import ROOT, mpirun, run_job
 
 REPLICAS = 8
 EPOCHS = 2
-CONFIGS = {"sgd-momentum": "digits.toml", "adam": "digits-adam.toml", "a user's": "digits-adam.toml"}
-OWN = {"optimizer.name": "benchmarks.yogi:Yogi", "optimizer.options": "{beta_2 = 0.99}"}
+CONFIGS = {
+    "sgd-momentum": "digits.toml",
+    "adam": "digits-adam.toml",
+    "a user's": "digits-adam.toml",
+    "lamb": "digits-adam.toml",
+    "muon": "digits.toml",
+}
+SETTINGS = {
+    "a user's": {"optimizer.name": "benchmarks.yogi:Yogi", "optimizer.options": "{beta_2 = 0.99}"},
+    "lamb": {
+        "optimizer.name": "distopt.optimizers:Lamb",
+        "optimizer.options": "{weight_decay = 0.01, use_ema = true}",
+    },
+    "muon": {
+        "optimizer.name": "distopt.optimizers:Muon",
+        "optimizer.options": "{gradient_accumulation_steps = 3, use_ema = true}",
+    },
+}
+"""What a job changes in its named configuration."""
 VARIANTS = {
     "plain": {},
     "global_clipnorm": {"optimizer.global_clipnorm": "0.5"},
@@ -106,7 +123,7 @@ def run_cell(cell: Cell, *, limit_s: float = 90.0) -> str:
             "numerics.engine": cell.engine,
             "run.directory": directory,
             **VARIANTS[cell.variant],
-            **(OWN if cell.optimizer == "a user's" else {}),
+            **SETTINGS.get(cell.optimizer, {}),
         }
         if deployment.on == "cluster":
             settings["deployment.workers"] = str(deployment.workers)

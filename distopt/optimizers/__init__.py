@@ -14,6 +14,7 @@ from distopt.optimizers.ftrl import Ftrl
 from distopt.optimizers.keras_legacy import Optimizer
 from distopt.optimizers.lamb import Lamb
 from distopt.optimizers.lion import Lion
+from distopt.optimizers.loss_scale import LossScaleOptimizer, LossScaleOptimizerV3
 from distopt.optimizers.muon import Muon
 from distopt.optimizers.nadam import Nadam
 from distopt.optimizers.rmsprop import RMSprop
@@ -33,6 +34,8 @@ __all__ = [
     "Ftrl",
     "Lamb",
     "Lion",
+    "LossScaleOptimizer",
+    "LossScaleOptimizerV3",
     "Muon",
     "Nadam",
     "Optimizer",

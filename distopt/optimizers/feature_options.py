@@ -30,6 +30,12 @@ FEATURE_OPTIONS: dict[str, Any] = {
 class FeatureOptions(OptimizerCore):
     """An optimizer that may decay weights, average variables, accumulate gradients and unscale them."""
 
+    is_wrapped = False
+    """Whether a loss scale optimizer decides on its steps."""
+
+    clips_own_gradients = False
+    """Whether each replica's gradients are clipped before they are aggregated."""
+
     def _set_features(self, options: dict[str, Any]) -> None:
         """Take the arguments of ``FEATURE_OPTIONS``, all off where not given.
 

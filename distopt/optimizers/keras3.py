@@ -102,6 +102,11 @@ class Keras3Optimizer(Optimizer):
         ]
         return check_gradients(kept, self.fits)
 
+    @property
+    def clips_own_gradients(self) -> bool:  # type: ignore[override]  # it depends on the options here
+        """Whether each replica's gradients are clipped before they are aggregated."""
+        return self.local_clips.active
+
     def prepare(self, pairs: Pairs) -> Pairs:
         """Return one replica's pairs as they go to be aggregated: unscaled, clipped, dense."""
         pairs = super().prepare(pairs)

@@ -129,7 +129,7 @@ class OptimizerConfig(Section, frozen=True, kw_only=True):
     gradient_aggregator: AggregatorName = "sum"
     gradient_transformers: tuple[FunctionName, ...] = ()
     schedule: ScheduleConfig | None = None
-    options: dict[str, float | bool | str] = {}
+    options: dict[str, int | float | bool | str] = {}
     """Further keyword arguments for an optimizer of your own."""
 
     def arguments(self) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def test_config_with_a_value_out_of_range_names_key_value_and_range(override: st
         ),
         (
             ["optimizer.options={rate=1}"],
-            'optimizer.name = "SGD" and optimizer.options = {rate = 1.0} exclude each other: options are for',
+            'optimizer.name = "SGD" and optimizer.options = {rate = 1} exclude each other: options are for',
         ),
         (["optimizer.amsgrad=true"], 'optimizer.name = "SGD" and optimizer.amsgrad = true exclude each other'),
         (

@@ -1,0 +1,49 @@
+"""What the ranks of ``test_golden.py`` run: every recorded dense case of one face, one replica on each rank."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+from distopt.comm.mpi import MpiCommunicator
+from distopt.distribute import MultiWorkerMirroredStrategy
+from tests.parity import test_keras3
+from tests.parity.deployments import REPLICAS, run_steps, share_of
+
+
+def keras3(comm: MpiCommunicator) -> int:
+    """Run the cases of Keras 3 and return how many there were."""
+    for case in test_keras3.CASES:
+        strategy = MultiWorkerMirroredStrategy(replicas=REPLICAS, communicator=comm)
+        with strategy.scope():
+            job = test_keras3.made_job(case, case["class"])
+        own_clips = test_keras3.clips_own(case, job)
+
+        def gradients_of(step: int, replica: int, case: Any = case, whole: bool = own_clips) -> list[Any]:
+            return [share_of(replica, test_keras3.gradient_of(case, step, n), all_of_it=whole) for n in ("a", "b")]
+
+        def check(step: int, case: Any = case, job: Any = job) -> None:
+            test_keras3.check_values(case, case["class"], job, step)
+
+        run_steps(strategy, job, gradients_of, len(case["steps"]), check)
+        test_keras3.check_slots(case, case["class"], job)
+    return len(test_keras3.CASES)
+
+
+FACES: dict[str, Callable[[MpiCommunicator], int]] = {"keras3": keras3}
+
+
+def main() -> None:
+    """Run every face; print one line on each rank."""
+    comm = MpiCommunicator(timeout_s=60.0)
+    assert comm.size == REPLICAS
+    counts = {name: run(comm) for name, run in FACES.items()}
+    sent = comm.traffic.bytes_sent
+    comm.close()
+    os.write(1, f"rank {comm.rank} followed {json.dumps(counts)} and sent {sent}\n".encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""The recorded cases of the reference, with the two replicas on two MPI ranks."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+
+import pytest
+
+from tests.multiprocess.harness import mpirun, run_job
+from tests.parity.test_keras3 import CASES
+
+pytestmark = [
+    pytest.mark.multiprocess,
+    pytest.mark.skipif(sys.platform != "linux", reason="real MPI jobs are tested on Linux"),
+]
+
+
+def test_two_mpi_ranks_follow_every_recorded_case() -> None:
+    result = run_job(mpirun(2, ["-m", "tests.multiprocess.golden_programs"]), limit_s=120.0)
+    assert result.status == 0, result
+    lines = re.findall(r"rank (\d) followed (\{.*\}) and sent (\d+)", result.stdout)
+    assert sorted(rank for rank, _, _ in lines) == ["0", "1"], result
+    for _, counts, sent in lines:
+        assert json.loads(counts) == {"keras3": len(CASES)}
+        assert int(sent) > 1000 * len(CASES)
