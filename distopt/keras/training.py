@@ -110,7 +110,8 @@ class Model(Layer):
         sample_weight)``, such as a Dataset; so is ``validation_data``, as a tuple or an iterable. ``batch_size`` is
         that of the global batch, by default 32. Arrays are visited in the order ``epoch_permutation(seed, epoch,
         n)``; ``seed`` is by default that of ``distopt.random.set_seed``, so two calls visit the data alike unless the
-        second is given an ``initial_epoch`` or another seed.
+        second is given an ``initial_epoch`` or another seed. With an optimizer's ``use_ema`` the variables end as their
+        averages, unless servers keep these.
 
         With ``steps_per_epoch`` an epoch is so many batches, and the next one goes on where it ended: for data that
         repeat without end.
@@ -132,6 +133,8 @@ class Model(Layer):
                 logs |= {f"val_{name}": value for name, value in figures.items()}
             history.append(epoch, logs)
             self._report(verbose, f"Epoch {epoch + 1}/{epochs}", logs)
+        if self._optimizer.keeps_slots:
+            self._optimizer.finalize_variable_values(self.trainable_variables)
         return history
 
     def evaluate(
@@ -214,6 +217,7 @@ class Model(Layer):
                 objective = objective / per_example.dtype.type(max(elements, 1))
             if penalty is not None:
                 objective = objective + losses.scale_regularization_loss(penalty)
+            objective = self._optimizer.scale_loss(objective)
         variables = self.trainable_variables
         gradients = tape.gradient(objective, variables)
         self._optimizer.apply_gradients(zip(gradients, variables, strict=True))

@@ -11,9 +11,11 @@ from typing import Any
 
 from distopt.clipping import values_of, with_values
 from distopt.errors import PlacementError
-from distopt.optimizers.core import OptimizerCore
+from distopt.indexed_slices import IndexedSlices
+from distopt.optimizers.core import OptimizerCore, dense_gradient
 from distopt.optimizers.features import AVERAGE, Features
 from distopt.optimizers.pipeline import Pairs, check_gradients
+from distopt.tensor import Tensor
 from distopt.variable import Variable
 
 FEATURE_OPTIONS: dict[str, Any] = {
@@ -157,19 +159,30 @@ class FeatureOptions(OptimizerCore):
         return loss if factor is None else loss * factor
 
     def prepare(self, pairs: Pairs) -> Pairs:
-        """Return one replica's pairs as they go to be aggregated: divided by ``loss_scale_factor``."""
+        """Return one replica's pairs as they go to be aggregated: divided by ``loss_scale_factor``.
+
+        Gradients that are accumulated are made dense: their sum has the rows of all.
+        """
         factor = self.features.loss_scale_factor
-        if factor is None:
-            return pairs
-        unscaled = []
-        for gradient, variable in pairs:
-            values = values_of(gradient)
-            unscaled.append((with_values(gradient, values / values.dtype.type(factor)), variable))
-        return check_gradients(unscaled)
+        if factor is not None:
+            unscaled = []
+            for gradient, variable in pairs:
+                values = values_of(gradient)
+                unscaled.append((with_values(gradient, values / values.dtype.type(factor)), variable))
+            pairs = check_gradients(unscaled)
+        return pairs if self.features.accumulation_steps == 1 else dense_pairs(pairs)
 
     def _feature_config(self) -> dict[str, Any]:
         """Return the arguments of ``FEATURE_OPTIONS`` as they are now."""
         return {option: getattr(self, option) for option in FEATURE_OPTIONS}
+
+
+def dense_pairs(pairs: Pairs) -> Pairs:
+    """Return the pairs with row-sparse gradients made dense."""
+    if all(array is not None for array in pairs.arrays):
+        return pairs
+    dense = [(Tensor(dense_gradient(g, v)) if isinstance(g, IndexedSlices) else g, v) for g, v in pairs]
+    return check_gradients(dense)
 
 
 def checked_ema_momentum(momentum: Any) -> float:

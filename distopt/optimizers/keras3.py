@@ -14,7 +14,7 @@ import numpy as np
 from distopt.indexed_slices import IndexedSlices
 from distopt.optimizers.clip_options import CLIP_OPTIONS, Transformer
 from distopt.optimizers.core import clip_pairs, dense_gradient
-from distopt.optimizers.feature_options import FEATURE_OPTIONS
+from distopt.optimizers.feature_options import FEATURE_OPTIONS, dense_pairs
 from distopt.optimizers.hypers import bias_correction, through_float32
 from distopt.optimizers.keras_legacy import Optimizer
 from distopt.optimizers.owner import Clips
@@ -112,10 +112,7 @@ class Keras3Optimizer(Optimizer):
         pairs = super().prepare(pairs)
         if self.local_clips.active:
             pairs = check_gradients(clip_pairs(pairs, self.local_clips))
-        if any(array is None for array in pairs.arrays):
-            dense = [(Tensor(dense_gradient(g, v)) if isinstance(g, IndexedSlices) else g, v) for g, v in pairs]
-            pairs = check_gradients(dense)
-        return pairs
+        return dense_pairs(pairs)
 
     def adam_scalars(
         self, learning_rate: float, betas: tuple[float, float], epsilon: float, dtype: np.dtype[Any]

@@ -199,6 +199,41 @@ def test_row_sparse_gradients_are_accumulated_as_dense_ones() -> None:
     np.testing.assert_array_equal(*results)
 
 
+@pytest.mark.parametrize("deployment", DEPLOYMENTS)
+@pytest.mark.parametrize("make", [optimizers.SGD, optimizers.Lion])
+def test_row_sparse_gradients_with_all_features_have_the_bits_of_two_replicas(make: Any, deployment: str) -> None:
+    def made() -> Job:
+        options = {"weight_decay": 0.1, "use_ema": True, "gradient_accumulation_steps": 2, "loss_scale_factor": 2.0}
+        return Job({"v": variable_of(np.ones((3, 2)))}, make(0.1, **options))
+
+    def rows(step: int, replica: int) -> list[Any]:
+        values = np.random.default_rng([step, replica]).standard_normal((2 + replica, 2)).astype(np.float32)
+        return [tf.IndexedSlices(values, [0, 2, 0][: 2 + replica], (3, 2))]
+
+    results = []
+    for where in ("mirrored", deployment):
+        strategy, job, fetch_slots = DEPLOYMENTS[where](made)
+        run_steps(strategy, job, rows, 4, lambda step: None)
+        fetch_slots()
+        results.append([w.tobytes() for w in (job.variables["v"].numpy(), *job.optimizer.get_weights())])
+    assert results[0] == results[1]
+
+
+def test_fit_scales_the_loss_and_ends_with_the_averages() -> None:
+    def fitted(**options: Any) -> Any:
+        model = tf.keras.Sequential([tf.keras.layers.Dense(1, kernel_initializer="ones", input_shape=(2,))])
+        model.compile(optimizers.SGD(0.1, **options), tf.keras.losses.MeanSquaredError())
+        model.fit(np.ones((4, 2), np.float32), np.zeros((4, 1), np.float32), epochs=3, verbose=0)
+        return model
+
+    plain, scaled, averaged = fitted(), fitted(loss_scale_factor=8.0), fitted(use_ema=True, ema_momentum=0.5)
+    for a, b in zip(plain.get_weights(), scaled.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    kernel = averaged.trainable_variables[0]
+    np.testing.assert_array_equal(kernel.numpy(), averaged.optimizer.get_slot(kernel, "average").numpy())
+    assert kernel.numpy().tobytes() != plain.get_weights()[0].tobytes()
+
+
 def test_unaggregated_gradients_that_differ_cannot_be_accumulated() -> None:
     strategy = MirroredStrategy(2)
     with strategy.scope():
