@@ -33,8 +33,8 @@ class Muon(Keras3Optimizer):
     >>> optimizer = Muon(1.0, weight_decay=None, rms_rate=None)
     >>> count = optimizer.apply_gradients([(np.array([[5.0, 0.0], [0.0, 5.0]], np.float32), variable)])
     >>> variable.numpy().round(1)  # both singular values of the step are near one
-    array([[1.1, 0. ],
-           [0. , 1.1]], dtype=float32)
+    array([[0.9, 0. ],
+           [0. , 0.9]], dtype=float32)
     """
 
     def __init__(
