@@ -53,6 +53,7 @@ class InProcessServers:
         hosting: Hosting,
         hypers: dict[str, float] | None,
         into: Sequence[tuple[Span, Array]],
+        label: str = "",
     ) -> None:
         """Have every server update its spans, and copy what comes back ``into`` the worker's variables."""
         assert hypers is not None

@@ -41,9 +41,10 @@ def lamb_factor(variable_norm: Any, direction_norm: Any, one: Any) -> Any:
 
     Source: You et al. 2020, algorithm 2, with the identity for ``phi``; Keras 3 ``Lamb``.
 
-    >>> norms = np.float32(3), np.float32(2)
-    >>> float(lamb_factor(*norms, np.float32(1)))
-    1.5
+    >>> one, zero = np.float64(1), np.float64(0)
+    >>> with np.errstate(divide="ignore"):
+    ...     float(lamb_factor(3 * one, 2 * one, one)), float(lamb_factor(3 * one, zero, one))
+    (1.5, 1.0)
     """
     zero = one - one
     return select((variable_norm > zero) & (direction_norm > zero), variable_norm / direction_norm, one)
