@@ -293,7 +293,8 @@ _FITS: dict[type, Any] = {Mean: LOCAL_MEAN}
 def is_finite(gradient: Any) -> bool:
     """Return whether all numbers of a gradient are finite.
 
-    The sum of numbers is finite only if all are: one pass over memory, and a second look only where it is not.
+    The sum of numbers, or of their squares, is finite only if all are: one pass over memory, and a second look only
+    where it is not, because it may have overflowed.
 
     >>> is_finite(np.ones(3)), is_finite(np.array([1.0, np.nan]))
     (True, False)
@@ -302,7 +303,8 @@ def is_finite(gradient: Any) -> bool:
     if array is None or array.dtype.kind in "biu":
         return True
     with np.errstate(all="ignore"):
-        total = float(np.add.reduce(array, axis=None))
+        flat = array.reshape(-1)
+        total = float(np.dot(flat, flat) if array.dtype.char in "fd" else np.add.reduce(flat))
     return math.isfinite(total) or bool(np.isfinite(array).all())
 
 

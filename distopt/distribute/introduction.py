@@ -52,8 +52,10 @@ class Introductions:
 
         Raises: the MistakeError that says how the lists differ; MergeOrderError if the others do something else.
         """
-        known = self._known.setdefault(optimizer, {})
         key = pairs_of[0].key
+        known = self._known.get(optimizer)
+        if known is None:
+            known = self._known[optimizer] = {}
         found = known.get(key)
         if found is None:
             found = known[key] = self._introduce(pairs_of)
