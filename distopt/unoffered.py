@@ -138,7 +138,6 @@ UNOFFERED: dict[str, str] = {
     "test": "use pytest; distopt.testing has what tests per replica need",
     "timestamp": "use time.time",
     "tpu": _DEVICES,
-    "train": "use distopt.checkpoint, distopt.distribute.cluster_resolver, or distopt.compat.v1.train",
     "truncatediv": "use floordiv",
     "truncatemod": "use floormod",
     "type_spec_from_value": "functions run eagerly; leave it out",

@@ -25,6 +25,7 @@ def test_cluster_spec_tells_jobs_tasks_and_addresses() -> None:
     assert spec.as_dict() == {"chief": ["h0:1"], "worker": ["h1:2", "h2:3"], "ps": {1: "h3:4"}}
     assert spec == ClusterSpec(spec.as_dict())
     assert not ClusterSpec({})
+    assert tf.train.ClusterSpec is ClusterSpec
 
 
 @pytest.mark.parametrize(
