@@ -162,7 +162,7 @@ __version__ = "0.1.0"
 newaxis = None
 """Used as an index, a new axis of length 1, as NumPy has it."""
 
-guard(data, debugging, distribute, dtypes, errors, keras, linalg, losses, math, nest, nn, optimizers, random)
+guard(data, debugging, distribute, dtypes, errors, keras, linalg, losses, math, nest, nn, optimizers, random, train)
 guard(compat, compat.v1, compat.v1.train)
 guard(keras.layers, keras.losses, keras.metrics, keras.models, keras.optimizers, keras.optimizers.schedules)
 guard(sys.modules[__name__])

@@ -224,6 +224,12 @@ UNOFFERED: dict[str, str] = {
     "distribute.TPUStrategy": "use MirroredStrategy, MultiWorkerMirroredStrategy or SyncParameterServerStrategy",
     "distribute.coordinator": "the coordinator's schedule and join are not offered; " + _SERVER_LOOP,
     "distribute.ParameterServerStrategy": "its updates are asynchronous; use SyncParameterServerStrategy",
+    # tf.train
+    "train.CheckpointManager": "keep the paths that Checkpoint.save returns, or use the checkpoints of `distopt train`",
+    "train.CheckpointOptions": "there are none; leave it out",
+    "train.ExponentialMovingAverage": "use distopt.compat.v1.train.ExponentialMovingAverage, or an optimizer's use_ema",
+    "train.checkpoints_iterator": "ask latest_checkpoint again",
+    "train.list_variables": "restore into variables; the file is safetensors",
     # tf.errors
     "errors.AbortedError": _BUILT_IN + "; catch JobAbortedError",
     "errors.CancelledError": _BUILT_IN + "; catch JobAbortedError",
