@@ -28,8 +28,8 @@ from distopt.types import Array
 NUMPY_BLOCK = 16384
 """Elements the NumPy engine updates at once: with its temporaries this stays in a second-level cache."""
 
-SHARED_BYTES = 2**20
-"""Bytes of all arrays together from which threads share a loop: waking one costs as much as moving some 500 kB."""
+SHARED_BYTES = 2**22
+"""Bytes of all arrays together from which threads share a loop: below, waking one costs more than it brings."""
 
 Kernel = Callable[..., None]
 """``kernel(variable, *slots, gradient, *scalars)``: updates flat arrays of one length in place."""
