@@ -47,14 +47,20 @@ class ClusterSpec:
         return sorted(self._job(job_name))
 
     def task_address(self, job_name: str, task_index: int) -> str:
-        """Return the address of one task; ValueError if there is no such job or task."""
+        """Return the address of one task.
+
+        Raises: ValueError if there is no such job or task.
+        """
         tasks = self._job(job_name)
         if task_index not in tasks:
             raise ValueError(f"job {job_name!r} has the tasks {sorted(tasks)}, and no task {task_index}")
         return tasks[task_index]
 
     def job_tasks(self, job_name: str) -> list[str | None]:
-        """Return the addresses of a job by index, None where one is missing; ValueError if there is no such job."""
+        """Return the addresses of a job by index, None where one is missing.
+
+        Raises: ValueError if there is no such job.
+        """
         tasks = self._job(job_name)
         return [tasks.get(index) for index in range(max(tasks, default=-1) + 1)]
 
