@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from distopt import replica_context
 from distopt.checkpoint.encoding import from_bytes, to_bytes
 from distopt.checkpoint.files import write_durably
 from distopt.checkpoint.state import DataPosition, TrainingState
@@ -187,7 +188,8 @@ class Checkpoint:
             self._mark(key for key, extra in extras.items() if extra in loaded)
         for key, variable in self.variables().items():
             if key in self.pending:
-                variable.write_all("assign", self.pending[key])
+                # Every copy gets the value; of one that is a sum when it is read, its share.
+                replica_context.current().access.assign(variable, "assign", self.pending[key])
                 self._mark([key])
 
     def _mark(self, keys: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -222,3 +223,18 @@ def test_repr_of_a_variable_with_copies_asks_no_other_process(strategy: Mirrored
     variable = made(strategy, [0], synchronization=Synchronization.ON_READ, aggregation=NONE)
     strategy.run(lambda: variable.assign(tensor(1.0 + replica_id())))
     assert "copies={0: array([1.], dtype=float32), 1: array([2.], dtype=float32)}" in repr(variable)
+
+
+@pytest.mark.parametrize(("aggregation", "copies"), [(SUM, [[1.5, 4], [1.5, 4]]), (MEAN, [[1.5, 4], [1.5, 4]])])
+def test_checkpoint_holds_what_copies_come_to_and_gives_each_its_share(
+    strategy: MirroredStrategy, aggregation: Aggregation, copies: Any, tmp_path: Path
+) -> None:
+    variable = made(strategy, [0, 0], synchronization=Synchronization.ON_READ, aggregation=aggregation)
+    strategy.run(lambda: variable.assign(tensor(1.0 + replica_id(), 4.0)))
+    before = variable.numpy().tolist()
+    checkpoint = tf.train.Checkpoint(variable=variable)
+    path = checkpoint.save(str(tmp_path / "checkpoint"))
+    variable.assign([0.0, 0.0])
+    checkpoint.restore(path)
+    assert variable.numpy().tolist() == before
+    assert local(strategy, variable) == copies
