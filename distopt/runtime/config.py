@@ -35,8 +35,16 @@ _DOTTED = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
 TaskName: TypeAlias = Annotated[
     str, Meta(pattern=rf"^(digits|{_DOTTED})$", description='"digits" or "package.module:Class"')
 ]
+OPTIMIZERS = (
+    "SGD", "Adam", "AdamW", "Adamax", "Nadam", "Adagrad", "Adadelta", "RMSprop", "Ftrl", "Lion", "Lamb", "Adafactor",
+    "Muon",
+)  # fmt: skip
 OptimizerName: TypeAlias = Annotated[
-    str, Meta(pattern=rf"^(SGD|Adam|{_DOTTED})$", description='"Adam", "SGD" or "package.module:Class"')
+    str,
+    Meta(
+        pattern=rf"^({'|'.join(OPTIMIZERS)}|{_DOTTED})$",
+        description=", ".join(f'"{name}"' for name in OPTIMIZERS) + ' or "package.module:Class"',
+    ),
 ]
 AggregatorName: TypeAlias = Annotated[
     str, Meta(pattern=rf"^(sum|mean|{_DOTTED})$", description='"sum", "mean" or "package.module:function"')
@@ -130,7 +138,7 @@ class OptimizerConfig(Section, frozen=True, kw_only=True):
     gradient_transformers: tuple[FunctionName, ...] = ()
     schedule: ScheduleConfig | None = None
     options: dict[str, int | float | bool | str] = {}
-    """Further keyword arguments for an optimizer of your own."""
+    """Further keyword arguments of the optimizer's class."""
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments for the optimizer's class that are plain numbers and flags, and were given.

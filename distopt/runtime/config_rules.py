@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
+import inspect
 import math
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
+from distopt import optimizers
 from distopt.errors import ConfigError
-from distopt.runtime.config import JobConfig, PiecewiseConstantDecay
+from distopt.optimizers.feature_options import FEATURE_OPTIONS
+from distopt.runtime.config import OPTIMIZERS, JobConfig, PiecewiseConstantDecay
 from distopt.runtime.toml_text import inline
 
-_ONLY_FOR: dict[str, tuple[str, ...]] = {
-    "momentum": ("SGD",),
-    "nesterov": ("SGD",),
-    "beta_1": ("Adam",),
-    "beta_2": ("Adam",),
-    "epsilon": ("Adam",),
-    "amsgrad": ("Adam",),
-}
-"""Which optimizers take an argument; those that all take are absent."""
+_KEYS = ("momentum", "nesterov", "beta_1", "beta_2", "epsilon", "amsgrad")
+"""Arguments of some optimizers that have keys of their own; others are given as ``optimizer.options``."""
 
 
 _OPEN = ("task.options", "optimizer.options")
@@ -58,17 +56,24 @@ def _of_optimizer(config: JobConfig) -> Iterator[str]:
     optimizer = config.optimizer
     given = optimizer.arguments()
     is_own = ":" in optimizer.name
-    for argument, names in _ONLY_FOR.items():
-        if argument in given and not is_own and optimizer.name not in names:
-            yield exclude(
-                "optimizer.name", optimizer.name, f"optimizer.{argument}", given[argument],
-                f"{argument} is an argument of {' and '.join(names)}",
-            )  # fmt: skip
-    if optimizer.options and not is_own:
-        yield exclude(
-            "optimizer.name", optimizer.name, "optimizer.options", optimizer.options,
-            "options are for an optimizer of your own; the built-in ones have keys for their arguments",
-        )  # fmt: skip
+    if not is_own:
+        taken = _parameters(optimizer.name)
+        for argument in _KEYS:
+            if argument in given and argument not in taken:
+                names = [name for name in OPTIMIZERS if argument in _parameters(name)]
+                yield exclude(
+                    "optimizer.name", optimizer.name, f"optimizer.{argument}", given[argument],
+                    f"{argument} is an argument of {', '.join(names)}",
+                )  # fmt: skip
+        allowed = sorted(taken.difference(_KEYS, ("learning_rate", "name", "kwargs")))
+        for option, value in optimizer.options.items():
+            if option not in allowed:
+                near = difflib.get_close_matches(option, allowed, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                yield (
+                    f"optimizer.options.{option} = {inline(value)} is refused{hint}; "
+                    f"allowed with {optimizer.name}: {', '.join(allowed)}"
+                )
     if optimizer.clipnorm is not None and optimizer.global_clipnorm is not None:
         yield exclude(
             "optimizer.clipnorm", optimizer.clipnorm, "optimizer.global_clipnorm", optimizer.global_clipnorm,
@@ -95,6 +100,11 @@ def _of_optimizer(config: JobConfig) -> Iterator[str]:
                 f"optimizer.schedule.boundaries = {inline(list(schedule.boundaries))} is refused; "
                 "allowed: steps in ascending order"
             )
+
+
+@functools.cache
+def _parameters(name: str) -> frozenset[str]:
+    return frozenset({*inspect.signature(getattr(optimizers, name)).parameters, *FEATURE_OPTIONS})
 
 
 def _of_deployment(config: JobConfig) -> Iterator[str]:

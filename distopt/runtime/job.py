@@ -100,10 +100,8 @@ def make_optimizer(config: OptimizerConfig) -> Any:
     }
     try:
         return optimizer(learning_rate=learning_rate, **hooks, **config.arguments())
-    except TypeError as error:
-        if is_own:
-            raise ConfigError(f"optimizer.name = {config.name!r}: {error}") from error
-        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"optimizer.name = {config.name!r}: {error}") from error
 
 
 def load_object(name: str, key: str) -> Any:

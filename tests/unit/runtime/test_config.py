@@ -107,7 +107,7 @@ def test_config_with_a_wrong_type_names_key_value_and_type(override: str, messag
         ("optimizer.learning_rate=inf", "optimizer.learning_rate = inf is refused; allowed: a finite number"),
         ("optimizer.learning_rate=nan", "optimizer.learning_rate = nan is refused; allowed: a number > 0"),
         ("optimizer.momentum=2", "optimizer.momentum = 2 is refused; allowed: a number >= 0 and <= 1"),
-        ("optimizer.name=Adm", 'optimizer.name = "Adm" is refused; did you mean "Adam"?; allowed: "Adam", "SGD" or'),
+        ("optimizer.name=Adm", 'optimizer.name = "Adm" is refused; did you mean "Adam"?; allowed: "SGD", "Adam", '),
         ("deployment.on=clusters", 'deployment.on = "clusters" is refused; did you mean "cluster"?'),
         ("deployment.address=x", 'deployment.address = "x" is refused; allowed: "tcp://HOST:PORT"'),
         ("deployment.peer_timeout_s=-1", "deployment.peer_timeout_s = -1 is refused; allowed: a number of seconds > 0"),
@@ -137,7 +137,11 @@ def test_config_with_a_value_out_of_range_names_key_value_and_range(override: st
         ),
         (
             ["optimizer.options={rate=1}"],
-            'optimizer.name = "SGD" and optimizer.options = {rate = 1} exclude each other: options are for',
+            "optimizer.options.rate = 1 is refused; allowed with SGD: ema_momentum, ema_overwrite_frequency, ",
+        ),
+        (
+            ["optimizer.name=Adagrad", "optimizer.options={initial_acumulator_value=1.0}"],
+            "optimizer.options.initial_acumulator_value = 1.0 is refused; did you mean initial_accumulator_value?",
         ),
         (["optimizer.amsgrad=true"], 'optimizer.name = "SGD" and optimizer.amsgrad = true exclude each other'),
         (

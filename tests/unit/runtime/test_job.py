@@ -1,0 +1,27 @@
+"""What a job makes of its configuration."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from distopt.runtime.config import OPTIMIZERS
+from distopt.runtime.config_file import load_config
+from distopt.runtime.job import build_job
+
+CONFIG = Path(__file__).resolve().parents[3] / "configs" / "digits.toml"
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_built_in_optimizer_can_be_named_in_a_job(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    text = CONFIG.read_text()
+    path.write_text(
+        re.sub(r"(?s)\[optimizer\].*?\n\n", f'[optimizer]\nname = "{name}"\nlearning_rate = 0.25\n\n', text)
+    )
+    optimizer = build_job(load_config(path, ("optimizer.options={ema_momentum=0.5,use_ema=true}",))).optimizer
+    assert type(optimizer).__name__ == name
+    assert float(optimizer.learning_rate.numpy()) == 0.25
+    assert optimizer.ema_momentum == 0.5
