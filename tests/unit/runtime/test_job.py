@@ -19,7 +19,7 @@ def test_every_built_in_optimizer_can_be_named_in_a_job(name: str, tmp_path: Pat
     path = tmp_path / "job.toml"
     text = CONFIG.read_text()
     path.write_text(
-        re.sub(r"(?s)\[optimizer\].*?\n\n", f'[optimizer]\nname = "{name}"\nlearning_rate = 0.25\n\n', text)
+        re.sub(r"(?sm)^\[optimizer\].*?\n\n", f'[optimizer]\nname = "{name}"\nlearning_rate = 0.25\n\n', text)
     )
     optimizer = build_job(load_config(path, ("optimizer.options={ema_momentum=0.5,use_ema=true}",))).optimizer
     assert type(optimizer).__name__ == name
