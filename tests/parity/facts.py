@@ -23,9 +23,6 @@ OUT_OF_SCOPE: dict[str, str] = {
 }
 """Facts about the reference's own machinery that have no counterpart here, with the reason of each."""
 
-NOT_YET: frozenset[str] = frozenset(("F034", "F100", "F123", "F124", "F125", "F126", "F127"))
-"""Facts that no test asks for yet. Goes away once every fact is met."""
-
 
 def fact(identity: str) -> dict[str, Any]:
     """Return the recorded fact: its ``topic``, its ``scenario`` in words, and the ``result`` that the reference gave.
