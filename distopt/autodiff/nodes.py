@@ -9,7 +9,8 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import autograd.numpy
 import ml_dtypes
@@ -40,7 +41,8 @@ for _extended in (ml_dtypes.bfloat16,):
     VSpace.register(_extended, ArrayVSpace)
 
 
-class Fused(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Fused:
     """How one operation runs under a single ordinary tape, on plain arrays.
 
     ``backward(node, gradient, owned)`` returns one gradient for each entry of ``node.argnums``, in the dtype of that

@@ -36,8 +36,7 @@ def dense(x: Any, kernel: Any, bias: Any = None, activation: str | None = None) 
 
 @primitive  # type: ignore[untyped-decorator]  # autograd is untyped
 def _dense(x: Array, kernel: Array, bias: Array | None, activation: str) -> Array:
-    # The same products as matmul's, bit for bit, but for two matrices less is asked before it begins.
-    result: Array = np.dot(x, kernel) if x.ndim == 2 else np.matmul(x, kernel)
+    result: Array = np.matmul(x, kernel)  # np.dot would fill the result with zeros first
     if activation == "relu" and bias is not None and result.ndim == 2:
         loops.add_bias_and_relu(result, bias)
         return result
@@ -73,7 +72,7 @@ def _backward(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
         gradients.append(np.matmul(gradient, kernel.T))
     if 1 in needed:
         columns = x.T if x.ndim == 2 else x.reshape(-1, x.shape[-1]).T
-        gradients.append(np.dot(columns, rows))
+        gradients.append(np.matmul(columns, rows))
     if 2 in needed:
         gradients.append(loops.sum_columns(rows) if bias_gradient is None else bias_gradient)
     dtype = gradient.dtype

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,6 +10,39 @@ from distopt import schedules
 from distopt.optimizers.core import OptimizerCore
 from distopt.optimizers.hypers import as_number, rounded
 from distopt.tensor import Operand, Tensor
+
+
+class HyperAttribute:
+    """The attribute of a class whose objects may have a hyper of that name; to others it is an ordinary one.
+
+    Not ``__getattr__``: a class that has it is slower in every attribute of its objects.
+    """
+
+    def __init__(self, attribute: str, hyper: str) -> None:
+        self._attribute = attribute
+        self._hyper = hyper
+
+    def __get__(self, optimizer: Any, owner: type) -> Any:
+        if optimizer is None:
+            return self
+        if self._hyper in optimizer._hypers:
+            return optimizer._get_hyper(self._hyper)
+        try:
+            return optimizer.__dict__[self._attribute]
+        except KeyError:
+            raise AttributeError(f"{owner.__name__} has no attribute {self._attribute!r}") from None
+
+    def __set__(self, optimizer: Any, value: Any) -> None:
+        if self._hyper in optimizer._hypers:
+            optimizer._set_hyper(self._hyper, value)
+        else:
+            optimizer.__dict__[self._attribute] = value
+
+
+def _give_attribute(optimizer_class: type, attribute: str, hyper: str | None = None) -> None:
+    """Let ``optimizer_class`` have the attribute of a hyper, unless the class has something else of that name."""
+    if not hasattr(optimizer_class, attribute):
+        setattr(optimizer_class, attribute, HyperAttribute(attribute, hyper or attribute))
 
 
 class HyperAttributes(OptimizerCore):
@@ -21,6 +54,9 @@ class HyperAttributes(OptimizerCore):
     def _set_hyper(self, name: str, value: Any) -> None:
         """Set the hyper ``name`` to a number, variable, callable or schedule."""
         self._hypers.set(name, value)
+        _give_attribute(type(self), name)
+        if name == "learning_rate":
+            _give_attribute(type(self), "lr", name)
 
     def _get_hyper(self, name: str, dtype: Any = None) -> Any:
         """Return the hyper ``name``, cast to ``dtype`` if given; a schedule comes back uncalled."""
@@ -36,19 +72,9 @@ class HyperAttributes(OptimizerCore):
             return schedules.serialize(value)
         return as_number(value() if callable(value) and not isinstance(value, Operand) else value)
 
-    def __getattr__(self, name: str) -> Any:
-        hypers = self.__dict__.get("_hypers", ())
-        name = "learning_rate" if name == "lr" else name
-        if name in hypers:
-            return self._get_hyper(name)
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+    if TYPE_CHECKING:
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        name = "learning_rate" if name == "lr" else name
-        if name in self.__dict__.get("_hypers", ()):
-            self._set_hyper(name, value)
-        else:
-            object.__setattr__(self, name, value)
+        def __getattr__(self, name: str) -> Any: ...
 
     def __dir__(self) -> list[str]:
         hypers = list(self._hypers)
