@@ -1,4 +1,4 @@
-"""What the ranks of ``test_golden.py`` run: every recorded dense case of one face, one replica on each rank."""
+"""What the ranks of ``test_golden.py`` run: every recorded dense case of each face, one replica on each rank."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 from distopt.comm.mpi import MpiCommunicator
 from distopt.distribute import MultiWorkerMirroredStrategy
-from tests.parity import test_keras3
+from distopt.optimizers import set_default_engine
+from tests.parity import test_keras3, test_v1
+from tests.parity import test_keras_legacy as legacy
 from tests.parity.deployments import REPLICAS, run_steps, share_of
 
 
@@ -32,7 +34,35 @@ def keras3(comm: MpiCommunicator) -> int:
     return len(test_keras3.CASES)
 
 
-FACES: dict[str, Callable[[MpiCommunicator], int]] = {"keras3": keras3}
+def keras_legacy(comm: MpiCommunicator) -> int:
+    """Run the cases of the legacy Keras classes on both engines and return how many there were."""
+    for engine in ("numpy", "compiled"):
+        set_default_engine(engine)
+        for case in legacy.DENSE:
+            strategy = MultiWorkerMirroredStrategy(replicas=REPLICAS, communicator=comm)
+            with strategy.scope():
+                job = legacy.made_job(case)
+            legacy.run_replicas_of(case, strategy, job)
+            legacy.check_state(case, job)
+    return 2 * len(legacy.DENSE)
+
+
+def v1(comm: MpiCommunicator) -> int:
+    """Run the cases of TensorFlow 1 and return how many there were."""
+    for case in test_v1.DENSE:
+        strategy = MultiWorkerMirroredStrategy(replicas=REPLICAS, communicator=comm)
+        global_step = test_v1.made_step(case)
+        with strategy.scope():
+            job = test_v1.made_job(case, global_step)
+        for step in range(len(case["steps"])):
+            strategy.run(test_v1.replica_step, args=(case, job, global_step, step))
+            test_v1.check_values(case, {name: variable.numpy() for name, variable in job.variables.items()}, step)
+        test_v1.check_slots(case, job)
+        test_v1.check_others(case, job, global_step)
+    return len(test_v1.DENSE)
+
+
+FACES: dict[str, Callable[[MpiCommunicator], int]] = {"keras3": keras3, "keras_legacy": keras_legacy, "v1": v1}
 
 
 def main() -> None:

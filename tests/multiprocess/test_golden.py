@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.multiprocess.harness import mpirun, run_job
-from tests.parity.test_keras3 import CASES
+from tests.parity import test_keras3, test_keras_legacy, test_v1
 
 pytestmark = [
     pytest.mark.multiprocess,
@@ -22,6 +22,11 @@ def test_two_mpi_ranks_follow_every_recorded_case() -> None:
     assert result.status == 0, result
     lines = re.findall(r"rank (\d) followed (\{.*\}) and sent (\d+)", result.stdout)
     assert sorted(rank for rank, _, _ in lines) == ["0", "1"], result
+    wanted = {
+        "keras3": len(test_keras3.CASES),
+        "keras_legacy": 2 * len(test_keras_legacy.DENSE),
+        "v1": len(test_v1.DENSE),
+    }
     for _, counts, sent in lines:
-        assert json.loads(counts) == {"keras3": len(CASES)}
-        assert int(sent) > 1000 * len(CASES)
+        assert json.loads(counts) == wanted
+        assert int(sent) > 1000 * sum(wanted.values())
