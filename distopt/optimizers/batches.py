@@ -14,8 +14,8 @@ import numpy as np
 
 from distopt.arena import Run, aligned_zeros, runs
 from distopt.optimizers.engine import Engine, Kernel
-from distopt.optimizers.features import Features
-from distopt.optimizers.rule import Rule
+from distopt.optimizers.features import AVERAGE, ScalarSource, Step, Treatment
+from distopt.optimizers.piece import Piece
 from distopt.optimizers.slots import SlotStore
 from distopt.types import Array
 from distopt.variable import Variable
@@ -27,16 +27,14 @@ BATCH_BYTES = 2**17
 """Bytes of the gradients of one batch at most, so that they are still in the cache when the kernel reads them."""
 
 
-class RuleUser(Protocol):
+class RuleUser(ScalarSource, Protocol):
     """What batches need of an optimizer."""
 
     slots: SlotStore
-    features: Features
 
-    @property
-    def rule(self) -> Rule: ...
-
-    def scalars(self, hypers: Mapping[str, float], dtype: np.dtype[Any]) -> tuple[Any, ...]: ...
+    def treatment(self, variable: Variable) -> Treatment:
+        """Return how a variable is updated."""
+        ...
 
 
 class _Batch(NamedTuple):
@@ -49,13 +47,22 @@ class _Batch(NamedTuple):
     written: tuple[Array, ...]
     gradients: Array | None
     copies: tuple[tuple[Array, int], ...]
+    piece: Piece
+
+
+class _Group(NamedTuple):
+    """The batches whose kernels take the same scalars; in ``one_pass``, where nothing precedes or follows the rule."""
+
+    treatment: Treatment
     slot_dtype: np.dtype[Any]
+    one_pass: bool
+    batches: list[_Batch]
 
 
 class Batches:
     """The updates of ``variables``, which are all different, with dense gradients in the same order.
 
-    One at a time: the arrays for copied gradients are kept.
+    They have element-wise rules and no constraints. One at a time: the arrays for copied gradients are kept.
     """
 
     def __init__(self, optimizer: RuleUser, engine: Engine, variables: Sequence[Variable]) -> None:
@@ -63,11 +70,15 @@ class Batches:
         self.variables = tuple(variables)
         self._optimizer = optimizer
         position = {id(variable): i for i, variable in enumerate(variables)}
-        self._batches = [
-            self._bind(run, [(variable, position[id(variable)]) for variable in members])
-            for run in runs(variables)
-            for members in _cut(run)
-        ]
+        groups: dict[tuple[Treatment, np.dtype[Any]], _Group] = {}
+        for run in runs(variables):
+            for treatment, members in _cut(run, [optimizer.treatment(variable) for variable in run.variables]):
+                batch = self._bind(run, treatment, [(variable, position[id(variable)]) for variable in members])
+                slot_dtype = optimizer.features.dtype_of_slots(treatment.rule, run.segment.dtype)
+                one_pass = batch.piece.average is None and (treatment.is_plain or treatment.fused is not None)
+                group = _Group(treatment, slot_dtype, one_pass, [])
+                groups.setdefault((treatment, slot_dtype), group).batches.append(batch)
+        self._groups = tuple(groups.values())
 
     def can_update(self, gradients: Sequence[Array | None]) -> bool:
         """Return whether every gradient is dense and every variable has one value, which may be written to now.
@@ -82,55 +93,58 @@ class Batches:
         return True
 
     def update(self, gradients: Sequence[Any], hypers: Mapping[str, float]) -> None:
-        """Run the rule on all variables; ``gradients`` are arrays of their variables' shapes and dtypes."""
-        dtype = scalars = None
-        for kernel, written, flat, copies, slot_dtype in self._batches:
-            if slot_dtype is not dtype:
-                dtype = slot_dtype
-                scalars = self._optimizer.scalars(hypers, slot_dtype)
-            assert scalars is not None
-            if flat is None:
-                gradient = gradients[copies[0][1]]
-                if gradient.base is not None and not gradient.flags.aligned:
-                    gradient = np.require(gradient, requirements=["A"])
-                kernel(*written, gradient.reshape(-1), *scalars)  # a copy in C order, if it is not in that order
-                continue
-            for target, position in copies:
-                target[...] = gradients[position]
-            kernel(*written, flat, *scalars)
+        """Update all variables; ``gradients`` are arrays of their variables' shapes and dtypes."""
+        step = Step(self._optimizer, hypers)
+        for (rule, weight_decay), slot_dtype, one_pass, batches in self._groups:
+            scalars = step.scalars(rule, slot_dtype)
+            if weight_decay is not None:
+                scalars = (*scalars, *step.decay(weight_decay, slot_dtype))
+            for kernel, written, flat, copies, piece in batches:
+                if flat is None:
+                    gradient = gradients[copies[0][1]]
+                    if gradient.base is not None and not gradient.flags.aligned:
+                        gradient = np.require(gradient, requirements=["A"])
+                    gradient = gradient.reshape(-1)  # a copy in C order, if it is not in that order
+                else:
+                    for target, position in copies:
+                        target[...] = gradients[position]
+                    gradient = flat
+                if one_pass:
+                    kernel(*written, gradient, *scalars)
+                else:
+                    piece.update(gradient, step)
+                    piece.take_average(step)
 
-    def _bind(self, run: Run, members: Sequence[tuple[Variable, int]]) -> _Batch:
-        segment, rule = run.segment, self._optimizer.rule
-        dtype = segment.dtype
+    def _bind(self, run: Run, treatment: Treatment, members: Sequence[tuple[Variable, int]]) -> _Batch:
+        segment = run.segment
         places = []
         for variable, _ in members:
             assert variable.placement is not None, "runs() has looked"
             places.append((variable.placement[1], variable.storage))
         start, stop = places[0][0], places[-1][0] + places[-1][1].size
-        buffers = self._optimizer.slots.buffers(segment)
-        written = tuple(array[start:stop] for array in (segment.buffer, *(buffers[name] for name in rule.slots)))
-        slot_dtype = self._optimizer.features.dtype_of_slots(rule, dtype)
-        kernel = self.engine.kernel(rule, dtype, slot_dtype)
+        arrays = {name: array[start:stop] for name, array in self._optimizer.slots.buffers(segment).items()}
+        written = (segment.buffer[start:stop], *(arrays[name] for name in treatment.rule.slots))
+        piece = Piece(self.engine, treatment, written, (), average=arrays.get(AVERAGE))
         if len(members) == 1:
-            return _Batch(kernel, written, None, ((written[0], members[0][1]),), slot_dtype)
-        flat = aligned_zeros(stop - start, dtype)
+            return _Batch(piece.kernel, written, None, ((written[0], members[0][1]),), piece)
+        flat = aligned_zeros(stop - start, segment.dtype)
         copies = tuple(
             (flat[offset - start : offset - start + storage.size].reshape(storage.shape), position)
             for (offset, storage), (_, position) in zip(places, members, strict=True)
         )
-        return _Batch(kernel, written, flat, copies, slot_dtype)
+        return _Batch(piece.kernel, written, flat, copies, piece)
 
 
-def _cut(run: Run) -> list[list[Variable]]:
-    """Return the variables of ``run`` as batches: large ones alone."""
-    batches: list[list[Variable]] = []
+def _cut(run: Run, treatments: Sequence[Treatment]) -> list[tuple[Treatment, list[Variable]]]:
+    """Return the variables of ``run`` as batches of variables that are treated alike: large ones alone."""
+    batches: list[tuple[Treatment, list[Variable]]] = []
     room = 0
-    for variable in run.variables:
+    for variable, treatment in zip(run.variables, treatments, strict=True):
         size = variable.storage.nbytes
-        if not batches or size > SMALL_BYTES or size > room:
-            batches.append([variable])
+        if not batches or size > SMALL_BYTES or size > room or batches[-1][0] != treatment:
+            batches.append((treatment, [variable]))
             room = BATCH_BYTES - size if size <= SMALL_BYTES else 0
         else:
-            batches[-1].append(variable)
+            batches[-1][1].append(variable)
             room -= size
     return batches

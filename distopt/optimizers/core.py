@@ -382,7 +382,8 @@ class OptimizerCore:
         batches = self._batches.pop(key, None)  # so that no other thread uses it meanwhile
         if batches is None or batches.engine is not engine:
             variables = [variable for _, variable in pairs]
-            if not all(self._is_plain(v) and v.constraint is None for v in variables) or len(set(key)) < len(key):
+            can_batch = all(self.rule_of(v).is_element_wise and v.constraint is None for v in variables)
+            if not can_batch or len(set(key)) < len(key):
                 return False
             self.build(variables)
             batches = Batches(self, engine, variables)

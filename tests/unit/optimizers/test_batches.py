@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -7,10 +8,9 @@ import numpy as np
 import pytest
 
 import distopt
-from distopt.arena import place
 from distopt.autodiff.tape import GradientTape
 from distopt.errors import TapeError
-from distopt.optimizers import SGD, Adam, get_engine, rules
+from distopt.optimizers import SGD, Adagrad, Adam, AdamW, get_engine, rules, set_default_engine
 from distopt.optimizers.batches import BATCH_BYTES, SMALL_BYTES, Batches
 from distopt.types import Array
 from distopt.variable import Variable
@@ -20,27 +20,64 @@ SHAPES: list[tuple[int, ...]] = [(3, 5), (), (7,), (SMALL_BYTES,), (0,), (1,), (
 
 def variables_and_gradients(dtype: Any, seed: int) -> tuple[list[Variable], list[Array]]:
     rng = np.random.default_rng(seed)
-    variables = [Variable(np.asarray(rng.standard_normal(shape), dtype), dtype=np.dtype(dtype)) for shape in SHAPES]
+    variables = [
+        Variable(
+            np.asarray(rng.standard_normal(shape), dtype), dtype=np.dtype(dtype), name=("even", "odd")[position % 2]
+        )
+        for position, shape in enumerate(SHAPES)
+    ]
     return variables, [np.asarray(rng.standard_normal(shape), dtype) for shape in SHAPES]
 
 
+def half_decayed() -> AdamW:
+    optimizer = AdamW(0.1, weight_decay=0.5)
+    optimizer.exclude_from_weight_decay(var_names=["even"])
+    return optimizer
+
+
+OPTIMIZERS: dict[str, Callable[[], Any]] = {
+    "Adam": lambda: Adam(0.1),
+    "AdamW": lambda: AdamW(0.1, weight_decay=0.5),
+    "AdamW, every other variable without decay": half_decayed,
+    "a decay of its own pass, and averages": lambda: SGD(
+        0.1, momentum=0.9, weight_decay=0.5, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=2
+    ),
+    "accumulated": lambda: Adagrad(0.1, weight_decay=0.5, gradient_accumulation_steps=2),
+}
+
+
+def run(optimizer: Any, how: str, dtype: Any) -> list[bytes]:
+    variables, gradients = variables_and_gradients(dtype, seed=1)
+    optimizer.build(variables)
+    for step in range(4):
+        pairs = [(gradients[i], variables[i]) for i in (4, 7, 0, 2, 1, 3, 8, 5) if (i + step) % 4]
+        updated, hypers = [variable for _, variable in pairs], optimizer.step_hypers()
+        if how == "as owners do":
+            layout = optimizer.layout(updated)
+            optimizer.finish(layout, layout.pack([gradient for gradient, _ in pairs]), hypers)
+        elif how == "all at once" or optimizer.features.accumulation_steps > 1:
+            optimizer.finish_aggregated(pairs, hypers)
+        else:
+            for pair in pairs:
+                optimizer.finish_pairs([pair], hypers)
+            optimizer.advance(hypers, updated)
+    slots = [array for of_variable in optimizer.state().slots for array in of_variable.values()]
+    return [variable.numpy().tobytes() for variable in variables] + [copies[0].tobytes() for copies in slots]
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, ml_dtypes.bfloat16])
-@pytest.mark.usefixtures("engine_name")
-def test_all_at_once_has_the_bits_of_one_after_another(dtype: Any) -> None:
-    results = []
-    for at_once in (True, False):
-        optimizer = Adam(0.1)
-        variables, gradients = variables_and_gradients(dtype, seed=1)
-        place(variables)
-        for step in range(3):
-            pairs = [(gradients[i], variables[i]) for i in (4, 7, 0, 2, 1, 3, 8, 5) if (i + step) % 4]
-            for group in [pairs] if at_once else [[pair] for pair in pairs]:
-                optimizer.finish_pairs(group, optimizer.step_hypers())
-            optimizer.advance(optimizer.step_hypers())
-        state = optimizer.state().slots
-        slots = [slots[name] for slots in sorted(state, key=lambda slots: slots["m"][0].shape) for name in ("m", "v")]
-        results.append([v.numpy().tobytes() for v in variables] + [copies[0].tobytes() for copies in slots])
-    assert results[0] == results[1]
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_all_at_once_has_the_bits_of_one_after_another_and_of_owners_on_both_engines(name: str, dtype: Any) -> None:
+    results = {}
+    try:
+        for engine in ("numpy", "compiled"):
+            set_default_engine(engine)
+            for how in ("all at once", "one after another", "as owners do"):
+                results[engine, how] = run(OPTIMIZERS[name](), how, dtype)
+    finally:
+        set_default_engine("compiled")
+    first = results["numpy", "one after another"]
+    assert [key for key, result in results.items() if result != first] == []
 
 
 class CountingEngine:
@@ -71,6 +108,18 @@ def test_small_neighbours_share_a_call_and_a_large_variable_has_its_own() -> Non
     batches.update([np.ones(size, np.float32) for size in sizes], optimizer.step_hypers())
     assert engine.sizes == [9 * 112 + 100, SMALL_BYTES, 2 * 112 + 7 * (SMALL_BYTES // 4), SMALL_BYTES // 4]
     assert all((variable.numpy() == 0.5).all() for variable in variables)
+
+
+def test_neighbours_that_are_treated_differently_do_not_share_a_call() -> None:
+    optimizer = half_decayed()
+    variables = [Variable(np.ones(100, np.float32), name=name) for name in ("odd", "odd", "even", "even", "odd")]
+    optimizer.build(variables)
+    engine: Any = CountingEngine()
+    Batches(optimizer, engine, variables).update([np.zeros(100, np.float32)] * 5, optimizer.step_hypers())
+    assert sorted(engine.sizes) == [100, 212, 212]
+    assert [float(variable.numpy()[0]) for variable in variables] == [np.float32(0.95)] * 2 + [1, 1] + [
+        np.float32(0.95)
+    ]
 
 
 @pytest.mark.usefixtures("engine_name")
@@ -108,8 +157,6 @@ def test_a_variable_listed_twice_is_updated_twice() -> None:
 
 
 def test_another_engine_is_used_from_the_next_call_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    from distopt.optimizers import set_default_engine
-
     optimizer = SGD(1.0)
     variables = [Variable(np.zeros(3, np.float32)) for _ in range(2)]
     pairs = [(np.ones(3, np.float32), variable) for variable in variables]
