@@ -97,10 +97,19 @@ def describe_names(names: Sequence[str]) -> list[Hashable]:
     >>> describe_names(["dense_4/kernel:0", "dense_3/kernel:0"])
     [('dense/kernel:0', 1), ('dense/kernel:0', 0)]
     """
-    stems = [_COUNTER.sub("", name) for name in names]
+    stems = [stem_of(name) for name in names]
     counters = [tuple(map(int, _COUNTER.findall(name))) for name in names]
     places = {stem: sorted({c for c, s in zip(counters, stems, strict=True) if s == stem}) for stem in set(stems)}
     return [(stem, places[stem].index(counter)) for stem, counter in zip(stems, counters, strict=True)]
+
+
+def stem_of(name: str) -> str:
+    """Return a name without the numbers that layers and optimizers count theirs with.
+
+    >>> stem_of("sgd_1/dense_4/kernel:0")
+    'sgd/dense/kernel:0'
+    """
+    return _COUNTER.sub("", name)
 
 
 _COUNTER = re.compile(r"_(\d+)(?=[/:]|$)")

@@ -31,7 +31,7 @@
         ├── DifferentVariablesError (ValueError)         replicas apply gradients to different variables
         ├── VariableOrderError (ValueError)              ... to the same ones in another order
         ├── MissingGradientError (ValueError)            ... which some of them have no gradient for
-        ├── VariablePerReplicaError (ValueError)         ... which each of them made for itself
+        ├── VariablePerReplicaError (ValueError)         ... of their own, or make different ones
         ├── UnequalShapesError (ValueError)              replicas reduce values of different shapes
         ├── UnequalDtypesError (ValueError)              ... of different dtypes
         ├── UnequalReduceOpsError (ValueError)           ... by different operations
@@ -177,7 +177,7 @@ class MissingGradientError(MistakeError, ValueError):
 
 
 class VariablePerReplicaError(MistakeError, ValueError):
-    """Each replica made a variable for itself where they should share one."""
+    """Replicas have, or make, different variables where they should share one."""
 
 
 class UnequalShapesError(MistakeError, ValueError):

@@ -55,6 +55,10 @@ class VariableAccess(Protocol):
         """Carry out ``operation``, the name of one of the variable's methods (``"assign_add"``), on ``variable``."""
         ...
 
+    def made_before(self, initializer: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return the variable that another replica made where one is to be made with these arguments; None: nobody."""
+        ...
+
     def created(self, variable: Any) -> None:
         """Take note of a new variable; a strategy of several processes gives it one initial value."""
         ...
@@ -92,6 +96,9 @@ class _OneValue:
 
     def assign(self, variable: Any, operation: str, value: Any) -> None:
         variable.write_all(operation, value)
+
+    def made_before(self, initializer: Any, args: Any, kwargs: Any) -> Any:  # noqa: ARG002 - there is nobody else
+        return None
 
     def created(self, variable: Any) -> None:
         pass

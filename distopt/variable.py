@@ -42,15 +42,24 @@ class VariableAggregation(Enum):
     ONLY_FIRST_REPLICA = 3
 
 
-class Variable(Operand):
+class _OneForAllReplicas(type):
+    """Makes variables; where several replicas come to the same point, the first one's is that of all."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        made = replica_context.current().access.made_before(cls.__init__, args, kwargs)  # type: ignore[misc]  # its own
+        return super().__call__(*args, **kwargs) if made is None else made
+
+
+class Variable(Operand, metaclass=_OneForAllReplicas):
     """A stored value with a name, that tapes follow if it is ``trainable`` and optimizers update.
 
     ``initial_value`` is an array, number, tensor, list, or a function without arguments that returns one; Python
     floats become float32. ``trainable=None`` means True, unless ``synchronization`` is ON_READ. ``constraint`` is
-    applied by optimizers after an update. ``validate_shape``, ``caching_device`` and ``import_scope`` have no effect.
+    applied by optimizers after an update. Made by the replicas of a strategy, it is one variable for all of them, with
+    the first one's value. ``validate_shape``, ``caching_device`` and ``import_scope`` have no effect.
 
     Raises: ValueError for a shape that ``initial_value`` does not have, for MEAN with integers, for ``trainable=True``
-        with ON_READ, for a ``variable_def``.
+        with ON_READ, for a ``variable_def``; VariablePerReplicaError where replicas make different ones.
 
     Source: ``tf.Variable``.
     """

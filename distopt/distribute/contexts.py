@@ -27,7 +27,7 @@ class StrategyReplicaContext:
         self._strategy = strategy
         self._replica_id = replica_id
         self._index = index
-        self._context = Context(strategy, self, InReplicaAccess(strategy))
+        self._context = Context(strategy, self, InReplicaAccess(strategy, index))
         self.origin: Any = None
         """What is known of the loss of the gradients that this replica took last; see ``loss_origin``."""
 

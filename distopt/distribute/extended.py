@@ -12,17 +12,20 @@ import numpy as np
 
 from distopt import replica_context
 from distopt.aggregation import Aggregator, Mean, Sum
+from distopt.agreement import stem_of
 from distopt.autodiff.nodes import state
 from distopt.comm.communicator import Communicator, Hosting
 from distopt.distribute import gathering, values
 from distopt.distribute.checks import Checks
 from distopt.distribute.contexts import StrategyReplicaContext
+from distopt.distribute.creations import SAME_VARIABLES, Creations
 from distopt.distribute.inspector import Inspector
 from distopt.distribute.loss_origin import note_origin
 from distopt.distribute.owners import EveryProcess, Owners, Phases, num_bytes_of, same_variables
 from distopt.distribute.receipts import Note, Receipt, ReceiptBook, path_name
 from distopt.distribute.replica_greenlets import ReplicaGreenlets
 from distopt.distribute.variable_access import CrossReplicaAccess
+from distopt.errors import VariablePerReplicaError
 from distopt.indexed_slices import IndexedSlices
 from distopt.replica_context import Context
 from distopt.types import Array, ReduceOp
@@ -61,6 +64,8 @@ class Extended:
         """Hypers that were evaluated elsewhere, for a server that re-enacts replicas."""
         self._host_of_first_replica = next(rank for rank, replicas in enumerate(hosting.hosted) if 0 in replicas)
         self.strategy = strategy
+        self.creations: Creations | None = None
+        """What replicas have made in the run that is under way, where it is of several in this process."""
         self._greenlets = ReplicaGreenlets()
         self._merging_s = 0.0
 
@@ -119,8 +124,12 @@ class Extended:
                 )
                 for i, context in enumerate(self.contexts)
             ]
-            return self._greenlets.run(calls, self._merge_laps)
+            self.creations = Creations([context.replica_id_in_sync_group for context in self.contexts])
+            results = self._greenlets.run(calls, self._merge_laps)
+            self.creations.check()
+            return results
         finally:
+            self.creations = None
             state.watcher = watcher
             self.phases.gradient += time.perf_counter() - started - self._merging_s
 
@@ -201,10 +210,21 @@ class Extended:
         return self.communicator.broadcast_bytes(payload if self.rank == root else None, root)
 
     def share_initial_value(self, variable: Any) -> None:
-        """Give a new variable the value that it has on rank 0."""
+        """Give a new variable the value that it has on rank 0.
+
+        Raises: VariablePerReplicaError if rank 0 makes another variable here.
+        """
         if self.communicator is not None and self.communicator.size > 1:
-            payload = self.communicator.broadcast_bytes(variable.storage.tobytes())
-            variable.storage[...] = np.frombuffer(payload, variable.storage.dtype).reshape(variable.storage.shape)
+            value = variable.storage
+            own = stem_of(variable.name), value.dtype.name, value.shape
+            encoded = self.communicator.broadcast_bytes(msgspec.msgpack.encode((*own, value.tobytes())))
+            *others, payload = msgspec.msgpack.decode(encoded, type=tuple[str, str, tuple[int, ...], bytes])
+            if tuple(others) != own:
+                raise VariablePerReplicaError(
+                    f"rank {self.rank} makes the variable {own[0]} {own[1]}{list(own[2])} where rank 0 makes "
+                    f"{others[0]} {others[1]}{list(others[2])}; {SAME_VARIABLES}"
+                )
+            value[...] = np.frombuffer(payload, value.dtype).reshape(value.shape)
 
     def own_copies(self, variable: Any) -> None:
         """Give each hosted replica a copy of a variable that is synchronized when it is read."""
@@ -320,6 +340,8 @@ class Extended:
     def _merge_laps(
         self, merge_fn: Callable[..., Any], args_of: Sequence[tuple[Any, ...]], kwargs_of: Sequence[dict[str, Any]]
     ) -> list[Any]:
+        if self.creations is not None:
+            self.creations.check()
         args, kwargs = values.regroup(args_of), values.regroup(kwargs_of)
         return [self._merge_now(merge_fn, args, kwargs)] * self.num_hosted
 

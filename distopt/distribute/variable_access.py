@@ -27,9 +27,10 @@ from typing import Any
 
 import numpy as np
 
-from distopt import replica_context
+from distopt import deferral, replica_context
 from distopt.assignments import is_scatter
 from distopt.distribute import values
+from distopt.distribute.creations import Creations
 from distopt.errors import NumberToSumVariableError, ReplicaContextError
 from distopt.types import Array, ReduceOp
 from distopt.variable import Variable, VariableAggregation, VariableSynchronization
@@ -43,6 +44,10 @@ class _Access:
 
     def __init__(self, strategy: Any) -> None:
         self._strategy = strategy
+
+    def made_before(self, initializer: Any, args: Any, kwargs: Any) -> Variable | None:  # noqa: ARG002 - replicas do
+        """Return None: outside of replicas a variable is made once."""
+        return None
 
     def created(self, variable: Variable) -> None:
         """Give a trainable variable the value that it has on rank 0, and one synchronized ON_READ a copy a replica.
@@ -113,7 +118,27 @@ class CrossReplicaAccess(_Access):
 
 
 class InReplicaAccess(_Access):
-    """Inside a replica."""
+    """Inside a replica, the one at ``position`` of those of this process."""
+
+    def __init__(self, strategy: Any, position: int) -> None:
+        super().__init__(strategy)
+        self._position = position
+
+    def made_before(self, initializer: Any, args: Any, kwargs: Any) -> Variable | None:
+        """Return the variable that the first replica of this process made here.
+
+        Raises: VariablePerReplicaError as :class:`~distopt.distribute.creations.Creations`.
+        """
+        creations: Creations | None = self._strategy.extended.creations
+        if self._position == 0 or creations is None or deferral.building() is not None:
+            return None
+        return creations.take(self._position, initializer, args, kwargs)
+
+    def created(self, variable: Variable) -> None:
+        """Do what is done elsewhere, and keep the variable for the other replicas of this process."""
+        super().created(variable)
+        if self._strategy.extended.creations is not None:
+            self._strategy.extended.creations.add(variable)
 
     def read(self, variable: Variable) -> Array:
         """Return this replica's copy."""

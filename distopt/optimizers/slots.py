@@ -72,7 +72,8 @@ class SlotStore:
         )
         if own_shape == storage.shape:
             self._add_buffer(segment, name, own_dtype, value if np.ndim(value) == 0 else 0)
-            self._bind(slot, name, segment, offset)
+            if slot.storage.base is None:  # else it lies in the buffer of another replica's optimizer, and stays there
+                self._bind(slot, name, segment, offset)
         else:
             self._apart.setdefault(id(variable), {})[name] = slot
         if id(variable) not in self._by_variable:

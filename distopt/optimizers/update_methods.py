@@ -246,6 +246,9 @@ class _CopyAccess:
         """Write to the copy."""
         variable.write_copy(self._replica_id, operation, value)
 
+    def made_before(self, initializer: Any, args: Any, kwargs: Any) -> Any:
+        """Return None: nobody else makes variables here."""
+
     def created(self, variable: Any) -> None:
         """Do nothing: variables of an update are an optimizer's own."""
 

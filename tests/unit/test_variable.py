@@ -31,7 +31,7 @@ class _Replica:
 
 
 def _as_replica(replica_id: int | None) -> Any:
-    access = CrossReplicaAccess(None) if replica_id is None else InReplicaAccess(None)
+    access = CrossReplicaAccess(None) if replica_id is None else InReplicaAccess(None, 0)
     replica = None if replica_id is None else _Replica(replica_id)
     return replica_context.enter(replica_context.Context(None, replica, access))
 

@@ -132,12 +132,14 @@ class Layer:
     ) -> Variable:
         """Return a new variable of this layer."""
         wanted = self.dtype if dtype is None else np.dtype(dtype)
+        draw = initializers.get(initializer)
         variable = Variable(
-            initializers.get(initializer)(tuple(shape), dtype=wanted),
+            lambda: draw(tuple(shape), dtype=wanted),  # a function: of several replicas only the first draws
             trainable=trainable,
             name=f"{self.name}/{name}",
             dtype=wanted,
             constraint=constraint,
+            shape=tuple(shape),
         )
         penalty = regularizers.get(regularizer)
         if penalty is not None:

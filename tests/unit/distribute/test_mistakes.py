@@ -155,10 +155,12 @@ def test_gradient_that_is_none_on_all_replicas_is_left_out(strategy: MirroredStr
 
 
 @catches(errors.VariablePerReplicaError)
-def test_variable_that_every_replica_creates_is_refused(strategy: MirroredStrategy) -> None:
-    optimizer = tf.keras.optimizers.SGD(1.0)
+def test_replicas_that_train_variables_of_their_own_are_refused(strategy: MirroredStrategy) -> None:
+    optimizer, own = tf.keras.optimizers.SGD(1.0), [variable("w"), variable("w")]
     with pytest.raises(errors.VariablePerReplicaError, match=r"scope\(\)"):
-        strategy.run(lambda: apply(optimizer, (gradient(1, 1), variable())))
+        strategy.run(lambda: apply(optimizer, (gradient(1, 1), own[replica_id()])))
+    with pytest.raises(errors.VariablePerReplicaError, match=r"'w1' .* where replica 0 makes none"):
+        strategy.run(lambda: variable(f"w{replica_id()}"))
 
 
 # ---------------------------------------------------------------- the same shapes, dtypes and operations

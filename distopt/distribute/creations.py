@@ -1,0 +1,112 @@
+"""Variables that replicas make in ``strategy.run``: one for all of them.
+
+The replicas of a process run the same code, one after another. What the first makes is kept for the length of the run;
+where another comes to the same point, it gets that variable and makes none, so its initial value is not used. The point
+is known by the name, without the numbers that layers and optimizers count theirs with, and how often it has come. So a
+replica that makes nothing, because the first one has filled an attribute, is right; one that makes a part of what the
+first made is not, since nobody can tell which part. What is not trained may be a replica's own: an optimizer's hypers
+are made by whoever reads one.
+
+Source: ``tf.distribute.MirroredStrategy`` (``shared_variable_creator``), which looks at names alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from distopt.agreement import stem_of
+from distopt.errors import VariablePerReplicaError
+from distopt.tensor import to_array
+from distopt.types import Array
+from distopt.variable import Variable, VariableSynchronization
+
+SAME_VARIABLES = "make variables alike on every replica, or once, under `strategy.scope()`"
+
+
+class Creations:
+    """What the replicas ``replica_ids``, all of one process, have made in one run; the first of them goes first."""
+
+    def __init__(self, replica_ids: Sequence[int]) -> None:
+        self._replica_ids = replica_ids
+        self._made: dict[str, list[Variable]] = {}
+        self._taken: dict[int, Counter[str]] = {}
+
+    def add(self, variable: Variable) -> None:
+        """Note what the first replica has made."""
+        self._made.setdefault(stem_of(variable.name), []).append(variable)
+
+    def take(self, position: int, initializer: Callable[..., Any], args: Sequence[Any], kwargs: Any) -> Variable | None:
+        """Return what the first replica made where the one at ``position`` makes a variable with these arguments.
+
+        That may be nothing, for a variable that is not trained: then the replica has it alone.
+
+        Raises: VariablePerReplicaError if it is nothing otherwise, or a variable of another shape, dtype or kind.
+        """
+        given = inspect.signature(initializer).bind(None, *args, **kwargs).arguments
+        name = given.get("name") or "Variable"
+        stem = stem_of(f"{name}:0")
+        taken = self._taken.setdefault(position, Counter())
+        made = self._made.get(stem, [])
+        who, first = f"replica {self._replica_ids[position]}", f"replica {self._replica_ids[0]}"
+        if taken[stem] >= len(made):
+            if not _is_trained(given):
+                return None
+            raise VariablePerReplicaError(
+                f"{who} makes a variable {name!r} in `strategy.run` where {first} makes none of that name; "
+                f"{SAME_VARIABLES}"
+            )
+        variable = made[taken[stem]]
+        for what, own, others in _compared(given, variable):
+            if own != others:
+                raise VariablePerReplicaError(
+                    f"{who} makes the variable {name!r} with {what} {own}, {first} with {what} {others}; "
+                    f"{SAME_VARIABLES}"
+                )
+        taken[stem] += 1
+        return variable
+
+    def check(self) -> None:
+        """Refuse replicas that made a part of what the first has made.
+
+        Raises: VariablePerReplicaError.
+        """
+        first = f"replica {self._replica_ids[0]}"
+        for position, taken in self._taken.items():
+            for stem, number in taken.items():
+                if number != len(self._made[stem]):
+                    raise VariablePerReplicaError(
+                        f"replica {self._replica_ids[position]} made {number} of the {len(self._made[stem])} variables "
+                        f"named {stem.partition(':')[0]!r} that {first} made in `strategy.run`, so which is which is "
+                        f"not known; give them names of their own, or {SAME_VARIABLES}"
+                    )
+
+
+def _is_trained(given: Mapping[str, Any]) -> bool:
+    trainable = given.get("trainable")
+    if trainable is None:
+        return given.get("synchronization") is not VariableSynchronization.ON_READ
+    return bool(trainable)
+
+
+def _compared(given: Mapping[str, Any], variable: Variable) -> list[tuple[str, Any, Any]]:
+    """Return what is known of the arguments, each with what the variable has; of a function's value nothing is."""
+    value = given.get("initial_value")
+    dtype, shape = given.get("dtype"), given.get("shape")
+    if value is not None and not callable(value):
+        array: Array = to_array(value, None if dtype is None else np.dtype(dtype))
+        dtype, shape = array.dtype, array.shape
+    found = [
+        ("trainable", _is_trained(given), variable.trainable),
+        ("synchronization", given.get("synchronization", variable.synchronization), variable.synchronization),
+        ("aggregation", given.get("aggregation", variable.aggregation), variable.aggregation),
+    ]
+    if dtype is not None:
+        found.append(("dtype", np.dtype(dtype), variable.dtype))
+    if shape is not None and None not in shape:
+        found.append(("shape", list(shape), list(variable.shape)))
+    return found
