@@ -44,8 +44,8 @@ SETTINGS = {
 VARIANTS = {
     "plain": {},
     "global_clipnorm": {"optimizer.global_clipnorm": "0.5"},
-    "element_wise_hook": {"optimizer.gradient_aggregator": "tests.hooks:MedianOfReplicas"},
-    "whole_gradient_hook": {"optimizer.gradient_aggregator": "tests.hooks:unit_length_before_sum"},
+    "element_wise_hook": {"aggregation.name": "tests.hooks:MedianOfReplicas"},
+    "whole_gradient_hook": {"aggregation.name": "tests.hooks:unit_length_before_sum"},
 }
 
 

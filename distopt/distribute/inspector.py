@@ -134,7 +134,7 @@ class Inspector:
                 self._refuse_reduced(first)
             for context, pairs in zip(self._contexts, pairs_of, strict=True):
                 origin = context.origin
-                if origin is not None and origin.kind is not _FITS.get(type(path.aggregator), AVERAGED):
+                if origin is not None and origin.kind not in _kinds_for(path.aggregator):
                     self._refuse_scaling(path.aggregator, origin, pairs)
         if checks.applied_twice != "ignore":
             self._refuse_repeated(path.optimizer, pairs_of)
@@ -286,8 +286,11 @@ class Inspector:
             logger.warning("%s: %s", type(error).__name__, error)
 
 
-_FITS: dict[type, Any] = {Mean: LOCAL_MEAN}
-"""Which origin of a loss fits an aggregator; AVERAGED fits all others."""
+def _kinds_for(aggregator: Aggregator) -> tuple[Any, ...]:
+    """Return which origins of a loss fit an aggregator; shares of the global batch are alike, so only smaller."""
+    if type(aggregator) is Mean:
+        return (LOCAL_MEAN,)
+    return (AVERAGED, LOCAL_MEAN) if aggregator.of_means else (AVERAGED,)
 
 
 def is_finite(gradient: Any) -> bool:

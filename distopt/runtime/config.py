@@ -1,7 +1,8 @@
 """A job's configuration: one frozen struct a section of the TOML file.
 
-``seed``, ``task``, ``data``, ``optimizer`` and ``strategy`` are the mathematics: they decide the bits of the result
-(:func:`distopt.runtime.config_file.job_digest`). The others say where it runs and what is kept, and change no bit.
+``seed``, ``task``, ``data``, ``optimizer``, ``aggregation`` and ``strategy`` are the mathematics: they decide the bits
+of the result (:func:`distopt.runtime.config_file.job_digest`). The others say where it runs and what is kept, and
+change no bit.
 
 A field's type carries its range, and its ``description`` the words that an error uses for what is allowed.
 What fields say together is checked in :mod:`distopt.runtime.config_rules`.
@@ -12,6 +13,8 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta, Struct, structs
+
+from distopt.aggregation.named import AGGREGATORS
 
 DeploymentName: TypeAlias = Literal["auto", "process", "mpi", "cluster"]
 PlacementName: TypeAlias = Literal["auto", "replica", "server"]
@@ -47,7 +50,11 @@ OptimizerName: TypeAlias = Annotated[
     ),
 ]
 AggregatorName: TypeAlias = Annotated[
-    str, Meta(pattern=rf"^(sum|mean|{_DOTTED})$", description='"sum", "mean" or "package.module:function"')
+    str,
+    Meta(
+        pattern=rf"^({'|'.join(AGGREGATORS)}|{_DOTTED})$",
+        description=", ".join(f'"{name}"' for name in AGGREGATORS) + ' or "package.module:function"',
+    ),
 ]
 FunctionName: TypeAlias = Annotated[str, Meta(pattern=rf"^{_DOTTED}$", description='"package.module:function"')]
 Endpoint: TypeAlias = Annotated[
@@ -134,7 +141,6 @@ class OptimizerConfig(Section, frozen=True, kw_only=True):
     clipnorm: PositiveFloat | None = None
     clipvalue: PositiveFloat | None = None
     global_clipnorm: PositiveFloat | None = None
-    gradient_aggregator: AggregatorName = "sum"
     gradient_transformers: tuple[FunctionName, ...] = ()
     schedule: ScheduleConfig | None = None
     options: dict[str, int | float | bool | str] = {}
@@ -143,9 +149,9 @@ class OptimizerConfig(Section, frozen=True, kw_only=True):
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments for the optimizer's class that are plain numbers and flags, and were given.
 
-        Without ``learning_rate`` (a schedule may replace it), the aggregator and the transformers (names to look up).
+        Without ``learning_rate`` (a schedule may replace it) and the transformers (names to look up).
         """
-        others = {"name", "learning_rate", "gradient_aggregator", "gradient_transformers", "schedule", "options"}
+        others = {"name", "learning_rate", "gradient_transformers", "schedule", "options"}
         given = structs.asdict(self).items()
         return {key: value for key, value in given if key not in others and value is not None} | self.options
 
@@ -162,6 +168,14 @@ class OptimizerConfig(Section, frozen=True, kw_only=True):
         else:
             arguments = {"initial_learning_rate": self.learning_rate, **arguments}
         return type(self.schedule).__name__, arguments
+
+
+class AggregationConfig(Section, frozen=True, kw_only=True):
+    """How the replicas' gradients become one; see docs/aggregators.md."""
+
+    name: AggregatorName = "sum"
+    options: dict[str, int | float | bool | str] = {}
+    """Keyword arguments of a named aggregator."""
 
 
 class StrategyConfig(Section, frozen=True, kw_only=True):
@@ -228,6 +242,7 @@ class JobConfig(Section, frozen=True, kw_only=True):
     task: TaskConfig
     data: DataConfig
     optimizer: OptimizerConfig
+    aggregation: AggregationConfig = AggregationConfig()
     strategy: StrategyConfig = StrategyConfig()
     numerics: NumericsConfig = NumericsConfig()
     deployment: DeploymentConfig = DeploymentConfig()

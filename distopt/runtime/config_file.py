@@ -91,7 +91,8 @@ def resolved_toml(config: JobConfig) -> str:
 def job_digest(config: JobConfig) -> str:
     """Return the SHA-256, in hexadecimal, of what decides the bits of the result.
 
-    That is task, data, optimizer, number of replicas and seed; not where the job runs, what is kept of it, or its name.
+    That is task, data, optimizer, aggregation, number of replicas and seed; not where the job runs, what is kept of it,
+    or its name.
     """
     text = json.dumps(_mathematics(config), sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -111,7 +112,7 @@ def differences(ours: JobConfig, theirs: JobConfig) -> list[str]:
 
 def _mathematics(config: JobConfig) -> dict[str, Any]:
     table = to_table(config)
-    return {key: table[key] for key in ("seed", "task", "data", "optimizer", "strategy")}
+    return {key: table[key] for key in ("seed", "task", "data", "optimizer", "aggregation", "strategy")}
 
 
 def _build_overridden(table: dict[str, Any], overrides: Iterable[str]) -> JobConfig:

@@ -6,22 +6,25 @@ import difflib
 import functools
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
+import msgspec.inspect
 
 from distopt import optimizers
+from distopt.aggregation.named import AGGREGATORS, options_of
 from distopt.errors import ConfigError
 from distopt.optimizers.feature_options import FEATURE_OPTIONS
 from distopt.runtime.config import OPTIMIZERS, JobConfig, PiecewiseConstantDecay
+from distopt.runtime.config_schema import describe
 from distopt.runtime.toml_text import inline
 
 _KEYS = ("momentum", "nesterov", "beta_1", "beta_2", "epsilon", "amsgrad")
 """Arguments of some optimizers that have keys of their own; others are given as ``optimizer.options``."""
 
 
-_OPEN = ("task.options", "optimizer.options")
+_OPEN = ("task.options", "optimizer.options", "aggregation.options")
 """Keys whose values are for others to judge."""
 
 
@@ -37,6 +40,7 @@ def check(config: JobConfig) -> None:
 def _complaints(config: JobConfig) -> Iterator[str]:
     yield from _not_finite("", msgspec.to_builtins(config))
     yield from _of_optimizer(config)
+    yield from _of_aggregation(config)
     yield from _of_deployment(config)
 
 
@@ -66,14 +70,7 @@ def _of_optimizer(config: JobConfig) -> Iterator[str]:
                     f"{argument} is an argument of {', '.join(names)}",
                 )  # fmt: skip
         allowed = sorted(taken.difference(_KEYS, ("learning_rate", "name", "kwargs")))
-        for option, value in optimizer.options.items():
-            if option not in allowed:
-                near = difflib.get_close_matches(option, allowed, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                yield (
-                    f"optimizer.options.{option} = {inline(value)} is refused{hint}; "
-                    f"allowed with {optimizer.name}: {', '.join(allowed)}"
-                )
+        yield from _unknown_options("optimizer.options", optimizer.options, optimizer.name, allowed)
     if optimizer.clipnorm is not None and optimizer.global_clipnorm is not None:
         yield exclude(
             "optimizer.clipnorm", optimizer.clipnorm, "optimizer.global_clipnorm", optimizer.global_clipnorm,
@@ -100,6 +97,62 @@ def _of_optimizer(config: JobConfig) -> Iterator[str]:
                 f"optimizer.schedule.boundaries = {inline(list(schedule.boundaries))} is refused; "
                 "allowed: steps in ascending order"
             )
+
+
+def _unknown_options(key: str, given: Mapping[str, Any], name: str, allowed: Sequence[str]) -> Iterator[str]:
+    for option, value in given.items():
+        if option not in allowed:
+            near = difflib.get_close_matches(option, allowed, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            yield (
+                f"{key}.{option} = {inline(value)} is refused{hint}; "
+                f"allowed with {name}: {', '.join(allowed) or 'no options'}"
+            )
+
+
+def _of_aggregation(config: JobConfig) -> Iterator[str]:
+    chosen = config.aggregation
+    kind = AGGREGATORS.get(chosen.name)
+    if kind is None:
+        if chosen.options:
+            yield exclude(
+                "aggregation.name", chosen.name, "aggregation.options", chosen.options,
+                "options are for named aggregators; give your own its arguments where it is made",
+            )  # fmt: skip
+        return
+    options = yield from _options("aggregation.options", chosen.options, chosen.name, kind)
+    if options is None:
+        return
+    try:
+        kind(**options).check_replicas(config.strategy.replicas)
+    except ValueError as error:
+        yield exclude(
+            "aggregation", {"name": chosen.name, **chosen.options}, "strategy.replicas", config.strategy.replicas,
+            str(error),
+        )  # fmt: skip
+
+
+def _options(key: str, given: Mapping[str, Any], name: str, kind: type) -> Generator[str, None, dict[str, Any] | None]:
+    """Yield complaints about the options of ``kind``; return them in their types if there is none."""
+    types = options_of(kind)
+    unknown = list(_unknown_options(key, given, name, sorted(types)))
+    yield from unknown
+    options = {}
+    for option, value in given.items() if not unknown else ():
+        try:
+            options[option] = msgspec.convert(value, types[option])
+        except msgspec.ValidationError:
+            allowed = describe(msgspec.inspect.type_info(types[option]))
+            yield f"{key}.{option} = {inline(value)} is refused; allowed: {allowed}"
+            return None
+    if unknown:
+        return None
+    try:
+        kind(**options)
+    except ValueError as error:
+        yield f"{key} = {inline(dict(given))} is refused: {error}"
+        return None
+    return options
 
 
 @functools.cache

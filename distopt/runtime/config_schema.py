@@ -17,6 +17,9 @@ _AT = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 _MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]+)`")
 _PART = re.compile(r"\[(?P<index>\d+)\]|(?P<name>[^.\[\]]+)")
 
+_MOVED = {"optimizer.gradient_aggregator": "aggregation.name"}
+"""Keys of earlier versions, and what they are called now."""
+
 
 def refuse_unknown_keys(table: dict[str, Any], struct: type[msgspec.Struct]) -> None:
     """Return if every key of ``table``, at any depth, is a field of ``struct``.
@@ -26,7 +29,7 @@ def refuse_unknown_keys(table: dict[str, Any], struct: type[msgspec.Struct]) -> 
     schema = inspect.type_info(struct)
     everything = list(_known_keys(schema, ""))
     for key, allowed in _unknown_keys(schema, table, ""):
-        near = _nearest(key, everything)
+        near = _MOVED.get(key) or _nearest(key, everything)
         hint = f"; did you mean {near}?" if near else ""
         raise ConfigError(f"unknown key {key}{hint} (allowed here: {', '.join(sorted(allowed))})")
 

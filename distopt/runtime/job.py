@@ -14,18 +14,17 @@ from typing import Any
 import msgspec
 
 import distopt
-from distopt.aggregation import Aggregator, Mean, Sum
+from distopt.aggregation import GradientAggregator
+from distopt.aggregation.named import AGGREGATORS
 from distopt.errors import ConfigError, PlacementError
 from distopt.keras import optimizers
 from distopt.keras.optimizers import schedules
 from distopt.optimizers import pipeline
 from distopt.protocol.manifest import Manifest, VariableSpec
-from distopt.runtime.config import JobConfig, OptimizerConfig
+from distopt.runtime.config import AggregationConfig, JobConfig
 from distopt.runtime.config_file import mathematics_toml
 from distopt.runtime.fingerprint import numerics_fingerprint
 from distopt.tasks import Task, find_task
-
-_AGGREGATORS: dict[str, type[Aggregator]] = {"sum": Sum, "mean": Mean}
 
 
 @dataclass
@@ -50,11 +49,10 @@ def build_job(config: JobConfig) -> Job:
     task = make_task(config)
     model = task.build(config.seed)
     variables = list(model.trainable_variables)
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config)
     optimizer.build(variables)
-    chosen = config.optimizer
-    named = [] if chosen.gradient_aggregator in _AGGREGATORS else [chosen.gradient_aggregator]
-    return Job(config, task, model, variables, optimizer, (*named, *chosen.gradient_transformers))
+    named = [] if config.aggregation.name in AGGREGATORS else [config.aggregation.name]
+    return Job(config, task, model, variables, optimizer, (*named, *config.optimizer.gradient_transformers))
 
 
 def make_task(config: JobConfig) -> Task:
@@ -80,28 +78,29 @@ def make_task(config: JobConfig) -> Task:
         raise ConfigError(f"task.name = {name!r}: {error}") from error
 
 
-def make_optimizer(config: OptimizerConfig) -> Any:
-    """Return the optimizer that ``config`` describes.
+def make_optimizer(config: JobConfig) -> Any:
+    """Return the optimizer that ``config`` describes, with its aggregator.
 
     Raises: ConfigError for a class or function that cannot be found, or a class that does not take the arguments.
     """
-    schedule = config.schedule_arguments()
-    learning_rate: Any = config.learning_rate
+    chosen = config.optimizer
+    schedule = chosen.schedule_arguments()
+    learning_rate: Any = chosen.learning_rate
     if schedule is not None:
         name, arguments = schedule
         learning_rate = getattr(schedules, name)(**arguments)
-    is_own = ":" in config.name
-    optimizer = load_object(config.name, "optimizer.name") if is_own else getattr(optimizers, config.name)
+    is_own = ":" in chosen.name
+    optimizer = load_object(chosen.name, "optimizer.name") if is_own else getattr(optimizers, chosen.name)
     hooks = {
-        "gradient_aggregator": _aggregator(config.gradient_aggregator),
+        "gradient_aggregator": _aggregator(config.aggregation),
         "gradient_transformers": [
-            load_object(name, "optimizer.gradient_transformers") for name in config.gradient_transformers
+            load_object(name, "optimizer.gradient_transformers") for name in chosen.gradient_transformers
         ],
     }
     try:
-        return optimizer(learning_rate=learning_rate, **hooks, **config.arguments())
+        return optimizer(learning_rate=learning_rate, **hooks, **chosen.arguments())
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"optimizer.name = {config.name!r}: {error}") from error
+        raise ConfigError(f"optimizer.name = {chosen.name!r}: {error}") from error
 
 
 def load_object(name: str, key: str) -> Any:
@@ -154,8 +153,9 @@ def decode_manifest(payload: bytes) -> Manifest:
     return msgspec.msgpack.decode(payload, type=Manifest)
 
 
-def _aggregator(name: str) -> Any:
-    if name in _AGGREGATORS:
-        return _AGGREGATORS[name]()
-    found = load_object(name, "optimizer.gradient_aggregator")
-    return found() if isinstance(found, type) and issubclass(found, Aggregator) else found
+def _aggregator(config: AggregationConfig) -> Any:
+    kind = AGGREGATORS.get(config.name)
+    if kind is not None:
+        return kind(**config.options)
+    found = load_object(config.name, "aggregation.name")
+    return found() if isinstance(found, type) and issubclass(found, GradientAggregator) else found

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from distopt import nn, sampling
+from distopt import nn, ops, sampling
 from distopt.autodiff.tape import GradientTape
 from distopt.checkpoint import DataPosition, TrainingState, state_hash
 from distopt.distribute import Strategy
@@ -63,6 +63,7 @@ class TrainLoop:
         self._totals = _Totals()
         self._parts_of: dict[int, list[slice]] = {}
         self._accuracy: float | None = None
+        self._takes_means = getattr(job.optimizer.gradient_aggregator, "of_means", False)
 
     def run(self, resume: TrainingState | None = None) -> Summary:
         """Train from the start, or from ``resume``, to the end of the last epoch or to an agreed stop.
@@ -169,16 +170,18 @@ class TrainLoop:
         variables = job.variables
         try:
             with GradientTape() as tape:
-                loss = nn.compute_average_loss(
-                    job.task.per_example_loss(job.model, x, y), global_batch_size=global_batch_size
-                )
+                losses = job.task.per_example_loss(job.model, x, y)
+                if self._takes_means:
+                    loss = ops.reduce_sum(losses) / max(len(x), 1)
+                else:
+                    loss = nn.compute_average_loss(losses, global_batch_size=global_batch_size)
             gradients = tape.gradient(loss, variables)
             job.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         except DistoptError:
             raise
         except Exception as error:
             raise _ReplicaFailure(error) from error
-        return float(loss)
+        return float(loss) * (len(x) / global_batch_size if self._takes_means else 1.0)
 
     def _parts(self, length: int) -> list[slice]:
         """Return the rows of a batch of ``length`` that each replica context of this process gets."""

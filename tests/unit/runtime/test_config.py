@@ -65,10 +65,17 @@ def test_config_rejects_positional_arguments_and_unknown_fields() -> None:
             "strategy.replica=4",
             "unknown key strategy.replica; did you mean strategy.replicas? (allowed here: replicas)",
         ),
-        ("replicas=4", "unknown key replicas; did you mean strategy.replicas? (allowed here: data, deployment,"),
+        (
+            "replicas=4",
+            "unknown key replicas; did you mean strategy.replicas? (allowed here: aggregation, data, deployment,",
+        ),
         ("optimizer.nesterv=true", "unknown key optimizer.nesterv; did you mean optimizer.nesterov?"),
         ("deployment.adress='x'", "unknown key deployment.adress; did you mean deployment.address?"),
-        ("qqq.zzz=1", "unknown key qqq (allowed here: data,"),
+        (
+            "optimizer.gradient_aggregator=mean",
+            "unknown key optimizer.gradient_aggregator; did you mean aggregation.name?",
+        ),
+        ("qqq.zzz=1", "unknown key qqq (allowed here: aggregation, data,"),
         (
             "optimizer.schedule={name='CosineDecay', decay_step=3}",
             "unknown key optimizer.schedule.decay_step; did you mean optimizer.schedule.decay_steps? "
@@ -142,6 +149,27 @@ def test_config_with_a_value_out_of_range_names_key_value_and_range(override: st
         (
             ["optimizer.name=Adagrad", "optimizer.options={initial_acumulator_value=1.0}"],
             "optimizer.options.initial_acumulator_value = 1.0 is refused; did you mean initial_accumulator_value?",
+        ),
+        (
+            ["aggregation.name=trimmed_mean", "aggregation.options={trimm=1}"],
+            "aggregation.options.trimm = 1 is refused; did you mean trim?; allowed with trimmed_mean: trim",
+        ),
+        (
+            ["aggregation.name=trimmed_mean", "aggregation.options.trim=1.5"],
+            "aggregation.options.trim = 1.5 is refused; allowed: an integer",
+        ),
+        (
+            ["aggregation.name=trimmed_mean", "aggregation.options.trim=-1"],
+            "aggregation.options = {trim = -1} is refused: trim must be at least 0, but is -1",
+        ),
+        (
+            ["aggregation.name=trimmed_mean", "aggregation.options.trim=4", "strategy.replicas=8"],
+            'aggregation = {name = "trimmed_mean", trim = 4} and strategy.replicas = 8 exclude each other: '
+            "trim = 4 leaves nothing of 8 replicas",
+        ),
+        (
+            ["aggregation.name=a.b:c", "aggregation.options={trim=1}"],
+            'aggregation.name = "a.b:c" and aggregation.options = {trim = 1} exclude each other',
         ),
         (["optimizer.amsgrad=true"], 'optimizer.name = "SGD" and optimizer.amsgrad = true exclude each other'),
         (
