@@ -23,6 +23,7 @@
     ├── PeerLostError                         a process that is gone or silent
     ├── CollectiveTimeoutError (TimeoutError) a wait that ran out
     ├── JobAbortedError                       another process ended the job; carries its reason
+    ├── SharedMemoryError (MemoryError)       memory that the processes of a host share cannot be had
     └── MistakeError                          a use that would have given wrong numbers; see docs/mistakes.md
         ├── OutsideReplicaError (ReplicaContextError)    ``apply_gradients`` and the like outside of ``strategy.run``
         ├── InsideReplicaError (ReplicaContextError)     ``strategy.reduce`` and the like inside of it
@@ -142,6 +143,10 @@ class CollectiveTimeoutError(DistoptError, TimeoutError):
 
 class JobAbortedError(DistoptError):
     """Another process ended the job; the message is its reason."""
+
+
+class SharedMemoryError(DistoptError, MemoryError):
+    """The processes of a host cannot get, or pass each other, the memory that they are to share."""
 
 
 class MistakeError(DistoptError):

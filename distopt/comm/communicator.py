@@ -20,7 +20,7 @@ import abc
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -32,6 +32,9 @@ from distopt.comm.hosting import Contribution, Hosting
 from distopt.errors import MergeOrderError, MistakeError, RemoteProtocolError
 from distopt.types import Array, ReduceOp
 
+if TYPE_CHECKING:
+    from distopt.comm.shared_memory.host_group import HostGroup
+
 __all__ = [
     "Communicator",
     "Contribution",
@@ -39,6 +42,7 @@ __all__ = [
     "Receive",
     "Send",
     "Traffic",
+    "Wait",
     "bytes_of",
     "name_ranks",
 ]
@@ -72,6 +76,20 @@ class Receive(NamedTuple):
     array: Array
 
 
+class Wait(Protocol):
+    """What a rank waits for, as errors tell it."""
+
+    @property
+    def what(self) -> str: ...
+
+    @property
+    def started_s(self) -> float: ...
+
+    def missing(self) -> list[int]:
+        """Return the ranks that are waited for."""
+        ...
+
+
 class Communicator(abc.ABC):
     """``size`` ranks that call the same collectives in the same order.
 
@@ -83,6 +101,14 @@ class Communicator(abc.ABC):
     size: int
     traffic: Traffic
     step: int = 0
+
+    timeout_s: float = 60.0
+    """How long a wait for other ranks lasts at most."""
+
+    has_failed: bool = False
+    """Whether a wait ended with an error, so that nothing more can be exchanged."""
+
+    _host_group: HostGroup | None = None
 
     exchange_cost_bytes: int = 1 << 16
     """How many more bytes each rank may receive if that saves an exchange; the same on all ranks."""
@@ -102,6 +128,36 @@ class Communicator(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Release what the transport holds; a second call does nothing."""
+
+    @property
+    def host_group(self) -> HostGroup:
+        """The ranks of this host, which can share memory; the first use is a collective."""
+        if self._host_group is None:
+            from distopt.comm.shared_memory.host_group import meet_on_host  # it builds on this module
+
+            self._host_group = meet_on_host(self)
+        return self._host_group
+
+    def look(self, missing: Sequence[int], waiting: str) -> None:  # noqa: B027 - a transport may know nothing
+        """Raise if it is in vain to wait for the ranks ``missing``, as far as the transport knows.
+
+        For waits that are not the transport's own, which call it a few times a second; ``waiting`` says what for.
+        """
+
+    def begin_wait(self, wait: Wait) -> None:  # noqa: B027 - a transport may have nobody to tell
+        """Note that this rank waits for something that is not the transport's own."""
+
+    def end_wait(self) -> None:  # noqa: B027 - as above
+        """Note that the wait is over."""
+
+    def fail(self) -> None:
+        """Note that this rank cannot go on."""
+        self.has_failed = True
+
+    def _close_host_group(self) -> None:
+        """For :meth:`close`: leave the group of this host, if there is one."""
+        if self._host_group is not None:
+            self._host_group.close()
 
     def combine(
         self,

@@ -115,7 +115,7 @@ class InProcessGroup:
         if size < 1:
             raise ValueError(f"a group needs at least 1 member, not {size}")
         self.size = size
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._clock: Clock = clock or _SkippingClock()
         self._faults: Faults = faults or _Faultless()
         self._changed = threading.Condition()
@@ -148,6 +148,16 @@ class InProcessGroup:
             self._abort = error
             self._changed.notify_all()
 
+    def look(self, missing: Sequence[int], waiting: str) -> None:
+        """Raise if one of ``missing`` has left, or any member has failed; ``waiting`` says who waits for what."""
+        with self._changed:
+            if self._abort is not None:
+                raise self._abort
+            if self._failure is not None:
+                raise PeerLostError(f"{self._failure}; {waiting}")
+            if left := [rank for rank in missing if self._members[rank].has_left]:
+                raise PeerLostError(f"{name_ranks(left)} left; {waiting}")
+
     def waiting(self) -> tuple[int, ...]:
         """Return the ranks that wait for others at the moment."""
         with self._changed:
@@ -170,7 +180,7 @@ class InProcessGroup:
             wanted: dict[int, int] = {}
             for peer, _ in receives:
                 wanted[peer] = wanted.get(peer, 0) + 1
-            member.wait = _Wait(wanted, started_s + self._timeout_s)
+            member.wait = _Wait(wanted, started_s + self.timeout_s)
             try:
                 while missing := self._missing(comm.rank):
                     self._raise_if_hopeless(comm, missing, started_s, what)
@@ -256,6 +266,7 @@ class InProcessCommunicator(Communicator):
         self.size = group.size
         self.traffic = Traffic()
         self.step = 0
+        self.timeout_s = group.timeout_s
         self._group = group
         self._closed = False
 
@@ -272,6 +283,10 @@ class InProcessCommunicator(Communicator):
         self.traffic.bytes_sent += sum(array.nbytes for peer, array in sends if peer != self.rank)
         self.traffic.bytes_received += sum(array.nbytes for peer, array in receives if peer != self.rank)
 
+    def look(self, missing: Sequence[int], waiting: str) -> None:
+        self._group.look(missing, waiting)
+
     def close(self) -> None:
         self._closed = True
         self._group.leave(self.rank)
+        self._close_host_group()

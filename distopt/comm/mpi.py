@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 import numpy as np
 
 from distopt.comm import host_peers
-from distopt.comm.communicator import Communicator, Receive, Send, Traffic, bytes_of, name_ranks
+from distopt.comm.communicator import Communicator, Receive, Send, Traffic, Wait, bytes_of, name_ranks
 from distopt.comm.watchdog import Watchdog
 from distopt.errors import (
     CollectiveTimeoutError,
@@ -128,12 +128,11 @@ class MpiCommunicator(Communicator):
         self.size = parent.Get_size()
         self.traffic = Traffic()
         self.step = 0
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._num_exchanges = 0
         self._left: set[int] = set()
         self._abort_note: tuple[int, str] | None = None
-        self._wait: _Wait | None = None
-        self._failed = False
+        self._wait: Wait | None = None
         self._closed = False
         self._host_peers = host_peers.HostPeers(0, [b""])
         self._watchdog = Watchdog(timeout_s + _GRACE_S, self._end_stuck)
@@ -153,8 +152,8 @@ class MpiCommunicator(Communicator):
             self.exchange_cost_bytes = _EXCHANGE_COST_BYTES_ON_ONE_HOST
 
     def exchange(self, sends: Sequence[Send], receives: Sequence[Receive], what: str) -> None:
-        if self._closed or self._failed:
-            state = "has failed" if self._failed else "is closed"
+        if self._closed or self.has_failed:
+            state = "has failed" if self.has_failed else "is closed"
             raise LocalProtocolError(f"rank {self.rank} used a communicator that {state}: {what}")
         tag = self._num_exchanges % _NOTE_TAG
         self._num_exchanges += 1
@@ -177,7 +176,7 @@ class MpiCommunicator(Communicator):
             statuses = self._complete(_Wait(what, posted_s, requests, peers), self._look)
             self._check_lengths(statuses, expected, peers, what)
         except BaseException as error:
-            self._failed = True
+            self.has_failed = True
             if isinstance(error, self._mpi.Exception):
                 raise self._translated(error, what) from error
             raise
@@ -194,7 +193,7 @@ class MpiCommunicator(Communicator):
         PeerLostError if a rank of this host is dead; JobAbortedError with the reason that another rank gave, or
         without one. May be raised by the handler. The communicator cannot be used any more.
         """
-        self._failed = True
+        self.has_failed = True
         now = self._situation()
         self._read_notes()
         if self._abort_note is not None:
@@ -220,8 +219,9 @@ class MpiCommunicator(Communicator):
             return
         self._closed = True
         self._watchdog.close()
-        if not self._failed:
+        if not self.has_failed:
             self._send_notes(b"L")
+        self._close_host_group()
 
     def finish(self) -> None:
         """Close, and return when all ranks have closed.
@@ -230,8 +230,8 @@ class MpiCommunicator(Communicator):
         """
         self.close()
         started_s = last_look_s = time.monotonic()
-        deadline_s = started_s + self._timeout_s
-        while len(self._left) < self.size - 1 and not self._failed:
+        deadline_s = started_s + self.timeout_s
+        while len(self._left) < self.size - 1 and not self.has_failed:
             missing = sorted(set(range(self.size)) - self._left - {self.rank})
             waiting = _waiting(self.rank, self.step, last_look_s - started_s, missing, "leaving")
             self._read_notes()
@@ -239,10 +239,10 @@ class MpiCommunicator(Communicator):
             last_look_s = time.monotonic()
             lost = self._host_peers.first_lost(last_look_s)
             if lost and lost.rank not in self._left:
-                self._failed = True
+                self.has_failed = True
                 raise PeerLostError(f"{lost} at step {self.step}; {waiting}")
             if last_look_s >= deadline_s:
-                self._failed = True
+                self.has_failed = True
                 raise CollectiveTimeoutError(waiting)
             time.sleep(_MAX_PAUSE_S)
         self._host_peers.close()
@@ -254,7 +254,7 @@ class MpiCommunicator(Communicator):
         test_all = self._mpi.Request.Testall
         yields = 0
         looked_s = wait.started_s
-        deadline_s = wait.started_s + self._timeout_s
+        deadline_s = wait.started_s + self.timeout_s
         while not test_all(wait.requests, statuses):
             if yields < _YIELDS:
                 yields += 1
@@ -265,30 +265,39 @@ class MpiCommunicator(Communicator):
                 if now_s - looked_s > _GAP_S:
                     deadline_s += now_s - looked_s
                 looked_s = now_s
-                look(wait, now_s)
+                look(wait)
                 if now_s >= deadline_s:
                     raise CollectiveTimeoutError(self._situation())
             time.sleep(min(_MAX_PAUSE_S, max(_MIN_PAUSE_S, _PAUSE_SHARE * (now_s - wait.started_s))))
         self._wait = None
         return statuses
 
-    def _look_at_nothing(self, wait: _Wait, now_s: float) -> None:
+    def _look_at_nothing(self, wait: _Wait) -> None:
         """Nothing is known of the others yet."""
 
-    def _look(self, wait: _Wait, now_s: float) -> None:
-        """Raise if a wait is in vain."""
+    def look(self, missing: Sequence[int], waiting: str) -> None:
         self._read_notes()
-        self._raise_if_aborted(self._situation())
-        if left := sorted(self._left.intersection(wait.missing())):
-            raise PeerLostError(f"{name_ranks(left)} left at step {self.step}; {self._situation()}")
-        if lost := self._host_peers.first_lost(now_s):
+        self._raise_if_aborted(waiting)
+        if left := sorted(self._left.intersection(missing)):
+            raise PeerLostError(f"{name_ranks(left)} left at step {self.step}; {waiting}")
+        if lost := self._host_peers.first_lost():
             self._read_notes()  # it may have said why before it ended
-            self._raise_if_aborted(self._situation())
-            raise PeerLostError(f"{lost} at step {self.step}; {self._situation()}")
+            self._raise_if_aborted(waiting)
+            raise PeerLostError(f"{lost} at step {self.step}; {waiting}")
+
+    def begin_wait(self, wait: Wait) -> None:
+        self._wait = wait
+
+    def end_wait(self) -> None:
+        self._wait = None
+
+    def _look(self, wait: _Wait) -> None:
+        """Raise if a wait is in vain."""
+        self.look(wait.missing(), self._situation())
 
     def _raise_if_aborted(self, waiting: str) -> None:
         if self._abort_note is not None:
-            self._failed = True
+            self.has_failed = True
             source, reason = self._abort_note
             raise JobAbortedError(f"rank {source} ended the job: {reason}; {waiting}")
 
@@ -393,7 +402,7 @@ def _end_mpi() -> None:
             comm.finish()
         except DistoptError as error:
             os.write(2, f"distopt: {error}\n".encode())
-        if comm._failed:
+        if comm.has_failed:
             comm.abort(1)
     if _open and not _open[0]._mpi.Is_finalized():
         # It keeps the interpreter's lock, so that no thread of ours could end it.

@@ -1,0 +1,338 @@
+"""The ranks of one host: how they meet, and the memory that all of them map.
+
+Rules of this file:
+
+- Every member makes the same calls in the same order. Each exchange says what it is for, and carries the label of what
+  is being done (:mod:`distopt.agreement`), so that members that do different things find out before memory is read.
+- An exchange returns when every member has come to it: it is the barrier after which memory may be read or written
+  that before belonged to others. Sending and receiving orders the memory accesses around it.
+- Every wait has a deadline. The end of a peer's socket is its death notice; meanwhile the transport is asked, which may
+  know why, or that a peer is stopped.
+- Messages are small and go to each other member; what is large lies in a segment.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from distopt.agreement import label_mismatch
+from distopt.comm.communicator import Communicator, name_ranks
+from distopt.comm.shared_memory import segments
+from distopt.comm.shared_memory.rendezvous import find_hosts
+from distopt.errors import CollectiveTimeoutError, LocalProtocolError, MergeOrderError, PeerLostError, SharedMemoryError
+from distopt.types import Array
+
+MAX_PAYLOAD_BYTES: Final = 1 << 15
+
+_HEAD: Final = struct.Struct("<QHH")
+"""The number of the exchange, the lengths of phase and label."""
+
+_MAX_PHASE_BYTES: Final = 256
+_MAX_LABEL_BYTES: Final = 64
+
+_YIELDS: Final = 200
+"""So many times the core is offered to others before a wait begins to sleep: waking up costs 20 us."""
+
+_LOOK_EVERY_S: Final = 0.1
+_GAP_S: Final = 2.0
+"""A pause this long between two looks means that this process was stopped; its waits are prolonged by it."""
+
+
+_MOMENTS: Final = 10
+_MOMENT_S: Final = 0.02
+"""A process that ends closes its sockets before others can see that it is gone, and after it said why."""
+
+
+def meet_on_host(communicator: Communicator, namespace: str | None = None) -> HostGroup:
+    """Return the group of the ranks of ``communicator`` on this host; a collective.
+
+    ``namespace``: what makes a host, for tests that emulate several; default: what really does.
+    """
+    hosts = find_hosts(communicator, namespace)
+    return HostGroup(communicator, hosts.ranks_of_hosts, hosts.sockets)
+
+
+class HostGroup:
+    """The members, this rank among them. ``hosts`` are the ranks of all hosts, the same value on every rank.
+
+    One thread uses it at a time, as its communicator.
+    """
+
+    def __init__(
+        self, communicator: Communicator, hosts: Sequence[tuple[int, ...]], sockets: dict[int, socket.socket]
+    ) -> None:
+        self.hosts: tuple[tuple[int, ...], ...] = tuple(hosts)
+        self.ranks: tuple[int, ...] = next(ranks for ranks in hosts if communicator.rank in ranks)
+        """The ranks of this host, in order."""
+        self.index = self.ranks.index(communicator.rank)
+        """The place of this rank among them."""
+        self._communicator = communicator
+        self._sockets = sockets
+        self._links = [(i, sockets[rank]) for i, rank in enumerate(self.ranks) if rank != communicator.rank]
+        self._poll = select.poll()
+        for _, link in self._links:
+            link.setblocking(False)
+            self._poll.register(link, select.POLLIN)
+        self._number = 0
+        self._buffer = bytearray(_HEAD.size + _MAX_PHASE_BYTES + _MAX_LABEL_BYTES + MAX_PAYLOAD_BYTES)
+        self._view = memoryview(self._buffer)
+        self._closed = False
+
+    @property
+    def size(self) -> int:
+        """How many ranks are on this host."""
+        return len(self.ranks)
+
+    @property
+    def holds_all(self) -> bool:
+        """Whether all ranks of the communicator are on this host."""
+        return len(self.hosts) == 1
+
+    def exchange(self, phase: str, label: bytes = b"", payload: bytes = b"") -> list[bytes]:
+        """Return the payloads of all members, by their place in the group, when all have called this.
+
+        ``phase`` says what for, in errors, too; it and ``label`` must be the same on all members.
+
+        Raises: the MistakeError of labels that differ, MergeOrderError for other phases; PeerLostError for a member
+            that is gone, CollectiveTimeoutError for one that does not come, and what the transport knows of them;
+            ValueError for more than ``MAX_PAYLOAD_BYTES``.
+        """
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            raise ValueError(f"{len(payload)} bytes are too many for an exchange; put them into a segment")
+        communicator = self._communicator
+        if self._closed or communicator.has_failed:
+            raise LocalProtocolError(f"rank {communicator.rank} used a group that is closed: {phase}")
+        self._number += 1
+        name = phase.encode()[:_MAX_PHASE_BYTES]
+        start = _HEAD.pack(self._number, len(name), len(label)) + name + label
+        payloads = [payload] * len(self.ranks)
+        if not self._links:
+            return payloads
+        message = start + payload if payload else start
+        started = time.monotonic()
+        wait = _Wait(self, phase, started)
+        communicator.begin_wait(wait)
+        try:
+            for place, link in self._links:
+                self._send(wait, place, link, message)
+            for place, link in self._links:
+                received = self._receive(wait, place, link)
+                if not received.startswith(start):
+                    raise self._disagreement(place, start, received)
+                payloads[place] = received[len(start) :]
+                wait.come += 1
+        except BaseException:
+            communicator.fail()
+            raise
+        communicator.end_wait()
+        traffic = communicator.traffic
+        traffic.wait_s += time.monotonic() - started
+        traffic.bytes_sent += len(message) * len(self._links)
+        traffic.bytes_received += sum(map(len, payloads)) + (len(start) - 1) * len(self._links)
+        return payloads
+
+    def share(self, num_bytes: int, what: str) -> list[Array]:
+        """Return the segments that the members asked for, by their place: each mapped here, and full of zeros.
+
+        ``num_bytes`` is what this member asks for; none where it is zero, which gives an empty array. A collective.
+
+        Raises: SharedMemoryError, the same on all members, if one cannot get its memory or another cannot map it.
+        """
+        descriptor, trouble = -1, ""
+        try:
+            if num_bytes:
+                descriptor = segments.create(num_bytes)
+        except SharedMemoryError as error:
+            trouble = str(error)
+        phase = f"sharing memory for {what}"
+        try:
+            told = self.exchange(phase, payload=f"{num_bytes} {trouble}".encode())
+            self._raise_trouble([text.decode().partition(" ")[2] for text in told], what)
+            lengths = [int(text.decode().partition(" ")[0]) for text in told]
+            maps, trouble = self._pass_around(lengths, descriptor, phase)
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._raise_trouble([text.decode() for text in self.exchange(phase, payload=trouble.encode())], what)
+        return maps
+
+    def close(self) -> None:
+        """Leave the group; memory stays mapped as long as it is used. A second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            for _, link in self._links:
+                link.close()
+
+    def _pass_around(self, lengths: Sequence[int], descriptor: int, phase: str) -> tuple[list[Array], str]:
+        """Send the own descriptor to all; return all segments, and what went wrong, for the others to hear."""
+        communicator = self._communicator
+        wait = _Wait(self, phase, time.monotonic())
+        communicator.begin_wait(wait)
+        trouble = ""
+        maps: list[Array] = []
+        try:
+            if descriptor >= 0:
+                for place, link in self._links:
+                    self._send(wait, place, link, b"fd", descriptor)
+            links = dict(self._links)
+            for place, length in enumerate(lengths):
+                received = -1
+                try:
+                    if length and place != self.index:
+                        received = self._receive_descriptor(wait, place, links[place])
+                    used = descriptor if place == self.index else received
+                    maps.append(segments.map_bytes(used, length) if length else np.empty(0, np.uint8))
+                except SharedMemoryError as error:
+                    trouble = str(error)
+                finally:
+                    if received >= 0:
+                        os.close(received)
+                wait.come += place != self.index
+        except BaseException:
+            communicator.fail()
+            raise
+        communicator.end_wait()
+        return maps, trouble
+
+    def _raise_trouble(self, troubles: Sequence[str], what: str) -> None:
+        found = [f"rank {rank}: {trouble}" for rank, trouble in zip(self.ranks, troubles, strict=True) if trouble]
+        if found:
+            raise SharedMemoryError(f"the ranks of this host cannot share memory for {what}: {'; '.join(found)}")
+
+    def _send(self, wait: _Wait, place: int, link: socket.socket, message: bytes, descriptor: int = -1) -> None:
+        poll = None
+        while True:
+            try:
+                if descriptor < 0:
+                    link.send(message)
+                else:
+                    socket.send_fds(link, [message], [descriptor])
+                return
+            except BlockingIOError:
+                # Its queue is full: it has not yet come to what was sent before.
+                if poll is None:
+                    poll = select.poll()
+                    poll.register(link, select.POLLOUT)
+                wait.look(poll)
+            except OSError as error:
+                raise wait.lost(place, str(error)) from error
+
+    def _receive(self, wait: _Wait, place: int, link: socket.socket) -> bytes:
+        yields = 0
+        while True:
+            try:
+                length = link.recv_into(self._buffer)
+            except BlockingIOError:
+                if yields < _YIELDS:
+                    yields += 1
+                    os.sched_yield()
+                else:
+                    wait.look(self._poll_of(link))
+                continue
+            except OSError as error:
+                raise wait.lost(place, str(error)) from error
+            if not length:
+                raise wait.lost(place, "is gone")
+            return bytes(self._view[:length])
+
+    def _receive_descriptor(self, wait: _Wait, place: int, link: socket.socket) -> int:
+        while True:
+            try:
+                message, descriptors, _, _ = socket.recv_fds(link, 64, 1)
+            except BlockingIOError:
+                wait.look(self._poll_of(link))
+                continue
+            except OSError as error:
+                raise wait.lost(place, str(error)) from error
+            if not message:
+                raise wait.lost(place, "is gone")
+            if message != b"fd" or not descriptors:
+                # Too many open files here lose what was passed.
+                raise SharedMemoryError(f"rank {self.ranks[place]} passed no memory, or it could not be taken")
+            return descriptors[0]
+
+    def _poll_of(self, link: socket.socket) -> select.poll:
+        if len(self._links) == 1:
+            return self._poll
+        poll = select.poll()
+        poll.register(link, select.POLLIN)
+        return poll
+
+    def _disagreement(self, place: int, start: bytes, received: bytes) -> Exception:
+        """Return the error for a message that is of something else than what this member does."""
+        me, other = f"rank {self._communicator.rank}", f"rank {self.ranks[place]}"
+        try:
+            (_, mine, my_label), (_, theirs, their_label) = _parted(start), _parted(received)
+        except (struct.error, UnicodeDecodeError):
+            return MergeOrderError(f"{other} sent something else than {me} waits for")
+        if my_label and their_label and my_label != their_label:
+            return label_mismatch(me, my_label, other, their_label)
+        return MergeOrderError(
+            f"{me} comes to {mine!r} where {other} comes to {theirs!r}; every process must make the same all_reduce, "
+            "apply_gradients and assign calls in the same order"
+        )
+
+
+class _Wait:
+    """What this member waits for; also what the transport's own messages say of it."""
+
+    def __init__(self, group: HostGroup, phase: str, started_s: float) -> None:
+        self._group = group
+        self._communicator = group._communicator
+        self._looked_s = started_s
+        self._deadline_s = started_s + self._communicator.timeout_s
+        self.what = phase
+        self.started_s = started_s
+        self.come = 0
+        """How many of the others have come so far."""
+
+    def missing(self) -> list[int]:
+        """Return the ranks that have not come, as far as this is known."""
+        others = [rank for rank in self._group.ranks if rank != self._communicator.rank]
+        return others[self.come :]
+
+    def look(self, poll: select.poll) -> None:
+        """Wait for a moment.
+
+        Raises: an error if it is in vain.
+        """
+        if poll.poll(_LOOK_EVERY_S * 1e3):
+            return
+        now_s = time.monotonic()
+        if now_s - self._looked_s > _GAP_S:
+            self._deadline_s += now_s - self._looked_s
+        self._looked_s = now_s
+        self._communicator.look(self.missing(), str(self))
+        if now_s >= self._deadline_s:
+            raise CollectiveTimeoutError(str(self))
+
+    def lost(self, place: int, reason: str) -> Exception:
+        """Return the error for a member whose socket has ended; the transport may know why, a moment later."""
+        rank = self._group.ranks[place]
+        for _ in range(_MOMENTS):
+            self._communicator.look([rank], str(self))
+            time.sleep(_MOMENT_S)
+        return PeerLostError(f"rank {rank} {reason} at step {self._communicator.step}; {self}")
+
+    def __str__(self) -> str:
+        communicator = self._communicator
+        waited_s = time.monotonic() - self.started_s
+        return (
+            f"rank {communicator.rank} waited {waited_s:.1f} s in step {communicator.step} for "
+            f"{name_ranks(self.missing())}: {self.what}"
+        )
+
+
+def _parted(message: bytes) -> tuple[int, str, bytes]:
+    """Return number, phase and label of a message."""
+    number, phase, label = _HEAD.unpack_from(message)
+    end = _HEAD.size + phase
+    return number, message[_HEAD.size : end].decode(), message[end : end + label]

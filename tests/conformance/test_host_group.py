@@ -1,0 +1,124 @@
+"""The ranks of a host: what they share, and how they meet; see ``tests/conftest.py`` for where the bodies run."""
+
+from __future__ import annotations
+
+import pytest
+
+from distopt.agreement import Label
+from distopt.comm.communicator import Communicator
+from distopt.comm.shared_memory import meet_on_host
+from distopt.errors import MergeOrderError, PeerLostError, SharedMemoryError, UnequalStepsError
+from distopt.testing import run_replicas
+from tests.conftest import Run
+
+
+def test_group_of_one_host_has_all_ranks_in_order(run: Run) -> None:
+    def body(comm: Communicator) -> tuple[object, ...]:
+        group = comm.host_group
+        return group.ranks, group.index == comm.rank, group.holds_all
+
+    for result in run(body):
+        assert result == (tuple(range(run.size)), True, True)
+
+
+def test_exchange_returns_every_member_s_payload_in_order(run: Run) -> None:
+    def body(comm: Communicator) -> list[list[bytes]]:
+        group = comm.host_group
+        return [group.exchange("test", b"label", b"%d" % comm.rank * length) for length in (0, 1, 9000)]
+
+    for results in run(body):
+        for length, payloads in zip((0, 1, 9000), results, strict=True):
+            assert payloads == [b"%d" % rank * length for rank in range(run.size)]
+
+
+def test_share_maps_the_memory_of_every_member_on_all(run: Run) -> None:
+    def body(comm: Communicator) -> list[list[int]]:
+        group = comm.host_group
+        # The first member asks for nothing; the lengths of the others are no multiples of a page.
+        maps = group.share(10_000 * comm.rank, "a test")
+        found = [[len(memory) for memory in maps]]
+        if comm.rank:
+            assert not maps[comm.rank].any()
+            maps[comm.rank][:] = comm.rank
+            maps[comm.rank][-1] = 100 + comm.rank
+        group.exchange("written")
+        found.append([int(memory[-2]) for memory in maps[1:]])
+        found.append([int(memory[-1]) for memory in maps[1:]])
+        group.exchange("read")
+        return found
+
+    for lengths, inner, last in run(body):
+        assert lengths == [10_000 * rank for rank in range(run.size)]
+        assert inner == list(range(1, run.size))
+        assert last == [100 + rank for rank in range(1, run.size)]
+
+
+def test_memory_that_one_member_cannot_get_is_one_error_on_all(run: Run) -> None:
+    def body(comm: Communicator) -> str:
+        group = comm.host_group
+        with pytest.raises(SharedMemoryError) as raised:
+            group.share(1 << 62 if comm.rank == comm.size - 1 else 100, "a test")
+        assert len(group.share(100, "another test")) == group.size  # nothing is broken by it
+        return str(raised.value)
+
+    for message in run(body):
+        assert f"rank {run.size - 1}: {1 << 62:,} bytes of shared memory are needed" in message
+
+
+def test_ranks_of_other_namespaces_are_other_hosts(run: Run) -> None:
+    def body(comm: Communicator) -> tuple[tuple[int, ...], ...]:
+        group = meet_on_host(comm, namespace="even" if comm.rank % 2 == 0 else "odd")
+        payloads = group.exchange("test", payload=b"%d" % comm.rank)
+        assert payloads == [b"%d" % rank for rank in group.ranks]
+        group.close()
+        return group.hosts
+
+    wanted = [tuple(range(start, run.size, 2)) for start in (0, 1)]
+    for hosts in run(body):
+        assert hosts == tuple(ranks for ranks in wanted if ranks)
+
+
+def test_a_rank_that_can_share_nothing_is_a_host_of_its_own(run: Run) -> None:
+    def body(comm: Communicator) -> tuple[tuple[int, ...], ...]:
+        group = meet_on_host(comm, namespace="" if comm.rank == 0 else "shared")
+        group.close()
+        return group.hosts
+
+    for hosts in run(body):
+        assert hosts == ((0,), tuple(range(1, run.size)))[: min(2, run.size)]
+
+
+def test_members_that_come_for_different_things_are_told_so() -> None:
+    def body(comm: Communicator) -> None:
+        comm.host_group.exchange("apply" if comm.rank else "assign w:0")
+
+    with pytest.raises(MergeOrderError, match=r"comes to '(apply|assign w:0)' where rank [01] comes to"):
+        run_replicas(body, 2)
+
+
+def test_members_at_different_steps_are_told_so() -> None:
+    def body(comm: Communicator) -> None:
+        comm.host_group.exchange("apply", Label(1, 2, 3 + comm.rank).encode())
+
+    with pytest.raises(UnequalStepsError, match="is at step 3"):
+        run_replicas(body, 2)
+
+
+def test_member_that_fails_ends_the_wait_of_the_others_and_is_named() -> None:
+    errors: list[BaseException] = []
+
+    def body(comm: Communicator) -> None:
+        group = comm.host_group
+        if comm.rank == 1:
+            raise ArithmeticError("bad data")
+        try:
+            group.exchange("the update")
+        except PeerLostError as error:
+            errors.append(error)
+            raise
+
+    with pytest.raises(ArithmeticError):
+        run_replicas(body, 3)
+    assert len(errors) == 2
+    assert all("rank 1 failed with ArithmeticError: bad data" in str(error) for error in errors)
+    assert all("the update" in str(error) for error in errors)

@@ -1,0 +1,72 @@
+"""Memory without a name: what cannot be had is an error before it is used."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+import pytest
+
+from distopt.comm.shared_memory import segments
+from distopt.comm.shared_memory.rendezvous import cliques
+from distopt.errors import SharedMemoryError
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memfd_create is Linux's")
+
+
+def test_segment_is_zeros_that_a_second_mapping_sees_change() -> None:
+    descriptor = segments.create(5000)
+    first, second = segments.map_bytes(descriptor, 5000), segments.map_bytes(descriptor, 5000)
+    os.close(descriptor)
+    assert not first.any()
+    first[4999] = 7
+    assert second[4999] == 7
+    assert first.ctypes.data % 4096 == 0
+
+
+def test_segment_longer_than_allowed_is_an_error_and_leaves_no_file_open() -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    open_files = len(os.listdir("/proc/self/fd"))
+    try:
+        with pytest.raises(SharedMemoryError, match="8,192 bytes of shared memory cannot be had"):
+            segments.create(8192)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(os.listdir("/proc/self/fd")) == open_files
+
+
+def test_more_than_the_host_has_is_an_error_with_both_numbers(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   2 kB\n")
+    with pytest.raises(SharedMemoryError, match="3,000 bytes of shared memory are needed, 2,048 are available"):
+        segments.create(3000, root=tmp_path)
+
+
+def test_available_bytes_counts_the_container_s_limit_without_what_is_only_cached(tmp_path: Path) -> None:
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    assert segments.available_bytes(tmp_path) is None
+    (group / "memory.max").write_text("max\n")
+    assert segments.available_bytes(tmp_path) is None
+    (group / "memory.max").write_text("1000\n")
+    (group / "memory.current").write_text("900\n")
+    (group / "memory.stat").write_text("anon 500\nactive_file 100\ninactive_file 200\n")
+    assert segments.available_bytes(tmp_path) == 400
+
+
+def test_mapping_beyond_the_end_is_an_error() -> None:
+    descriptor = segments.create(100)
+    try:
+        with pytest.raises(SharedMemoryError, match="cannot be mapped"):
+            segments.map_bytes(descriptor, 1 << 20)
+    finally:
+        os.close(descriptor)
+
+
+def test_cliques_are_groups_of_which_all_are_linked() -> None:
+    assert cliques([set()]) == ((0,),)
+    assert cliques([{1, 2, 3}, {0, 3}, {0}, {0, 1}]) == ((0, 1, 3), (2,))
+    assert cliques([{2}, {3}, {0}, {1}]) == ((0, 2), (1, 3))
