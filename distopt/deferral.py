@@ -17,6 +17,9 @@ _building: ContextVar[tuple[Any, ...]] = ContextVar("distopt_graphs", default=()
 _evaluation: ContextVar[Any] = ContextVar("distopt_evaluation", default=None)
 _without_eager: list[Any] = []
 
+may_record = False
+"""Whether a graph was ever made the default one: if not, :func:`building` need not be asked."""
+
 variable_class: list[Any] = []
 """The class of variables that are created while a graph is being built; set by :mod:`distopt.graph`."""
 
@@ -39,6 +42,8 @@ def evaluation() -> Any:
 @contextmanager
 def build(graph: Any) -> Iterator[Any]:
     """Make ``graph`` the one that is added to, for the length of a ``with`` block; ``None``: run eagerly."""
+    global may_record
+    may_record = True
     token = _building.set((*_building.get(), graph))
     try:
         yield graph
@@ -58,4 +63,6 @@ def evaluate(run: Any) -> Iterator[None]:
 
 def build_outside_of_contexts(graph: Any) -> None:
     """Record into ``graph`` wherever no other one is the default, in all threads; ``None``: run eagerly again."""
+    global may_record
+    may_record = True
     _without_eager[:] = [] if graph is None else [graph]

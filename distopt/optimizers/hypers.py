@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from distopt.schedules import LearningRateSchedule
-from distopt.tensor import Tensor
+from distopt.tensor import Operand, Tensor
 from distopt.types import Array
 from distopt.variable import Variable
 
@@ -79,7 +79,7 @@ class HyperTable:
 
         Raises: KeyError for an unknown name.
         """
-        self._create()
+        self.create_variables()
         value = self._values[name]
         if isinstance(value, LearningRateSchedule | Variable | Tensor):
             return value
@@ -92,7 +92,7 @@ class HyperTable:
     def evaluate(self, name: str, iterations: int) -> float:
         """Return the number a hyper stands for at ``iterations``; a callable or schedule is called."""
         if not self._created:
-            self._create()
+            self.create_variables()
         value = self._values[name]
         if isinstance(value, Variable):
             return float(value.storage)
@@ -107,7 +107,7 @@ class HyperTable:
     def evaluate_all(self, iterations: int) -> dict[str, float]:
         """Return what :meth:`evaluate` gives for every hyper, by name."""
         if not self._created:
-            self._create()
+            self.create_variables()
         return {
             name: float(value.storage) if type(value) is Variable else self.evaluate(name, iterations)
             for name, value in self._values.items()
@@ -130,7 +130,8 @@ class HyperTable:
                 kept[name] = float(value)
         return kept
 
-    def _create(self) -> None:
+    def create_variables(self) -> None:
+        """Make a variable of each hyper that is a number, unless it was done."""
         if self._created:
             return
         self._created = True
@@ -180,7 +181,7 @@ def uses_momentum(momentum: Any) -> bool:
     """
     if isinstance(momentum, int | float) and not 0 <= momentum <= 1:
         raise ValueError(f"momentum must lie in 0..1, but is {momentum}")
-    return callable(momentum) or isinstance(momentum, Tensor) or bool(momentum > 0)
+    return callable(momentum) or isinstance(momentum, Operand) or bool(momentum > 0)
 
 
 def decayed(learning_rate: float, decay: float, iterations: int) -> float:
@@ -190,6 +191,8 @@ def decayed(learning_rate: float, decay: float, iterations: int) -> float:
 
 def as_number(value: Any) -> float | Array | Any:
     """Return a hyper as it is written to a configuration: numbers as they are, variables as NumPy scalars."""
-    if isinstance(value, Variable | Tensor):
+    if isinstance(value, Variable):
+        return value.storage[()]  # one value for all; of a graph's, which has no `numpy()`, too
+    if isinstance(value, Tensor):
         return value.numpy()[()]
     return value

@@ -11,24 +11,26 @@ from typing import Any, Self
 
 import numpy as np
 
-from distopt import replica_context, schedules
+from distopt import deferral, replica_context, schedules
 from distopt.aggregation import Sum
 from distopt.autodiff.tape import GradientTape
+from distopt.graph import Deferred, Operation, get_default_graph
+from distopt.graph import gradients as deferred_gradients
 from distopt.nest import flatten
 from distopt.optimizers.clip_options import CLIP_OPTIONS, ClipOptions, Transformer
 from distopt.optimizers.feature_options import FEATURE_OPTIONS, FeatureOptions
 from distopt.optimizers.hyper_attributes import HyperAttributes
 from distopt.optimizers.names import unique_name
 from distopt.optimizers.pipeline import GradientPath, Pair, Pairs, check_gradients, filter_empty_gradients, fit_of
+from distopt.optimizers.recorded import RecordedUpdates
 from distopt.optimizers.slots_and_weights import SlotsAndWeights
-from distopt.optimizers.update_methods import UpdateMethods
 from distopt.tensor import Operand
 from distopt.variable import Variable
 
 _OPTIONS = (*CLIP_OPTIONS, "lr", "decay", "slot_dtype")
 
 
-class Optimizer(UpdateMethods, HyperAttributes, ClipOptions, FeatureOptions, SlotsAndWeights):
+class Optimizer(RecordedUpdates, HyperAttributes, ClipOptions, FeatureOptions, SlotsAndWeights):
     """Base of the Keras optimizers.
 
     ``gradient_aggregator`` sums over replicas unless given: an element-wise ``Aggregator``, or a function from one
@@ -111,8 +113,9 @@ class Optimizer(UpdateMethods, HyperAttributes, ClipOptions, FeatureOptions, Slo
     ) -> Any:
         """Take one step down the gradient of ``loss`` and return ``iterations``; ``None`` for an empty ``var_list``.
 
-        ``loss`` is a function without arguments, or with ``tape`` a tensor that it recorded. ``var_list`` is a
-        structure of variables, or a function that returns one and is called after the loss.
+        In a graph, return the operation that does it. ``loss`` is a function without arguments, or with ``tape`` a
+        tensor that it recorded. ``var_list`` is a structure of variables, or a function that returns one and is called
+        after the loss.
 
         Raises: ValueError for a tensor without ``tape``, for a variable whose dtype has no gradients, and as
             :meth:`apply_gradients`.
@@ -146,44 +149,55 @@ class Optimizer(UpdateMethods, HyperAttributes, ClipOptions, FeatureOptions, Slo
         return pairs
 
     def _get_gradients(self, tape: GradientTape, loss: Any, var_list: list[Any], grad_loss: Any = None) -> list[Pair]:
-        gradients = tape.gradient(loss, var_list, grad_loss)
+        if isinstance(loss, Deferred):
+            gradients = deferred_gradients(loss, var_list, grad_loss)
+        else:
+            gradients = tape.gradient(loss, var_list, grad_loss)
         return list(zip(gradients, var_list, strict=True))
 
     def get_gradients(self, loss: Any, params: Any) -> list[Any]:
-        """Return the gradients, not clipped, of ``loss``, a function without arguments, with respect to ``params``.
+        """Return the deferred gradients, not clipped, of a deferred ``loss`` with respect to ``params``, in a graph.
 
-        Raises: ValueError if one of them has no gradient; TypeError if ``loss`` is no function: the reference takes a
-            symbolic tensor here, in graph mode only.
+        Raises: ValueError if one of them has no gradient; where things run eagerly TypeError for a function and
+            ValueError for a tensor, as in the reference: there are ``minimize`` and ``GradientTape``.
         """
-        if not callable(loss):
-            raise TypeError(f"get_gradients takes a function that computes the loss, not {loss!r}; or use GradientTape")
-        pairs = self._compute_gradients(loss, params)
-        for gradient, variable in pairs:
+        if not isinstance(loss, Deferred):
+            raise (TypeError if callable(loss) else ValueError)(
+                f"get_gradients and get_updates take a deferred loss, in a graph, not {loss!r}; where things run "
+                "eagerly use GradientTape and apply_gradients, or minimize"
+            )
+        variables = flatten(params)
+        gradients = deferred_gradients(loss, variables)
+        for gradient, variable in zip(gradients, variables, strict=True):
             if gradient is None:
                 raise ValueError(f"variable {variable.name!r} has no gradient; does the loss depend on it?")
-        return [gradient for gradient, _ in pairs]
+        return gradients
 
     def get_updates(self, loss: Any, params: Any) -> list[Any]:
-        """Apply :meth:`get_gradients` and return what :meth:`apply_gradients` does, in a list."""
+        """Return the operation that applies :meth:`get_gradients`, in a list; only in a graph, as that."""
         variables = flatten(params)
         return [self.apply_gradients(zip(self.get_gradients(loss, variables), variables, strict=True))]
 
     def apply_gradients(
         self,
         grads_and_vars: Iterable[tuple[Any, Any]],
-        name: str | None = None,  # noqa: ARG002 - TensorFlow's argument; there is no graph to name things in
+        name: str | None = None,
         experimental_aggregate_gradients: bool = True,
         skip_gradients_aggregation: bool = False,
-    ) -> Variable | None:
+    ) -> Any:
         """Apply gradients to variables and return ``iterations``; ``None`` if there are no pairs.
 
-        Called in a replica context. Gradients are summed over the replicas unless ``experimental_aggregate_gradients``
-        is false, or ``skip_gradients_aggregation`` true, which is its name since TensorFlow 2.11; then clipped and
-        transformed. Pairs without a gradient are left out, with a logged warning.
+        In a graph, return an operation that does it, called ``name``. Called in a replica context. Gradients are summed
+        over the replicas unless ``experimental_aggregate_gradients`` is false, or ``skip_gradients_aggregation`` true,
+        which is its name since TensorFlow 2.11; then clipped and transformed. Pairs without a gradient are left out,
+        with a logged warning.
 
         Raises: ValueError if no variable has a gradient, or a gradient does not fit its variable; RuntimeError in a
             cross-replica context; TapeError if a live tape has read one of the variables. Nothing has changed then.
         """
+        aggregate = experimental_aggregate_gradients and not skip_gradients_aggregation
+        if deferral.may_record and deferral.building() is not None:
+            return self._record_step(grads_and_vars, aggregate, name or self._name)
         pairs = self._checked(grads_and_vars)
         if pairs.key not in self.fits:
             self.build(pairs.variables)
@@ -191,8 +205,23 @@ class Optimizer(UpdateMethods, HyperAttributes, ClipOptions, FeatureOptions, Slo
         if not pairs.key:
             return None
         context = replica_context.current_replica("apply_gradients")
-        GradientPath(self, experimental_aggregate_gradients and not skip_gradients_aggregation).run(context, pairs)
+        GradientPath(self, aggregate).run(context, pairs)
         return self.iterations
+
+    def _record_step(self, grads_and_vars: Iterable[tuple[Any, Any]], aggregate: bool, name: str) -> Operation:
+        """Return the operation that applies gradients and counts the step."""
+        present = filter_empty_gradients(grads_and_vars)
+        if not present:
+            return Operation(get_default_graph(), "NoOp", lambda _scope: None, name=name)
+        _ = self.iterations
+        self._hypers.create_variables()
+
+        def apply(pairs: list[Any]) -> None:
+            context = replica_context.current_replica("apply_gradients")
+            with self._held():
+                GradientPath(self, aggregate).run(context, self._checked(pairs))
+
+        return self._record(present, apply, name, "AssignAddVariableOp")
 
     def _checked(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> Pairs:
         """Return the pairs that have a gradient, each fit for its variable."""

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from distopt import replica_context
+from distopt import deferral, replica_context
 from distopt.autodiff.tape import GradientTape
 from distopt.clipping import values_of, with_values
 from distopt.errors import PlacementError
@@ -91,7 +91,15 @@ class ScaledOptimizer:
         for name, variable in own.items():
             variable.write_all("assign", state.extras[name])
 
+    def _refuse_graphs(self) -> None:
+        if deferral.building() is not None:
+            raise NotImplementedError(
+                f"{type(self).__name__} works eagerly: its scale changes with what gradients come to; in a graph give "
+                "an optimizer a constant loss_scale_factor"
+            )
+
     def _scaled(self, loss: Any) -> Any:
+        self._refuse_graphs()
         if callable(loss) and not isinstance(loss, Operand):
             return lambda: self._scaled(loss())
         scale = float(self._scale.storage)
@@ -102,6 +110,7 @@ class ScaledOptimizer:
 
         Raises: ReplicaContextError outside of one; PlacementError where servers make the update.
         """
+        self._refuse_graphs()
         context = replica_context.current_replica("apply_gradients")
         try:
             context.strategy.extended.check(GradientPath(self.inner_optimizer, aggregate=False))

@@ -121,7 +121,7 @@ class UpdateMethods(UpdateSteps, OptimizerCore):
         if variable.constraint is not None:
             apply_constraint(variable, variable.local_array())
 
-    def _check_methods(self, pairs: Pairs) -> None:
+    def _check_methods(self, pairs: Iterable[Pair]) -> None:
         features = self.features
         if features.weight_decay is not None or features.ema_momentum is not None:
             raise NotImplementedError(
@@ -133,7 +133,7 @@ class UpdateMethods(UpdateSteps, OptimizerCore):
         if missing:
             raise NotImplementedError(f"{' and '.join(sorted(missing))} must be defined, or give the class a rule")
 
-    def _needed(self, pairs: Pairs) -> Iterable[str]:
+    def _needed(self, pairs: Iterable[Pair]) -> Iterable[str]:
         is_sparse = {isinstance(gradient, IndexedSlices) for gradient, _ in pairs}
         if False in is_sparse:
             yield "_resource_apply_dense"

@@ -7,13 +7,18 @@ from typing import Any
 
 import numpy as np
 
+from distopt.graph import GraphVariable
 from distopt.types import Array
 from distopt.variable import Variable
 
 
 def get_weights(variables: Sequence[Variable]) -> list[Array]:
-    """Return a copy of the value of each variable."""
-    return [variable.numpy() for variable in variables]
+    """Return a copy of the value of each variable; of a graph's, that in the default session."""
+    return [_value_of(variable) for variable in variables]
+
+
+def _value_of(variable: Variable) -> Array:
+    return np.asarray(variable.eval()) if isinstance(variable, GraphVariable) else variable.numpy()
 
 
 def with_iterations(variables: Sequence[Variable], weights: Sequence[Any]) -> list[Any]:

@@ -1,8 +1,7 @@
 """The TensorFlow 1 face: what users of ``tf.compat.v1.train.Optimizer`` call, eagerly and in a graph.
 
-Theory of operation. Both modes share one path. Eagerly, ``apply_gradients`` runs it at once. In a graph, slots are
-created at once, so that they are initialized with the other variables, and the rest becomes one operation; when a
-session runs that, gradients and hyperparameters have values, and the same path runs with them.
+Both modes share one path: eagerly ``apply_gradients`` runs it at once, in a graph it becomes an operation
+(:mod:`distopt.optimizers.recorded`).
 
 Source: TensorFlow 2.21 ``tensorflow/python/training/optimizer.py``, whose semantics this follows.
 """
@@ -10,8 +9,7 @@ Source: TensorFlow 2.21 ``tensorflow/python/training/optimizer.py``, whose seman
 # ruff: noqa: ARG002  (TensorFlow's arguments, in its order, some of which have no meaning here)
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,11 +17,11 @@ import numpy as np
 from distopt import deferral, replica_context
 from distopt.aggregation import Aggregator, Sum
 from distopt.autodiff.tape import GradientTape
-from distopt.graph import Deferred, Graph, GraphKeys, GraphVariable, Operation, get_default_graph
+from distopt.graph import GraphKeys, Operation, get_default_graph
 from distopt.graph import gradients as deferred_gradients
-from distopt.indexed_slices import IndexedSlices
 from distopt.nest import flatten
 from distopt.optimizers.pipeline import GradientPath, Pair, check_gradients
+from distopt.optimizers.recorded import check_initialized
 from distopt.optimizers.v1.own_methods import OwnMethods
 from distopt.optimizers.v1.slots_and_variables import SlotsAndVariables
 from distopt.optimizers.v1.steps import count_step
@@ -71,8 +69,6 @@ class Optimizer(OwnMethods, SlotsAndVariables):
         self._own_scope = f"{name}/" if use_own_namescope_for_non_slot_vars else ""
         self.gradient_aggregator: Aggregator = Sum()
         self.gradient_transformers: Sequence[Any] = ()
-        self._prepared: dict[str, float] | None = None
-        self._home: Graph | None = None
 
     def get_name(self) -> str:
         """Return the name that was given to the constructor."""
@@ -202,7 +198,7 @@ class Optimizer(OwnMethods, SlotsAndVariables):
         if deferral.evaluation() is None and (
             deferral.building() is not None or any(hasattr(operand, "graph") for pair in present for operand in pair)
         ):
-            return self._record(present, global_step, name, skip_gradients_aggregation)
+            return self._record_step(present, global_step, name, skip_gradients_aggregation)
         self._apply(present, skip_gradients_aggregation)
         if global_step is not None:
             count_step(global_step)
@@ -222,56 +218,24 @@ class Optimizer(OwnMethods, SlotsAndVariables):
                 context.strategy.extended.check(path)
                 context.strategy.extended.update_copies(path, checked)
 
-    @contextmanager
-    def _held(self) -> Iterator[None]:
-        """Keep what is known in this replica's run of a session for the place where replicas meet: there is none there.
-
-        That is the run itself, for methods that a user wrote, and the values of hypers that the graph computes.
-        """
-        run = deferral.evaluation()
-        if run is None or self._run is not None:
-            yield
-            return
-        self._run, self._prepared = run, self.step_hypers()
-        try:
-            yield
-        finally:
-            self._run = self._prepared = None
-
-    def _record(self, pairs: Sequence[Any], global_step: Any, name: str | None, skip_aggregation: bool) -> Operation:
-        for gradient, variable in pairs:
-            if not isinstance(variable, Variable):
-                raise NotImplementedError(f"only variables can be updated, not {variable!r}")
-            if not isinstance(gradient, Operand | IndexedSlices | np.ndarray | np.generic | int | float | list | tuple):
-                raise TypeError(f"the gradient of {variable.name!r} is no tensor and cannot be made one: {gradient!r}")
-        check_gradients((g, v) for g, v in pairs if not hasattr(g, "graph"))
-        self._check_methods([(None if hasattr(g, "graph") else g, v) for g, v in pairs])
-        operands = [operand for pair in pairs for operand in pair if hasattr(operand, "graph")]
-        graph = operands[0].graph if operands else get_default_graph()
-        if self._home not in (None, graph):
-            raise ValueError(f"{self._name} updates variables of another graph; make an optimizer for each graph")
-        self._home = graph
-        with deferral.build(graph):
-            self.build([variable for _, variable in pairs])
-            written = [*self.variables(), *(variable for _, variable in pairs)]
-
-        def update(scope: Any) -> None:
-            _check_initialized(written, scope)
-            self._apply([(scope.value_of(g) if hasattr(g, "graph") else g, v) for g, v in pairs], skip_aggregation)
+    def _record_step(
+        self, pairs: Sequence[Any], global_step: Any, name: str | None, skip_aggregation: bool
+    ) -> Operation:
+        title = name or self._name
+        update = self._record(pairs, lambda values: self._apply(values, skip_aggregation), f"{title}/update")
 
         def count(scope: Any) -> None:
-            _check_initialized([global_step], scope)
+            check_initialized([global_step], scope)
             count_step(global_step)
 
-        deferred = [gradient for gradient, _ in pairs if hasattr(gradient, "graph")]
-        title = name or self._name
-        inputs = [*deferred, *self._deferred_hypers()]
-        operation = Operation(graph, f"Apply{self._name}", update, inputs, name=f"{title}/update", writes=True)
         kind, compute = ("NoOp", _nothing) if global_step is None else ("AssignAddVariableOp", count)
-        operation = Operation(graph, kind, compute, name=title, control_inputs=[operation], writes=True)
-        if not any(member is operation for member in graph.get_collection(GraphKeys.TRAIN_OP)):
-            graph.add_to_collection(GraphKeys.TRAIN_OP, operation)
+        operation = Operation(update.graph, kind, compute, name=title, control_inputs=[update], writes=True)
+        if not any(member is operation for member in update.graph.get_collection(GraphKeys.TRAIN_OP)):
+            update.graph.add_to_collection(GraphKeys.TRAIN_OP, operation)
         return operation
+
+    def _kept_in_graph(self) -> Sequence[Variable]:
+        return self.variables()
 
     def _aggregate_gradients(self, grads_and_vars: Iterable[Pair]) -> Iterable[Pair]:
         return self.gradient_aggregator(list(grads_and_vars))
@@ -287,30 +251,11 @@ class Optimizer(OwnMethods, SlotsAndVariables):
     def _set_hyper(self, name: str, value: Any) -> None:
         self._hypers.set(name, value)
 
-    def _deferred_hypers(self) -> list[Any]:
-        values = [self._hypers.raw(name) for name in self._hypers]
-        return [value for value in values if isinstance(value, Deferred | GraphVariable)]
-
-    def step_hypers(self) -> dict[str, float]:
-        """Return the hypers of the next step as plain numbers; functions are called, once each."""
-        return super().step_hypers() if self._prepared is None else self._prepared
-
-    @property
-    def has_callable_hypers(self) -> bool:
-        """Whether a hyper is a function or a deferred tensor, which another process may see differently."""
-        return super().has_callable_hypers or bool(self._deferred_hypers())
-
     @property
     def iterations(self) -> Variable:
         """The number of steps that this optimizer has made. It is not among :meth:`variables`, nor in any graph."""
         with deferral.build(None):
             return super().iterations
-
-
-def _check_initialized(variables: Iterable[Any], scope: Any) -> None:
-    for variable in variables:
-        if isinstance(variable, GraphVariable):
-            variable.check_initialized(scope.session)
 
 
 def _nothing(_scope: Any) -> None:

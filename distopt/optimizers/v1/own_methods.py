@@ -13,21 +13,18 @@ from distopt import deferral
 from distopt.indexed_slices import IndexedSlices
 from distopt.optimizers.owner import apply_constraint
 from distopt.optimizers.pipeline import Pair, Pairs
-from distopt.optimizers.update_methods import UpdateMethods
+from distopt.optimizers.recorded import RecordedUpdates
 from distopt.variable import Variable
 
 _DENSE_METHODS = ("_resource_apply_dense", "_apply_dense")
 _SPARSE_METHODS = ("_resource_apply_sparse", "_resource_apply_sparse_duplicate_indices", "_apply_sparse")
 
 
-class OwnMethods(UpdateMethods):
+class OwnMethods(RecordedUpdates):
     """An optimizer that calls ``_prepare``, the method that updates each variable, and ``_finish``.
 
     Where a class has a rule and defines none of them, the rule runs instead.
     """
-
-    _run: Any = None
-    """The run of a session that the update is part of."""
 
     def _prepare(self) -> Any:  # type: ignore[override]  # without arguments, as TensorFlow 1 calls it
         """Do what one update of all variables needs before it."""

@@ -131,20 +131,6 @@ def test_add_slot_takes_names_functions_and_values() -> None:
         optimizer.add_slot(target, "d", "no such")
 
 
-def test_get_gradients_and_get_updates_take_a_function() -> None:
-    target, unused = tf.Variable([3.0]), tf.Variable([1.0])
-    optimizer = optimizers.SGD(0.5, clipvalue=1.0)
-    (gradient,) = optimizer.get_gradients(lambda: target * target, [target])
-    assert gradient.numpy().tolist() == [6.0]
-    (count,) = optimizer.get_updates(lambda: target * target, [target])
-    assert int(count) == 1
-    assert target.numpy().tolist() == [2.5]
-    with pytest.raises(ValueError, match="has no gradient"):
-        optimizer.get_gradients(lambda: target * target, [target, unused])
-    with pytest.raises(TypeError, match="function that computes the loss"):
-        optimizer.get_gradients(target, [target])
-
-
 def test_an_assigned_learning_rate_power_of_ftrl_holds_from_the_next_step() -> None:
     def trained(change_at: int) -> bytes:
         power = -0.5 if change_at else -0.75
