@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from distopt.aggregation import Aggregator
+from distopt.aggregation import GradientAggregator
 from distopt.agreement import Described, Label, describe_names, digest_of, digest_of_numbers, disagreement
 from distopt.comm.communicator import Communicator
 from distopt.errors import MergeOrderError, RemoteProtocolError
@@ -89,7 +89,7 @@ def label_of_step(known: Known, operation: str, hypers: Mapping[str, float], ste
     return Label(known.digest ^ _digest_of_name(operation), digest_of_numbers(hypers.values()), step).encode()
 
 
-def label_of_values(aggregator: Aggregator, arrays: Sequence[Array]) -> bytes:
+def label_of_values(aggregator: GradientAggregator, arrays: Sequence[Array]) -> bytes:
     """Return the label of a reduction of values, of which those of one replica are ``arrays``."""
     return _label_of_kinds(aggregator.name, tuple([(array.shape, array.dtype.num) for array in arrays]))
 
