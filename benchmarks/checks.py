@@ -69,9 +69,9 @@ class Turns:
         owners: Any = extended.every_process
         extended.inspector.several = self._several and arm > 0
         extended.checks = (NO_CHECKS, Checks(), Checks(non_finite="raise"))[arm]
-        owners.__dict__.pop("_label", None)
+        owners.__dict__.pop("_introduced", None)
         if arm == 0:
-            owners._label = lambda *_: b""
+            owners._introduced = lambda *_: (False, False, b"")
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_, **__: None

@@ -2,7 +2,7 @@
 
 Replicas of one process can compare variables themselves, processes only what is known of them; both end here.
 Processes describe their variables to each other once for each list. Every exchange after that carries a
-:class:`Label`, 24 bytes beside the numbers themselves.
+:class:`Label`, in the messages of the numbers themselves.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Final, NamedTuple, Self
 
 from distopt.errors import (
@@ -30,6 +30,8 @@ from distopt.errors import (
 _MOST_NAMES = 8
 _LABEL: Final = struct.Struct("<QQq")
 LABEL_BYTES: Final = _LABEL.size
+pack_label: Final = _LABEL.pack
+"""``Label(...).encode()``, for every step."""
 
 
 class Label(NamedTuple):
@@ -38,7 +40,7 @@ class Label(NamedTuple):
     what: int
     """A digest of the kind of reduction and of what is reduced."""
     hypers: int = 0
-    """A digest of the numbers of this step."""
+    """Digests of the numbers of this step (the lower 32 bits) and of the optimizer's settings (the upper ones)."""
     step: int = 0
     """The optimizer's ``iterations``."""
 
@@ -62,12 +64,6 @@ def digest_of(*parts: Any) -> int:
     return zlib.crc32(text) | zlib.adler32(text) << 32
 
 
-def digest_of_numbers(numbers: Iterable[float]) -> int:
-    """Return a number that is the same in every process for the same float64 bits."""
-    values = tuple(numbers)
-    return zlib.crc32(struct.pack(f"<{len(values)}d", *values))
-
-
 def label_mismatch(who: str, mine: bytes, other_who: str, theirs: bytes) -> MistakeError:
     """Return the error for two encoded labels that differ."""
     ours, other = Label.decode(mine), Label.decode(theirs)
@@ -81,6 +77,11 @@ def label_mismatch(who: str, mine: bytes, other_who: str, theirs: bytes) -> Mist
         return UnequalStepsError(
             f"{who} is at step {ours.step} where {other_who} is at step {other.step}: the optimizer's iterations "
             "differ; restore or assign them on every process alike"
+        )
+    if ours.hypers >> 32 != other.hypers >> 32:
+        return UnequalHypersError(
+            f"{who} and {other_who} have different settings of the optimizer at step {ours.step}, such as epsilon or a "
+            "clip limit: one was changed after the first step on some processes only; change it alike on every process"
         )
     return UnequalHypersError(
         f"{who} and {other_who} have different hypers at step {ours.step}, such as the learning rate: set numbers "

@@ -130,6 +130,11 @@ def all_dense(step: int, replica: int) -> list[Any]:
     ]
 
 
+def rows_later(step: int, replica: int) -> list[Any]:
+    """Return gradients that are all dense at first; then the last replica alone, then all have rows."""
+    return of_step(step, replica) if step > 1 or (step == 1 and replica == 4) else all_dense(step, replica)
+
+
 def partly_dense(step: int, replica: int) -> list[Any]:
     """Return gradients of which, in all steps but the last, one replica has that of the first table dense."""
     first, *others = of_step(step, replica)

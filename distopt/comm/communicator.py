@@ -25,11 +25,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 import numpy as np
 
 from distopt.aggregation import Aggregator, Sum
-from distopt.agreement import label_mismatch
 from distopt.canonical_sum import Node
 from distopt.comm import combining
 from distopt.comm.hosting import Contribution, Hosting
-from distopt.errors import MergeOrderError, MistakeError, RemoteProtocolError
 from distopt.types import Array, ReduceOp
 
 if TYPE_CHECKING:
@@ -43,6 +41,7 @@ __all__ = [
     "Send",
     "Traffic",
     "Wait",
+    "Withdrawn",
     "bytes_of",
     "name_ranks",
 ]
@@ -50,6 +49,8 @@ __all__ = [
 _LENGTH_BYTES: Final = 8
 _INLINE_BYTES: Final = 504
 """Payloads of up to this length travel with their length, in one exchange."""
+
+_NOTHING: Final = np.empty(0, np.uint8)
 
 
 @dataclass
@@ -90,6 +91,10 @@ class Wait(Protocol):
         ...
 
 
+class Withdrawn(Exception):
+    """Raised by :meth:`Communicator.combine` on every rank where one rank withdrew: nothing was combined."""
+
+
 class Communicator(abc.ABC):
     """``size`` ranks that call the same collectives in the same order.
 
@@ -118,11 +123,25 @@ class Communicator(abc.ABC):
         return combining.Inbox()
 
     @abc.abstractmethod
-    def exchange(self, sends: Sequence[Send], receives: Sequence[Receive], what: str) -> None:
-        """Carry out all transfers at once; return when all are done.
+    def exchange(
+        self,
+        sends: Sequence[Send],
+        receives: Sequence[Receive],
+        what: str,
+        label: bytes = b"",
+        *,
+        withdraws: bool = False,
+    ) -> bool:
+        """Carry out all transfers at once; return when all are done: whether a rank heard from ``withdraws``.
 
         Between two ranks buffers arrive in the order in which they were sent. A rank may send to itself.
         ``what`` names the collective in errors: "rank 2 waited 8.0 s in step 17 for ranks 0, 3: <what>".
+
+        ``label``: an encoded :class:`~distopt.agreement.Label`, or nothing. It and ``withdraws`` belong to every
+        buffer that is sent, and cost no message of their own.
+
+        Raises: the MistakeError of two labels that differ, on every rank that hears from one with another label, also
+            where the buffers then do not fit; RemoteProtocolError for buffers that do not fit under one label.
         """
 
     @abc.abstractmethod
@@ -166,6 +185,8 @@ class Communicator(abc.ABC):
         aggregator: Aggregator,
         like: Sequence[Array],
         label: bytes = b"",
+        *,
+        withdraws: bool = False,
     ) -> list[Array]:
         """Return the aggregate of all replicas' contributions, the same bits on every rank.
 
@@ -176,43 +197,32 @@ class Communicator(abc.ABC):
         Shapes: all arrays, and the results, are flat; the j-th of each are alike in length and dtype.
         Where there is nothing to add, a result may be a contribution's own array.
 
-        ``label``: an encoded :class:`~distopt.agreement.Label`, or nothing on every rank. It travels with the
-        arrays, in the same exchange, so that ranks that combine different things find out.
+        ``label``: an encoded :class:`~distopt.agreement.Label`, or nothing on every rank. It travels in the messages
+        of the arrays, so that ranks that combine different things find out. ``withdraws``, which takes a label: this
+        rank has nothing in the form that the others expect, which it could not know; then all ranks get Withdrawn, and
+        nobody reads what its contributions contain.
 
         Raises: ValueError for contributions that are not as described, before anything is sent; the MistakeError of
-        labels that differ.
+        labels that differ; Withdrawn.
         """
         combining.check(contributions, hosting, aggregator, like, self.rank, self.size)
         mine = {contribution.node: contribution.arrays for contribution in contributions}
         if self.size == 1:
+            if withdraws:
+                raise Withdrawn
             return combining.aggregate(mine, hosting, aggregator, like)
         nodes = hosting.covers if aggregator.sums else hosting.leaves
         results = [np.empty(len(array), array.dtype) for array in like]
         num_nodes = sum(len(of_rank) for of_rank in nodes)
         if combining.bytes_saved_by_parts(like, num_nodes, self.size) <= self.exchange_cost_bytes:
-            collected = self._collect(mine, nodes, combining.whole(like, self.size), like, label)
+            collected = self._collect(mine, nodes, combining.whole(like, self.size), like, label, withdraws)
             return combining.aggregate(collected, hosting, aggregator, like, out=results)
         parts = combining.even_parts(like, self.size)
-        collected = self._collect(mine, nodes, parts, like, label)
+        collected = self._collect(mine, nodes, parts, like, label, withdraws)
         own = [result[part] for result, part in zip(results, parts[self.rank], strict=True)]
         combining.aggregate(collected, hosting, aggregator, own, out=own)
         self._spread(results, parts)
         return results
-
-    def gather(
-        self, contributions: Sequence[Contribution], hosting: Hosting, like: Sequence[Array], label: bytes = b""
-    ) -> combining.Sums:
-        """Return the arrays of every replica, by its node, on every rank; valid until the next call of any collective.
-
-        ``contributions``, ``like`` and ``label``: as :meth:`combine` takes them, one contribution a hosted replica.
-
-        Raises: as :meth:`combine`.
-        """
-        combining.check_leaves(contributions, hosting, like, self.rank, self.size)
-        mine = {contribution.node: contribution.arrays for contribution in contributions}
-        if self.size == 1:
-            return mine
-        return self._collect(mine, hosting.leaves, combining.whole(like, self.size), like, label)
 
     def all_reduce(self, reduce_op: ReduceOp | str, arrays: Sequence[Array]) -> list[Array]:
         """Return the canonical sum (or mean) over *ranks* of each array; shapes and dtypes are alike everywhere.
@@ -233,9 +243,9 @@ class Communicator(abc.ABC):
             return totals
         return [np.asarray(total / total.dtype.type(self.size)) for total in totals]
 
-    def all_gather_bytes(self, payload: bytes) -> list[bytes]:
-        """Return every rank's payload, in rank order; lengths may differ."""
-        return self._all_gather_bytes(payload, "all_gather_bytes")
+    def all_gather_bytes(self, payload: bytes, label: bytes = b"") -> list[bytes]:
+        """Return every rank's payload, in rank order; lengths may differ. ``label``: as in :meth:`combine`."""
+        return self._all_gather_bytes(payload, "all_gather_bytes", label)
 
     def broadcast_bytes(self, payload: bytes | None, root: int = 0) -> bytes:
         """Return ``root``'s payload on every rank; the others' own ``payload`` is not read.
@@ -279,10 +289,11 @@ class Communicator(abc.ABC):
         parts: combining.Parts,
         like: Sequence[Array],
         label: bytes,
+        withdraws: bool,
     ) -> combining.Sums:
         """Send each rank its parts of what is mine; return my parts of the contributions of all.
 
-        Raises: the MistakeError of labels that differ, also where the arrays then did not fit.
+        Raises: as :meth:`exchange`; Withdrawn.
         """
         what = f"combine: parts of {len(like)} arrays from all replicas"
         sends = [
@@ -308,31 +319,14 @@ class Communicator(abc.ABC):
             for array in collected[node]
             if len(array)
         ]
-        if not label:
-            self.exchange(sends, receives, what)
-            return collected
-        own_label = np.frombuffer(label, np.uint8)
-        labels = {peer: np.zeros_like(own_label) for peer in self._others()}
-        sends = [*(Send(peer, own_label) for peer in labels), *sends]
-        receives = [*(Receive(peer, theirs) for peer, theirs in labels.items()), *receives]
-        try:
-            self.exchange(sends, receives, what)
-        except RemoteProtocolError as error:
-            # What does not fit came from another call, or after another label; that may have come or not.
-            came = {peer: theirs for peer, theirs in labels.items() if theirs.any()}
-            raise self._mismatch(label, came) or MergeOrderError(
-                f"the ranks do not make the same all_reduce and apply_gradients calls in the same order: {error}"
-            ) from error
-        if mismatch := self._mismatch(label, labels):
-            raise mismatch
+        if label:
+            # Every rank hears from every other one, also where there is nothing to be told but the label.
+            heard, told = {peer for peer, _ in receives}, {peer for peer, _ in sends}
+            receives += [Receive(peer, _NOTHING) for peer in self._others() if peer not in heard]
+            sends += [Send(peer, _NOTHING) for peer in self._others() if peer not in told]
+        if self.exchange(sends, receives, what, label, withdraws=withdraws) or withdraws:
+            raise Withdrawn
         return collected
-
-    def _mismatch(self, mine: bytes, labels: dict[int, Array]) -> MistakeError | None:
-        for peer, theirs in labels.items():
-            encoded = theirs.tobytes()
-            if encoded != mine:
-                return label_mismatch(f"rank {self.rank}", mine, f"rank {peer}", encoded)
-        return None
 
     def _spread(self, results: Sequence[Array], parts: combining.Parts) -> None:
         """Send my parts of the results to all; receive theirs."""
@@ -343,10 +337,10 @@ class Communicator(abc.ABC):
             receives += [Receive(peer, r[p]) for r, p in zip(results, parts[peer], strict=True) if p.start < p.stop]
         self.exchange(sends, receives, f"combine: results of {len(results)} arrays from their owners")
 
-    def _all_gather_bytes(self, payload: bytes, what: str) -> list[bytes]:
+    def _all_gather_bytes(self, payload: bytes, what: str, label: bytes = b"") -> list[bytes]:
         frame = _frame(payload)
         frames = {peer: np.empty_like(frame) for peer in self._others()}
-        self.exchange([Send(p, frame) for p in frames], [Receive(p, f) for p, f in frames.items()], what)
+        self.exchange([Send(p, frame) for p in frames], [Receive(p, f) for p, f in frames.items()], what, label)
         lengths = {peer: _length_of(frame) for peer, frame in frames.items()}
         payloads = {peer: _inline_of(frame) for peer, frame in frames.items()}
         payloads[self.rank] = payload

@@ -20,8 +20,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from distopt.agreement import label_mismatch
 from distopt.comm.communicator import Communicator, Receive, Send, Traffic, bytes_of, name_ranks
-from distopt.errors import CollectiveTimeoutError, DistoptError, LocalProtocolError, PeerLostError, RemoteProtocolError
+from distopt.errors import (
+    CollectiveTimeoutError,
+    DistoptError,
+    LocalProtocolError,
+    MistakeError,
+    PeerLostError,
+    RemoteProtocolError,
+)
 from distopt.types import Array
 
 
@@ -76,6 +84,8 @@ class _SkippingClock:
 class _Message:
     payload: Array
     due_s: float
+    label: bytes = b""
+    withdraws: bool = False
 
 
 @dataclass
@@ -164,8 +174,14 @@ class InProcessGroup:
             return tuple(rank for rank, member in enumerate(self._members) if member.wait is not None)
 
     def _exchange(
-        self, comm: InProcessCommunicator, sends: Sequence[Send], receives: Sequence[Receive], what: str
-    ) -> None:
+        self,
+        comm: InProcessCommunicator,
+        sends: Sequence[Send],
+        receives: Sequence[Receive],
+        what: str,
+        label: bytes,
+        withdraws: bool,
+    ) -> bool:
         member = self._members[comm.rank]
         with self._changed:
             number = member.num_exchanges
@@ -174,7 +190,7 @@ class InProcessGroup:
                 raise KilledByPlan(f"was killed by the fault plan in its exchange {number}")
             for peer, array in sends:
                 due_s = self._clock.now_s + self._faults.delay_s(comm.rank, peer, number)
-                self._members[peer].inboxes[comm.rank].append(_Message(bytes_of(array).copy(), due_s))
+                self._members[peer].inboxes[comm.rank].append(_Message(bytes_of(array).copy(), due_s, label, withdraws))
             self._changed.notify_all()
             started_s = self._clock.now_s
             wanted: dict[int, int] = {}
@@ -188,14 +204,19 @@ class InProcessGroup:
                         self._changed.wait(max(0.0, self._next_event_s() - self._clock.now_s))
             finally:
                 member.wait = None
-            arrived = [(peer, array, member.inboxes[peer].popleft().payload) for peer, array in receives]
-        for peer, array, payload in arrived:
+            arrived = [(peer, array, member.inboxes[peer].popleft()) for peer, array in receives]
+        for peer, _, message in arrived:
+            if message.label != label:
+                raise label_mismatch(f"rank {comm.rank}", label, f"rank {peer}", message.label)
+        for peer, array, message in arrived:
+            payload = message.payload
             if payload.nbytes != array.nbytes:
                 raise RemoteProtocolError(
                     f"rank {comm.rank} expected {array.nbytes} bytes from rank {peer} at step {comm.step} "
                     f"and got {payload.nbytes}: {what}"
                 )
             bytes_of(array)[...] = payload
+        return any(message.withdraws for _, _, message in arrived)
 
     def _missing(self, rank: int) -> list[int]:
         """Return the ranks whose messages have not all arrived at ``rank``."""
@@ -270,18 +291,29 @@ class InProcessCommunicator(Communicator):
         self._group = group
         self._closed = False
 
-    def exchange(self, sends: Sequence[Send], receives: Sequence[Receive], what: str) -> None:
+    def exchange(
+        self,
+        sends: Sequence[Send],
+        receives: Sequence[Receive],
+        what: str,
+        label: bytes = b"",
+        *,
+        withdraws: bool = False,
+    ) -> bool:
         if self._closed:
             raise LocalProtocolError(f"rank {self.rank} used a communicator that is closed: {what}")
         started_s = time.perf_counter()
         try:
-            self._group._exchange(self, sends, receives, what)
+            withdrawn = self._group._exchange(self, sends, receives, what, label, withdraws)
+        except MistakeError:
+            raise  # all who take part see it, each by itself
         except BaseException as error:
             self._group.fail(self.rank, error)
             raise
         self.traffic.wait_s += time.perf_counter() - started_s
         self.traffic.bytes_sent += sum(array.nbytes for peer, array in sends if peer != self.rank)
         self.traffic.bytes_received += sum(array.nbytes for peer, array in receives if peer != self.rank)
+        return withdrawn
 
     def look(self, missing: Sequence[int], waiting: str) -> None:
         self._group.look(missing, waiting)

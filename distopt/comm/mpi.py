@@ -6,7 +6,12 @@ Rules of this file:
 - No call that can block for a peer: every transfer is started, then tested until it is done or its deadline is over.
   In between, notes of other ranks are read, and the ranks of this host are looked at (:mod:`distopt.comm.host_peers`).
 - What blocks nevertheless, inside of MPI, is ended by a watchdog.
-- A rank that leaves tells all others, by a note: that it is done, or why it ends the job. So they can name it.
+- A rank that leaves tells all others, by a note: that it is done, or why it ends the job. So they can name it. Notes
+  have a communicator of their own, so that nothing else can be taken for one.
+- The tag of a message is a digest of its label. Messages between two ranks keep their order, so receives ask for any
+  tag, and a tag that differs from the own one shows a rank that means something else, at no cost. Only then are the
+  labels themselves sent, as notes, to say what differs. A digest has 30 bits with Open MPI, 14 in the worst MPI that
+  the standard allows, and labels carry the step: what is missed once is seen a step later.
 
 Finalizing: ``MPI_Finalize`` waits for all ranks and so never returns where one of them is lost. At exit a rank that
 has seen an error therefore aborts the job, and one that has not waits for the others' notes, by a deadline, and only
@@ -21,12 +26,15 @@ import faulthandler
 import os
 import sys
 import time
+import zlib
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 import numpy as np
 
+from distopt.agreement import label_mismatch
 from distopt.comm import host_peers
 from distopt.comm.communicator import Communicator, Receive, Send, Traffic, Wait, bytes_of, name_ranks
 from distopt.comm.watchdog import Watchdog
@@ -36,6 +44,8 @@ from distopt.errors import (
     EndpointError,
     JobAbortedError,
     LocalProtocolError,
+    MergeOrderError,
+    MistakeError,
     PeerLostError,
     RemoteProtocolError,
 )
@@ -47,8 +57,11 @@ if TYPE_CHECKING:
 _CHUNK_BYTES: Final = 1 << 30
 """Messages are at most this long; a count in MPI 3 is a C int."""
 
-_NOTE_TAG: Final = 32767
-"""The largest tag that every MPI offers; exchanges are numbered below it."""
+_LEAST_TAG_UB: Final = 32767
+"""The largest tag that every MPI offers."""
+
+_LABELS_WITHIN_S: Final = 1.0
+"""How long a rank that has met another label waits for the labels of all, to name the odd one."""
 
 _MAX_NOTE_BYTES: Final = 2000
 """Short enough to be sent without the receiver's help."""
@@ -81,6 +94,7 @@ class _Wait(NamedTuple):
     peers: list[int]
     everyone: tuple[int, ...] = ()
     """All ranks, for a request that has no single peer."""
+    label: bytes = b""
 
     def missing(self) -> list[int]:
         """Return the ranks whose transfers are not done."""
@@ -129,19 +143,26 @@ class MpiCommunicator(Communicator):
         self.traffic = Traffic()
         self.step = 0
         self.timeout_s = timeout_s
-        self._num_exchanges = 0
+        upper = self._mpi.COMM_WORLD.Get_attr(self._mpi.TAG_UB) or _LEAST_TAG_UB
+        self._num_digests = (upper - 3) // 2
+        self._labels: defaultdict[int, deque[bytes]] = defaultdict(deque)
+        """By rank, the labels that it has told in notes."""
+        self._labels_since_s = 0.0
         self._left: set[int] = set()
         self._abort_note: tuple[int, str] | None = None
         self._wait: Wait | None = None
         self._closed = False
         self._host_peers = host_peers.HostPeers(0, [b""])
         self._watchdog = Watchdog(timeout_s + _GRACE_S, self._end_stuck)
-        self._comm = parent  # until it is duplicated, for an abort
-        duplicate, request = parent.Idup()
+        self._comm = self._notes = parent  # until it is duplicated, for an abort
         everyone = tuple(range(self.size))
-        wait = _Wait("making a communicator", time.monotonic(), [request], [self.rank], everyone)
-        self._complete(wait, self._look_at_nothing)
-        self._comm = duplicate
+        duplicates = []
+        for _ in range(2):
+            duplicate, request = parent.Idup()
+            wait = _Wait("making a communicator", time.monotonic(), [request], [self.rank], everyone)
+            self._complete(wait, self._look_at_nothing)
+            duplicates.append(duplicate)
+        self._comm, self._notes = duplicates
         _open.append(self)
         identities = self.all_gather_bytes(host_peers.identity())
         self._host_peers = host_peers.HostPeers(self.rank, identities, stopped_timeout_s=stopped_timeout_s)
@@ -151,12 +172,20 @@ class MpiCommunicator(Communicator):
         if host_peers.are_on_one_host(identities):
             self.exchange_cost_bytes = _EXCHANGE_COST_BYTES_ON_ONE_HOST
 
-    def exchange(self, sends: Sequence[Send], receives: Sequence[Receive], what: str) -> None:
+    def exchange(
+        self,
+        sends: Sequence[Send],
+        receives: Sequence[Receive],
+        what: str,
+        label: bytes = b"",
+        *,
+        withdraws: bool = False,
+    ) -> bool:
         if self._closed or self.has_failed:
             state = "has failed" if self.has_failed else "is closed"
             raise LocalProtocolError(f"rank {self.rank} used a communicator that {state}: {what}")
-        tag = self._num_exchanges % _NOTE_TAG
-        self._num_exchanges += 1
+        tag = 2 * (1 + zlib.crc32(label) % self._num_digests) + withdraws if label else 0
+        any_tag = self._mpi.ANY_TAG
         started_s = time.monotonic()
         requests: list[MPI.Request] = []
         peers: list[int] = []
@@ -165,7 +194,7 @@ class MpiCommunicator(Communicator):
         try:
             for receive in receives:
                 for chunk in _chunks(receive.array):
-                    requests.append(self._comm.Irecv([chunk, self._mpi.BYTE], receive.peer, tag))
+                    requests.append(self._comm.Irecv([chunk, self._mpi.BYTE], receive.peer, any_tag))
                     peers.append(receive.peer)
                     expected.append(len(chunk))
             for send in sends:
@@ -173,12 +202,17 @@ class MpiCommunicator(Communicator):
                     requests.append(self._comm.Isend([chunk, self._mpi.BYTE], send.peer, tag))
                     peers.append(send.peer)
             posted_s = time.monotonic()
-            statuses = self._complete(_Wait(what, posted_s, requests, peers), self._look)
+            statuses = self._complete(_Wait(what, posted_s, requests, peers, label=label), self._look)
+            tags = [status.Get_tag() for status in statuses[: len(expected)]]
+            if any(found >> 1 != tag >> 1 for found in tags):
+                raise self._labels_differ(label)
             self._check_lengths(statuses, expected, peers, what)
+        except MistakeError:
+            raise  # all who take part see it, each by itself
         except BaseException as error:
             self.has_failed = True
             if isinstance(error, self._mpi.Exception):
-                raise self._translated(error, what) from error
+                raise self._translated(error, what, label) from error
             raise
         finally:
             self._watchdog.end()
@@ -186,6 +220,27 @@ class MpiCommunicator(Communicator):
         self.traffic.wait_s += time.monotonic() - posted_s
         self.traffic.bytes_sent += sum(array.nbytes for peer, array in sends if peer != self.rank)
         self.traffic.bytes_received += sum(array.nbytes for peer, array in receives if peer != self.rank)
+        return any(found & 1 for found in tags)
+
+    def _labels_differ(self, label: bytes) -> MistakeError:
+        """Return the error for labels that differ, having told all others mine and heard theirs."""
+        self._send_notes(b"M" + label)
+        deadline_s = time.monotonic() + _LABELS_WITHIN_S
+        others = set(range(self.size)) - {self.rank}
+        while others - self._left - {peer for peer, labels in self._labels.items() if labels}:
+            self._read_notes()
+            if time.monotonic() >= deadline_s:
+                self.has_failed = True  # somebody is elsewhere: what is under way can no longer be told apart
+                break
+            time.sleep(_MIN_PAUSE_S)
+        theirs = {peer: labels.popleft() for peer, labels in sorted(self._labels.items()) if labels}
+        for peer, other in theirs.items():
+            if other != label:
+                return label_mismatch(f"rank {self.rank}", label, f"rank {peer}", other)
+        return MergeOrderError(
+            f"rank {self.rank} met another call than its own at step {self.step}; every process must make the same "
+            "all_reduce and apply_gradients calls in the same order"
+        )
 
     def termination_error(self) -> DistoptError:
         """Return why this process was told to end: for a handler of SIGTERM, which MPI launchers send to the survivors.
@@ -294,6 +349,18 @@ class MpiCommunicator(Communicator):
     def _look(self, wait: _Wait) -> None:
         """Raise if a wait is in vain."""
         self.look(wait.missing(), self._situation())
+        self._raise_if_others_mean_something_else(wait)
+
+    def _raise_if_others_mean_something_else(self, wait: _Wait) -> None:
+        """Raise where a rank has told another label than that of this wait, which then may never end by itself."""
+        if any(labels and labels[0] != wait.label for labels in self._labels.values()):
+            now_s = time.monotonic()
+            self._labels_since_s = self._labels_since_s or now_s
+            if now_s - self._labels_since_s > _LABELS_WITHIN_S / 2:
+                self.has_failed = True
+                raise self._labels_differ(wait.label)
+        else:
+            self._labels_since_s = 0.0
 
     def _raise_if_aborted(self, waiting: str) -> None:
         if self._abort_note is not None:
@@ -313,21 +380,25 @@ class MpiCommunicator(Communicator):
         buffer = np.frombuffer(note[:_MAX_NOTE_BYTES], np.uint8)
         others = [peer for peer in range(self.size) if peer != self.rank and peer not in self._left]
         try:
-            requests = [self._comm.Isend([buffer, self._mpi.BYTE], peer, _NOTE_TAG) for peer in others]
+            requests = [self._notes.Isend([buffer, self._mpi.BYTE], peer) for peer in others]
             self._test_for_a_moment(requests)
         except self._mpi.Exception:
             return  # a note is a courtesy
 
     def _read_notes(self) -> None:
         status = self._mpi.Status()
-        probe = self._comm.Iprobe
+        probe = self._notes.Iprobe
         # The first probe may do no more than fetch what has arrived, for the second one to find.
-        while probe(self._mpi.ANY_SOURCE, _NOTE_TAG, status) or probe(self._mpi.ANY_SOURCE, _NOTE_TAG, status):
+        anyone = self._mpi.ANY_SOURCE
+        while probe(source=anyone, status=status) or probe(source=anyone, status=status):
             source = status.Get_source()
             buffer = np.empty(status.Get_count(self._mpi.BYTE), np.uint8)
-            if not self._test_for_a_moment([self._comm.Irecv([buffer, self._mpi.BYTE], source, _NOTE_TAG)]):
+            if not self._test_for_a_moment([self._notes.Irecv([buffer, self._mpi.BYTE], source)]):
                 return
             note = buffer.tobytes()
+            if note[:1] == b"M":
+                self._labels[source].append(note[1:])
+                continue
             if note[:1] == b"A" and self._abort_note is None:
                 self._abort_note = source, note[1:].decode(errors="replace")
             self._left.add(source)
@@ -349,10 +420,12 @@ class MpiCommunicator(Communicator):
                     f"and got {count}: {what}"
                 )
 
-    def _translated(self, error: Exception, what: str) -> DistoptError:
+    def _translated(self, error: Exception, what: str, label: bytes) -> DistoptError:
         where = f"rank {self.rank} at step {self.step}: {what}: {error}"
         code = getattr(error, "Get_error_class", lambda: None)()
         if code in (self._mpi.ERR_TRUNCATE, self._mpi.ERR_IN_STATUS):
+            if label:  # what does not fit came from another call
+                return self._labels_differ(label)
             return RemoteProtocolError(f"a peer sent more than was expected of it; {where}")
         return PeerLostError(f"MPI failed; {where}")
 

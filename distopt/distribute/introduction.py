@@ -7,37 +7,62 @@ small exchange a list, and none in later steps, in which a label travels with th
 from __future__ import annotations
 
 import functools
+import struct
 import weakref
+import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
-from distopt.aggregation import GradientAggregator
-from distopt.agreement import Described, Label, describe_names, digest_of, digest_of_numbers, disagreement
+from distopt.aggregation import Aggregator
+from distopt.agreement import Described, Label, describe_names, digest_of, disagreement, pack_label
 from distopt.comm.communicator import Communicator
-from distopt.errors import MergeOrderError, RemoteProtocolError
+from distopt.distribute.optimizer_settings import OptimizerSettings, differing
+from distopt.errors import MergeOrderError, RemoteProtocolError, UnequalHypersError
 from distopt.types import Array
 
 
 class _Told(msgspec.Struct, frozen=True, array_like=True):
-    """One process's list: names, shapes and dtypes, and whether it has row-sparse gradients."""
+    """One process's list: names, shapes and dtypes, whether it has row-sparse gradients, and the optimizer."""
 
     rows: bool
     variables: tuple[tuple[str, tuple[int, ...], str], ...]
+    optimizer: str
+    settings: dict[str, str]
 
     def described(self) -> list[Described]:
         keys = describe_names([name for name, _, _ in self.variables])
         return [Described(key, *variable) for key, variable in zip(keys, self.variables, strict=True)]
 
 
-class Known(NamedTuple):
-    """What is known of a list of variables once it was introduced."""
+class Known:
+    """What is known of a list of variables of an optimizer once it was introduced.
 
-    rows: bool
-    """Whether a replica of any process had row-sparse gradients."""
-    digest: int
-    """Of what is told, equal on all processes."""
+    ``digest``: of what was told, equal on all processes.
+    """
+
+    def __init__(self, rows: bool, digest: int, settings: OptimizerSettings) -> None:
+        self.rows = rows
+        """Whether a replica of any process has had row-sparse gradients."""
+        self.settings = settings
+        """Those of the optimizer, which may change."""
+        self._digest = digest
+        self._what_of: dict[str, int] = {}
+        self._numbers: tuple[float, ...] | None = None
+        self._hypers = 0
+
+    def label(self, operation: str, hypers: Mapping[str, float], step: int) -> bytes:
+        """Return the label of the reduction of one step's gradients."""
+        numbers = tuple(hypers.values())
+        if self.settings.refresh() or numbers != self._numbers:
+            self._numbers = numbers
+            digest = zlib.crc32(struct.pack(f"<{len(numbers)}d", *numbers))
+            self._hypers = digest | self.settings.digest << 32
+        what = self._what_of.get(operation)
+        if what is None:
+            what = self._what_of[operation] = self._digest ^ digest_of(operation)
+        return pack_label(what, self._hypers, step)
 
 
 class Introductions:
@@ -46,6 +71,7 @@ class Introductions:
     def __init__(self, communicator: Communicator | None) -> None:
         self._communicator = communicator
         self._known: weakref.WeakKeyDictionary[Any, dict[tuple[int, ...], Known]] = weakref.WeakKeyDictionary()
+        self._latest: tuple[Any, tuple[int, ...], Known] | None = None
 
     def of(self, optimizer: Any, pairs_of: Sequence[Any]) -> Known:
         """Return what is known of the variables of ``pairs_of``, asking the other processes at the first time.
@@ -53,17 +79,25 @@ class Introductions:
         Raises: the MistakeError that says how the lists differ; MergeOrderError if the others do something else.
         """
         key = pairs_of[0].key
-        known = self._known.get(optimizer)
-        if known is None:
-            known = self._known[optimizer] = {}
+        latest = self._latest
+        if latest is not None and latest[0]() is optimizer and latest[1] == key:
+            return latest[2]
+        known = self._known.setdefault(optimizer, {})
         found = known.get(key)
         if found is None:
-            found = known[key] = self._introduce(pairs_of)
+            found = known[key] = self._introduce(optimizer, pairs_of)
+        self._latest = weakref.ref(optimizer), key, found
         return found
 
-    def _introduce(self, pairs_of: Sequence[Any]) -> Known:
+    def begin_rows(self, optimizer: Any, pairs_of: Sequence[Any]) -> None:
+        """Note that a process has row-sparse gradients of the variables of ``pairs_of`` from now on."""
+        self.of(optimizer, pairs_of).rows = True
+
+    def _introduce(self, optimizer: Any, pairs_of: Sequence[Any]) -> Known:
+        settings = OptimizerSettings(optimizer)
         rows = any(array is None for pairs in pairs_of for array in pairs.arrays)
-        mine = _Told(rows, tuple((v.name, tuple(v.shape), v.dtype.name) for _, v in pairs_of[0]))
+        variables = tuple((v.name, tuple(v.shape), v.dtype.name) for _, v in pairs_of[0])
+        mine = _Told(rows, variables, type(optimizer).__name__, dict(settings.current))
         communicator = self._communicator
         everyone = [mine]
         if communicator is not None and communicator.size > 1:
@@ -81,15 +115,19 @@ class Introductions:
         for rank, other in enumerate(lists[1:], start=1):
             if _comparable(other) != _comparable(lists[0]):
                 raise disagreement("rank 0", lists[0], f"rank {rank}", other)
-        return Known(any(told.rows for told in everyone), digest_of("gradients", _comparable(lists[0])))
+        for rank, told in enumerate(everyone[1:], start=1):
+            _refuse_other_optimizer(everyone[0], rank, told)
+        return Known(any(told.rows for told in everyone), digest_of("gradients", _comparable(lists[0])), settings)
 
 
-def label_of_step(known: Known, operation: str, hypers: Mapping[str, float], step: int) -> bytes:
-    """Return the label of the reduction of one step's gradients."""
-    return Label(known.digest ^ _digest_of_name(operation), digest_of_numbers(hypers.values()), step).encode()
+def _refuse_other_optimizer(first: _Told, rank: int, other: _Told) -> None:
+    found = [("class", first.optimizer, other.optimizer)] if first.optimizer != other.optimizer else []
+    if found := [*found, *differing(first.settings, other.settings)]:
+        lines = "; ".join(f"{name} is {mine} on rank 0 and {theirs} on rank {rank}" for name, mine, theirs in found)
+        raise UnequalHypersError(f"the optimizers of the processes differ: {lines}; make them alike on every process")
 
 
-def label_of_values(aggregator: GradientAggregator, arrays: Sequence[Array]) -> bytes:
+def label_of_values(aggregator: Aggregator, arrays: Sequence[Array]) -> bytes:
     """Return the label of a reduction of values, of which those of one replica are ``arrays``."""
     return _label_of_kinds(aggregator.name, tuple([(array.shape, array.dtype.num) for array in arrays]))
 
@@ -97,11 +135,6 @@ def label_of_values(aggregator: GradientAggregator, arrays: Sequence[Array]) -> 
 @functools.lru_cache(maxsize=1024)
 def _label_of_kinds(aggregator: str, kinds: tuple[Any, ...]) -> bytes:
     return Label(digest_of("values", aggregator, kinds)).encode()
-
-
-@functools.cache
-def _digest_of_name(name: str) -> int:
-    return digest_of(name)
 
 
 def _comparable(described: Sequence[Described]) -> list[tuple[Any, ...]]:

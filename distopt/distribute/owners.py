@@ -12,27 +12,28 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, Protocol
 
 import numpy as np
 
-from distopt.aggregation import Aggregator, Sum, WholeAggregator
+from distopt.aggregation import Aggregator, Sum
 from distopt.agreement import Described, disagreement
 from distopt.arena import Span
 from distopt.canonical_sum import add_nodes
 from distopt.comm import combining
-from distopt.comm.communicator import Communicator, Contribution, Hosting
+from distopt.comm.communicator import Communicator, Contribution, Hosting, Withdrawn
 from distopt.comm.hosting import Answer, Parcel
 from distopt.distribute import row_pushes
 from distopt.distribute.inspector import Inspector
-from distopt.distribute.introduction import Introductions, label_of_step, label_of_values
+from distopt.distribute.introduction import Introductions, Known, label_of_values
+from distopt.distribute.optimizer_settings import differing
 from distopt.distribute.receipts import Note
 from distopt.distribute.row_exchange import Combine, gather_rows, is_row_sparse, sum_rows
 from distopt.distribute.row_pushes import goes_by_rows
 from distopt.distribute.variable_parts import VariablePart, parts_of, write_answer
 from distopt.errors import PlacementError, UnaggregatedGradientsError, UnequalDtypesError, UnequalShapesError
 from distopt.indexed_slices import IndexedSlices
-from distopt.optimizers.pipeline import fits_flat_arrays
 from distopt.types import Array
 
 
@@ -113,47 +114,63 @@ class EveryProcess:
             if self._inspector.looks_for_non_finite and not self._lets_pass(optimizer, [g for g, _ in pairs], pairs_of):
                 return
             optimizer.finish_aggregated(pairs, hypers)
-        elif not self._have_rows(optimizer, pairs_of) and all(map(fits_flat_arrays, pairs_of)):
+        else:
+            try:
+                found = self._aggregate_and_update(path, pairs_of, hypers)
+            except Withdrawn:
+                # A replica of some process begins to have rows with this step, which the others could not know.
+                self._introductions.begin_rows(optimizer, pairs_of)
+                found = self._aggregate_and_update(path, pairs_of, hypers)
+            if found is None:
+                return
+            combined = found
+        self._phases.combine += combined - started
+        self._phases.apply += time.perf_counter() - combined
+
+    def _aggregate_and_update(self, path: Any, pairs_of: Sequence[Any], hypers: dict[str, float]) -> float | None:
+        """Return when all was aggregated; None if the step is skipped.
+
+        Raises: Withdrawn where a process begins to have rows; then nothing was done, on any process.
+        """
+        optimizer, variables = path.optimizer, pairs_of[0].variables
+        by_rows, begins_rows, label = self._introduced(path, pairs_of, hypers)
+        before = self._inspector.book.traffic()
+        if not by_rows and len(set(pairs_of[0].key)) == len(variables):
             layout = optimizer.layout(variables)
-            before = self._inspector.book.traffic()
-            label = self._label(path, pairs_of, hypers)
-            total = self.combine(path.aggregator, self._scratch.pack(layout, pairs_of), label)
+            if begins_rows:
+                flat_of = [[np.zeros_like(array) for array in layout.empty()]] * len(pairs_of)
+            else:
+                flat_of = self._scratch.pack(layout, pairs_of)
+            total = self.combine(path.aggregator, flat_of, label, withdraws=begins_rows)
             combined = time.perf_counter()
             note = Note("gradients", path.aggregator, layout.num_bytes * len(pairs_of), layout.variables, before)
             if self._noted(note, optimizer, total, pairs_of):
-                return
+                return None
             optimizer.finish(layout, total, hypers)
         else:
             columns = [[pairs[i][0] for pairs in pairs_of] for i in range(len(variables))]
-            before = self._inspector.book.traffic()
-            combine_rows = None
-            if self._have_rows(optimizer, pairs_of):
-                combine_rows = sum_rows if path.may_sum_rows else gather_rows
-            gradients = self._aggregate(path.aggregator, columns, combine_rows)
+            combine_rows = (sum_rows if path.may_sum_rows else gather_rows) if by_rows else None
+            gradients = self._aggregate(path.aggregator, columns, combine_rows, label, withdraws=begins_rows)
             combined = time.perf_counter()
             num_bytes = sum(num_bytes_of(gradient) for column in columns for gradient in column)
             note = Note("gradients", path.aggregator, num_bytes, variables, before)
             if self._noted(note, optimizer, gradients, pairs_of):
-                return
+                return None
             optimizer.finish_aggregated(zip(gradients, variables, strict=True), hypers)
-        self._phases.combine += combined - started
-        self._phases.apply += time.perf_counter() - combined
+        return combined
 
-    def _have_rows(self, optimizer: Any, pairs_of: Sequence[Any]) -> bool:
-        """Return whether a replica of any process may have row-sparse gradients of these variables.
+    def _introduced(self, path: Any, pairs_of: Sequence[Any], hypers: dict[str, float]) -> tuple[bool, bool, bytes]:
+        """Return whether gradients are combined by rows, whether this process begins to have some, and the label.
 
-        The other processes are asked at the first apply call with these variables: one that has rows there is taken to
-        have them in every later call. To begin with them later, all processes must do so in the same step.
+        By rows: since the first apply call with these variables where a replica of any process had row-sparse ones.
         """
-        if any(array is None for pairs in pairs_of for array in pairs.arrays):
-            return self._communicator is None or self._introductions.of(optimizer, pairs_of) is not None
-        return self._communicator is not None and self._introductions.of(optimizer, pairs_of).rows
-
-    def _label(self, path: Any, pairs_of: Sequence[Any], hypers: dict[str, float]) -> bytes:
+        have_rows = any(NoneType in set(map(type, pairs.arrays)) for pairs in pairs_of)
         if self._communicator is None:
-            return b""
-        known = self._introductions.of(path.optimizer, pairs_of)
-        return label_of_step(known, path.aggregator.name, hypers, int(path.optimizer.iterations.storage))
+            return have_rows, False, b""
+        optimizer = path.optimizer
+        known = self._introductions.of(optimizer, pairs_of)
+        label = known.label(path.aggregator.name, hypers, int(optimizer.iterations.storage))
+        return known.rows, have_rows and not known.rows, label
 
     def _noted(self, note: Note, optimizer: Any, gradients: Sequence[Any], pairs_of: Sequence[Any]) -> bool:
         """Leave the receipt of a reduction; return whether the step is to be skipped."""
@@ -168,89 +185,89 @@ class EveryProcess:
         return self._inspector.lets_pass(gradients, pairs_of, int(optimizer.iterations.storage))
 
     def aggregate(
-        self, aggregator: Aggregator, columns: Sequence[Sequence[Any]], have_rows: bool | None = None
+        self, aggregator: Aggregator, columns: Sequence[Sequence[Any]], *, rows_may_differ: bool = False
     ) -> list[Any]:
         """Return the aggregate over all replicas of each gradient; ``columns[i]`` has those of each hosted replica.
 
-        ``have_rows``: whether a process may have row-sparse ones; unless given, all have them where this one has.
+        ``rows_may_differ``: a process may have row-sparse ones where this one has none; unless it is set, all have them
+        where this one has.
 
         Gradients that are row-sparse on all replicas stay so under an aggregator that sums: their rows in replica
         order, duplicates kept. Where some replicas have one dense, it is made dense.
         """
-        have_rows = any(map(is_row_sparse, columns)) if have_rows is None else have_rows
-        return self._aggregate(aggregator, columns, gather_rows if have_rows else None)
+        if not rows_may_differ or self._communicator is None or self._communicator.size == 1:
+            by_rows = _any_rows(columns) if rows_may_differ else any(map(is_row_sparse, columns))
+            return self._aggregate(aggregator, columns, gather_rows if by_rows else None)
+        key = tuple((column[0].shape, column[0].dtype) for column in columns)
+        have_rows = _any_rows(columns)
+        if key not in self._rows_by_shapes:
+            self._rows_by_shapes[key] = any(self._communicator.all_gather_bytes(b"rows" if have_rows else b""))
+        if not self._rows_by_shapes[key]:
+            try:
+                return self._aggregate(aggregator, columns, None, withdraws=have_rows)
+            except Withdrawn:
+                self._rows_by_shapes[key] = True
+        return self._aggregate(aggregator, columns, gather_rows)
 
     def _aggregate(
-        self, aggregator: Aggregator, columns: Sequence[Sequence[Any]], combine_rows: Combine | None
+        self,
+        aggregator: Aggregator,
+        columns: Sequence[Sequence[Any]],
+        combine_rows: Combine | None,
+        label: bytes = b"",
+        *,
+        withdraws: bool = False,
     ) -> list[Any]:
-        """Aggregate, bringing rows together by ``combine_rows``; None where no process has rows."""
+        """Aggregate, bringing rows together by ``combine_rows``; None where no process has rows, or nobody said so.
+
+        Raises: Withdrawn if that was an error of this process (``withdraws``) or another one.
+        """
         results: list[Any] = [None] * len(columns)
         if aggregator.sums and combine_rows is not None:
             with self._exchange():
-                results[:] = combine_rows(self._hosting, self._rank, self._communicator, columns)
+                results[:] = combine_rows(self._hosting, self._rank, self._communicator, columns, label)
             for i, rows in enumerate(results):
                 if rows is not None:
                     values = aggregator.finish(rows.values.numpy(), self._hosting.num_replicas)
                     results[i] = rows.with_values(values)
-        dense = {i: list(map(densified, columns[i])) for i, result in enumerate(results) if result is None}
+        as_array = _zeros_like if withdraws else densified
+        dense = {i: list(map(as_array, columns[i])) for i, result in enumerate(results) if result is None}
         if dense:
             for arrays in dense.values():
                 check_alike(arrays)
             flat_of = [[np.ascontiguousarray(a).reshape(-1) for a in row] for row in zip(*dense.values(), strict=True)]
-            label = b"" if self._communicator is None else label_of_values(aggregator, [a[0] for a in dense.values()])
-            for i, total in zip(dense, self.combine(aggregator, flat_of, label), strict=True):
+            if not label and self._communicator is not None:
+                label = label_of_values(aggregator, [a[0] for a in dense.values()])
+            totals = self.combine(aggregator, flat_of, label, withdraws=withdraws)
+            for i, total in zip(dense, totals, strict=True):
                 results[i] = total.reshape(dense[i][0].shape)
         return results
 
-    def combine(self, aggregator: Aggregator, flat_of: Sequence[Sequence[Array]], label: bytes = b"") -> list[Array]:
+    def combine(
+        self,
+        aggregator: Aggregator,
+        flat_of: Sequence[Sequence[Array]],
+        label: bytes = b"",
+        *,
+        withdraws: bool = False,
+    ) -> list[Array]:
         """Return the aggregate over all replicas of each flat array; ``flat_of`` has those of each hosted replica.
 
-        ``label``: what the other processes must take it to be of, too; see :mod:`distopt.agreement`.
+        ``label``: what the other processes must take it to be of, too; see :mod:`distopt.agreement`. ``withdraws``, and
+        what is raised: as :meth:`~distopt.comm.communicator.Communicator.combine`.
         """
         parts = contributions(self._hosting, self._rank, flat_of, summed=aggregator.sums)
         if self._communicator is None:
             sums = {part.node: part.arrays for part in parts}
             return combining.aggregate(sums, self._hosting, aggregator, like=flat_of[0])
         with self._exchange():
-            return self._communicator.combine(parts, self._hosting, aggregator, flat_of[0], label)
-
-    def combine_whole(self, aggregator: WholeAggregator, columns: Sequence[Sequence[Any]]) -> list[Array]:
-        """Return what ``aggregator`` makes of the whole gradients of all replicas; ``columns`` as in :meth:`aggregate`.
-
-        Row-sparse ones are made dense.
-        """
-        dense = [list(map(densified, column)) for column in columns]
-        for arrays in dense:
-            check_alike(arrays)
-        gradients_of = list(zip(*dense, strict=True))
-        if self._communicator is None:
-            return aggregator.combine(gradients_of)
-        packed_of = [combining.Packed(gradients) for gradients in gradients_of]
-        own = contributions(self._hosting, self._rank, [packed.flat for packed in packed_of], summed=False)
-        label = label_of_values(aggregator, [column[0] for column in dense])
-        with self._exchange():
-            gathered = self._communicator.gather(own, self._hosting, packed_of[0].flat, label)
-        return aggregator.combine([packed_of[0].views(gathered[node]) for node in sorted(gathered)])
+            return self._communicator.combine(parts, self._hosting, aggregator, flat_of[0], label, withdraws=withdraws)
 
     def check(self, path: Any) -> None:
         """See :class:`Owners`; every process can make every update."""
 
     def may_split(self, what: str) -> None:
         """See :class:`Owners`; every process has its own variables, so nothing is refused."""
-
-    def have_rows(self, columns: Sequence[Sequence[Any]]) -> bool:
-        """Return whether a replica of any process may have row-sparse gradients among these.
-
-        The other processes are asked once for gradients of these shapes: one that has rows then is taken to have them
-        in every later call. To begin with them later, all processes must do so in the same step.
-        """
-        own = any(isinstance(gradient, IndexedSlices) for column in columns for gradient in column)
-        if self._communicator is None or self._communicator.size == 1:
-            return own
-        key = tuple((column[0].shape, column[0].dtype) for column in columns)
-        if key not in self._rows_by_shapes:
-            self._rows_by_shapes[key] = any(self._communicator.all_gather_bytes(b"rows" if own else b""))
-        return own or self._rows_by_shapes[key]
 
     @contextmanager
     def _exchange(self) -> Iterator[None]:
@@ -279,22 +296,21 @@ class Servers:
         self._phases = phases
         self._inspector = inspector
         self._scratch = _Scratch()
-        self._introductions = Introductions(None)  # what the server compares is enough
+        self._introductions = Introductions(communicator)
         self._parts_of_layout: weakref.WeakKeyDictionary[Any, list[tuple[VariablePart, ...]]] = (
             weakref.WeakKeyDictionary()
         )
-        self._clips_of: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+        self._settings_of: weakref.WeakKeyDictionary[Any, dict[str, str]] = weakref.WeakKeyDictionary()
         self.re_enact_replicas = communicator.num_servers == 1
 
     def apply(self, path: Any, pairs_of: Sequence[Any], hypers: dict[str, float]) -> None:
         """See :class:`Owners`.
 
-        Raises: PlacementError for row-sparse gradients that the servers cannot take, and for a clip limit that was
-            changed between two steps.
+        Raises: PlacementError for row-sparse gradients that the servers cannot take, and for a setting of the optimizer
+            that was changed between two steps.
         """
         optimizer = path.optimizer
         started = time.perf_counter()
-        self._refuse_changed_clips(optimizer)
         variables = same_variables(pairs_of)
         for variable in variables:
             variable.check_writable()
@@ -302,6 +318,9 @@ class Servers:
         if inspector.looks_for_non_finite:
             inspector.refuse_non_finite_here(pairs_of, int(optimizer.iterations.storage))
         layout = optimizer.layout(variables)
+        known = self._introductions.of(optimizer, pairs_of)
+        label = known.label("update", hypers, int(optimizer.iterations.storage))
+        self._refuse_changed_settings(optimizer, known)
         before = inspector.book.traffic()
         own_hypers = hypers if 0 in self._hosting.hosted[self._rank] else None
         into = list(zip(relative_spans(layout), (run.view() for run in layout.runs), strict=True))
@@ -314,8 +333,6 @@ class Servers:
         traffic = self._communicator.traffic
         waited, sent = traffic.wait_s, traffic.send_s
         packed = time.perf_counter()
-        known = self._introductions.of(optimizer, pairs_of)
-        label = label_of_step(known, "update", {}, int(optimizer.iterations.storage))
         optimizer.keeps_slots = False
         if parcels is None:
             answers = self._communicator.update(parts, self._hosting, own_hypers, into, label)
@@ -359,13 +376,17 @@ class Servers:
             self._parts_of_layout[layout] = found
         return found
 
-    def _refuse_changed_clips(self, optimizer: Any) -> None:
-        """Refuse what servers would not see: hypers travel with every step, clip limits do not."""
-        before = self._clips_of.setdefault(optimizer, dataclasses.replace(optimizer.clips))
-        if before != optimizer.clips:
+    def _refuse_changed_settings(self, optimizer: Any, known: Known) -> None:
+        """Refuse what servers would not see: hypers travel with every step, settings do not."""
+        now = known.settings.current
+        before = self._settings_of.get(optimizer)
+        if before is None:
+            self._settings_of[optimizer] = dict(now)
+        elif now != before:
+            changes = "; ".join(f"{name} was {old} and is {new} now" for name, old, new in differing(before, now))
             raise PlacementError(
-                f"the clip limits were {before} at the first step and are {optimizer.clips} now, but with placement "
-                "'server' the servers clip, with the limits that they began with; use placement 'replica'"
+                f"settings of the optimizer were changed after the first step: {changes}; but with placement 'server' "
+                "the servers make the updates, with the settings that they began with; use placement 'replica'"
             )
 
     def check(self, path: Any) -> None:
@@ -426,6 +447,15 @@ class _Scratch:
 def densified(gradient: Any) -> Array:
     """Return a gradient as an array, duplicates of row-sparse ones added left to right."""
     return gradient.to_dense() if isinstance(gradient, IndexedSlices) else np.asarray(gradient)
+
+
+def _zeros_like(gradient: Any) -> Array:
+    """Return zeros of the shape and dtype that :func:`densified` would give."""
+    return np.zeros(gradient.shape, gradient.dtype)
+
+
+def _any_rows(columns: Sequence[Sequence[Any]]) -> bool:
+    return any(isinstance(gradient, IndexedSlices) for column in columns for gradient in column)
 
 
 def num_bytes_of(gradient: Any) -> int:

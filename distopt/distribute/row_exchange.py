@@ -29,16 +29,16 @@ Column: TypeAlias = Sequence[Any]
 """The gradients of one variable, of each hosted replica, or of one stand-in where none is hosted."""
 
 RowsByNode: TypeAlias = Mapping[Node, RowSum]
-Combine: TypeAlias = Callable[[Hosting, int, Communicator | None, Sequence[Column]], list[IndexedSlices | None]]
-"""Bring together the rows of each column; None for one that is dense somewhere."""
+Combine: TypeAlias = Callable[[Hosting, int, Communicator | None, Sequence[Column], bytes], list[IndexedSlices | None]]
+"""Bring together the rows of each column, under a label; None for one that is dense somewhere."""
 
 
 def sum_rows(
-    hosting: Hosting, rank: int, communicator: Communicator | None, columns: Sequence[Column]
+    hosting: Hosting, rank: int, communicator: Communicator | None, columns: Sequence[Column], label: bytes = b""
 ) -> list[IndexedSlices | None]:
     """Return the canonical sum over all replicas of each row-sparse column; subtrees are added up where they are."""
     own = [_sums(hosting, rank, column) if is_row_sparse(column) else None for column in columns]
-    found = own if communicator is None else _all_gather(communicator, rank, hosting.covers, own, columns)
+    found = own if communicator is None else _all_gather(communicator, rank, hosting.covers, own, columns, label)
     return [
         None if rows is None else _slices(add_row_sums(hosting.tree, rows), column)
         for rows, column in zip(found, columns, strict=True)
@@ -46,11 +46,11 @@ def sum_rows(
 
 
 def gather_rows(
-    hosting: Hosting, rank: int, communicator: Communicator | None, columns: Sequence[Column]
+    hosting: Hosting, rank: int, communicator: Communicator | None, columns: Sequence[Column], label: bytes = b""
 ) -> list[IndexedSlices | None]:
     """Return the rows of all replicas as they were stored, in replica order, of each row-sparse column."""
     own = [_stored(hosting, rank, column) if is_row_sparse(column) else None for column in columns]
-    found = own if communicator is None else _all_gather(communicator, rank, hosting.leaves, own, columns)
+    found = own if communicator is None else _all_gather(communicator, rank, hosting.leaves, own, columns, label)
     return [
         None if rows is None else IndexedSlices.concatenate([_slices(rows[node], column) for node in sorted(rows)])
         for rows, column in zip(found, columns, strict=True)
@@ -87,9 +87,10 @@ def _all_gather(
     nodes_of: Sequence[Sequence[Node]],
     own: Sequence[RowsByNode | None],
     columns: Sequence[Column],
+    label: bytes,
 ) -> list[RowsByNode | None]:
     """Return of each column the rows of every node of every rank; None where one rank has it dense."""
-    payloads = communicator.all_gather_bytes(_payload(nodes_of[rank], own))
+    payloads = communicator.all_gather_bytes(_payload(nodes_of[rank], own), label)
     kinds = [_kind_of_row(column[0]) for column in columns]
     found: list[dict[Node, RowSum] | None] = [{} for _ in columns]
     for sender, (nodes, payload) in enumerate(zip(nodes_of, payloads, strict=True)):

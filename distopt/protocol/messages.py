@@ -197,7 +197,7 @@ class Push(Message, frozen=True, tag=20):
     ``with_rows``: the variables, by position, of which an UPDATE holds rows of a row-sparse gradient; if there are any,
     the buffers are indices, numbers of rows a replica, and rows of these, and flat parts of the others, by variable.
     ``digest``: of their bytes. ``hypers``: of this step, given by the host of replica 0. ``asks``: this is all that
-    the worker hosts, and it wants the result.
+    the worker hosts, and it wants the result. ``withdraws``: what a REDUCE then returns is not to be used.
     """
 
     head: RoundHead
@@ -207,6 +207,7 @@ class Push(Message, frozen=True, tag=20):
     hypers: dict[Name, float] | None = None
     asks: bool = False
     with_rows: tuple[Index, ...] = ()
+    withdraws: bool = False
 
 
 class Pull(Message, frozen=True, tag=21):
@@ -214,17 +215,20 @@ class Pull(Message, frozen=True, tag=21):
 
     head: RoundHead
     sender: Index
+    withdraws: bool = False
 
 
 class Pulled(Message, frozen=True, tag=22):
     """A round's result; ``stop``: every worker ends after this round. Buffers: as in :class:`Push`, or one a rank.
 
     ``with_rows``: the variables of which it holds the rows that were updated: their indices, and the rows.
+    ``withdrawn``: a worker has withdrawn, so all do as if the round had not been.
     """
 
     number: Count
     stop: bool = False
     with_rows: tuple[Index, ...] = ()
+    withdrawn: bool = False
 
 
 class NormPartials(Message, frozen=True, tag=23):

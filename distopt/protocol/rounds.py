@@ -48,6 +48,8 @@ class Round:
         self.with_rows: dict[Node, tuple[int, ...]] = {}
         """The variables of which a contribution holds rows, for those that do."""
         self.hypers: dict[str, float] = {}
+        self.is_withdrawn = False
+        """Whether a worker has withdrawn."""
         self._leaves_of = leaves_of
         self._accepted: dict[Node, Push] = {}
         self._covered = 0
@@ -66,6 +68,7 @@ class Round:
         one that overlaps an accepted one.
         """
         self.check_head(push.head, push.sender)
+        self.is_withdrawn |= push.withdraws
         outcome = self._accept(push, buffers)
         if push.asks:
             self._ask(push.sender)
@@ -105,6 +108,7 @@ class Round:
         Raises: as :meth:`receive`.
         """
         self.check_head(pull.head, pull.sender)
+        self.is_withdrawn |= pull.withdraws
         self._ask(pull.sender)
 
     def _ask(self, sender: int) -> None:

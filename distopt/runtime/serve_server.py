@@ -375,7 +375,7 @@ class ServerLoop:
     def _answer(self, round_: Round, arrays: Sequence[Array], with_rows: tuple[int, ...] = ()) -> None:
         """Send the result to all workers. Server 0 decides here whether to stop, so for all of them alike."""
         stop = self.rank == 0 and self._control.stop_requested
-        pulled = Pulled(number=round_.head.number, stop=stop, with_rows=with_rows)
+        pulled = Pulled(number=round_.head.number, stop=stop, with_rows=with_rows, withdrawn=round_.is_withdrawn)
         self._number += 1
         self._round = None
         self._control.set_progress(round_.head.step, "serving")

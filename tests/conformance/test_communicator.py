@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from distopt.aggregation import Aggregator, Mean, Sum
+from distopt.agreement import Label
 from distopt.canonical_sum import Node, add_rows
-from distopt.comm.communicator import Communicator, Contribution, Hosting, Receive, Send
+from distopt.comm.communicator import Communicator, Contribution, Hosting, Receive, Send, Withdrawn
+from distopt.errors import MergeOrderError, UnequalHypersError, UnequalStepsError
 from distopt.types import Array, ReduceOp
 from tests.conftest import Run
 
@@ -105,21 +107,6 @@ def test_combine_of_nothing_returns_nothing(run: Run) -> None:
         return comm.combine([Contribution(node, ()) for node in hosting.covers[comm.rank]], hosting, Sum(), [])
 
     assert all(results == [] for results in run(body))
-
-
-@pytest.mark.parametrize("num_replicas", NUM_REPLICAS)
-def test_gather_returns_every_replicas_arrays_on_every_rank(run: Run, num_replicas: int) -> None:
-    rows = [gradients(num_replicas, length) for length in LENGTHS]
-
-    def body(comm: Communicator) -> list[tuple[Node, list[bytes]]]:
-        hosting = Hosting.contiguous(num_replicas, comm.size)
-        mine = [Contribution(leaf, tuple(array[leaf.start] for array in rows)) for leaf in hosting.leaves[comm.rank]]
-        found = comm.gather(mine, hosting, [array[0] for array in rows])
-        return [(node, [array.tobytes() for array in arrays]) for node, arrays in sorted(found.items())]
-
-    expected = [(Node(r, r + 1), [array[r].tobytes() for array in rows]) for r in range(num_replicas)]
-    for result in run(body):
-        assert result == expected
 
 
 def test_combine_where_the_last_rank_hosts_all_replicas_has_the_bits_of_one_process(
@@ -297,3 +284,49 @@ def test_exchange_of_a_large_buffer_arrives_whole(run: Run) -> None:
         return bool(np.array_equal(received, np.arange(300_000.0) + left))
 
     assert all(run(body))
+
+
+@pytest.mark.parametrize("num_replicas", [2, 8])
+def test_labels_that_differ_are_refused_by_every_rank_and_named(
+    run: Run, num_replicas: int, exchange_cost_bytes: int
+) -> None:
+    """Also by ranks that host no replica; and the ranks can go on after it."""
+    odd = run.size - 1
+
+    def body(comm: Communicator) -> list[Array]:
+        hosting, rows = Hosting.contiguous(num_replicas, comm.size), [gradients(num_replicas, 1000)]
+        mine = contributions_of(comm.rank, hosting, Sum(), rows)
+        with cost_of_an_exchange(comm, exchange_cost_bytes):
+            for error, label in (
+                (MergeOrderError, Label(what=1 + (comm.rank == odd))),
+                (UnequalStepsError, Label(what=1, step=7 + (comm.rank == odd))),
+                (UnequalHypersError, Label(what=1, hypers=5 + (comm.rank == odd), step=7)),
+            ):
+                if comm.size == 1:
+                    break
+                with pytest.raises(
+                    error, match=rf"rank {comm.rank} (and|is at step .*) (where )?rank {odd}|rank {odd}"
+                ):
+                    comm.combine(mine, hosting, Sum(), [rows[0][0]], label.encode())
+            return comm.combine(mine, hosting, Sum(), [rows[0][0]], Label(what=1, step=8).encode())
+
+    for (total,) in run(body):
+        np.testing.assert_array_equal(total, add_rows(gradients(num_replicas, 1000)))
+
+
+@pytest.mark.parametrize("num_replicas", [1, 5])
+def test_combine_from_which_a_rank_withdraws_comes_to_nothing_on_all(
+    run: Run, num_replicas: int, exchange_cost_bytes: int
+) -> None:
+    def body(comm: Communicator) -> list[Array]:
+        hosting, rows = Hosting.contiguous(num_replicas, comm.size), [gradients(num_replicas, 1000)]
+        mine = contributions_of(comm.rank, hosting, Sum(), rows)
+        label = Label(what=3).encode()
+        with cost_of_an_exchange(comm, exchange_cost_bytes):
+            for who in {0, comm.size // 2, comm.size - 1}:
+                with pytest.raises(Withdrawn):
+                    comm.combine(mine, hosting, Sum(), [rows[0][0]], label, withdraws=comm.rank == who)
+            return comm.combine(mine, hosting, Sum(), [rows[0][0]], label)
+
+    for (total,) in run(body):
+        np.testing.assert_array_equal(total, add_rows(gradients(num_replicas, 1000)))

@@ -12,7 +12,7 @@ from distopt.comm.communicator import Communicator
 from distopt.distribute import MirroredStrategy, MultiWorkerMirroredStrategy
 from distopt.optimizers import set_default_engine
 from tests.conftest import Run
-from tests.row_sparse import HOOKS, NUMPY_TOO, OPTIMIZERS, partly_dense, trace
+from tests.row_sparse import HOOKS, NUMPY_TOO, OPTIMIZERS, partly_dense, rows_later, trace
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +50,37 @@ def test_a_gradient_that_is_dense_on_some_replicas_is_dense_on_all(run: Run, nam
     make = (OPTIMIZERS | HOOKS)[name]
     want = trace(MirroredStrategy(5), make, partly_dense)
     for got in run(lambda comm: trace(on_workers(comm, 5), make, partly_dense)):
+        assert got == want
+
+
+@pytest.mark.parametrize("name", ["momentum", "adam-global-clipnorm", "momentum-mean", *HOOKS])
+def test_rows_that_one_replica_has_only_later_have_the_bits_of_one_process(run: Run, name: str) -> None:
+    make = (OPTIMIZERS | HOOKS)[name]
+    want = trace(MirroredStrategy(5), make, rows_later)
+    for got in run(lambda comm: trace(on_workers(comm, 5), make, rows_later)):
+        assert got == want
+
+
+def test_rows_that_one_replica_has_only_later_of_a_variable_listed_twice_have_the_bits_of_one_process(run: Run) -> None:
+    def body(strategy: tf.distribute.Strategy) -> bytes:
+        with strategy.scope():
+            table = tf.Variable(np.zeros((4, 3), np.float32))
+        optimizer = tf.keras.optimizers.SGD(0.1, 0.9)
+
+        def step(number: int) -> None:
+            context = tf.distribute.get_replica_context()
+            assert context is not None
+            replica = context.replica_id_in_sync_group
+            rows = tf.IndexedSlices(np.full((2, 3), 0.1 + replica, np.float32), np.array([1, 1]), (4, 3))
+            gradient = rows if (number, replica) == (1, 2) else rows.to_dense()
+            optimizer.apply_gradients([(gradient, table), (gradient, table)])
+
+        for number in range(3):
+            strategy.run(step, args=(number,))
+        return bytes(table.numpy().tobytes() + optimizer.get_weights()[1].tobytes())
+
+    want = body(MirroredStrategy(3))
+    for got in run(lambda comm: body(on_workers(comm, 3))):
         assert got == want
 
 

@@ -21,7 +21,7 @@ from distopt.aggregation import Aggregator
 from distopt.arena import Span
 from distopt.canonical_sum import Node
 from distopt.comm import combining
-from distopt.comm.communicator import Communicator, Contribution, Hosting, Receive, Send, Traffic
+from distopt.comm.communicator import Communicator, Contribution, Hosting, Receive, Send, Traffic, Withdrawn
 from distopt.comm.hosting import Answer, Parcel
 from distopt.comm.zmq.control import ControlLink
 from distopt.comm.zmq.link import Link, LinkConfig, data_identity
@@ -162,7 +162,15 @@ class ServerCommunicator(Communicator):
 
     # --------------------------------------------------------------------------------------------- collectives
 
-    def exchange(self, sends: Sequence[Send], receives: Sequence[Receive], what: str) -> None:  # noqa: ARG002
+    def exchange(
+        self,
+        sends: Sequence[Send],  # noqa: ARG002
+        receives: Sequence[Receive],  # noqa: ARG002
+        what: str,
+        label: bytes = b"",  # noqa: ARG002
+        *,
+        withdraws: bool = False,  # noqa: ARG002
+    ) -> bool:
         """Raise LocalProtocolError: workers do not talk to each other."""
         raise LocalProtocolError(f"{what}: workers of parameter servers cannot exchange buffers with each other")
 
@@ -173,6 +181,8 @@ class ServerCommunicator(Communicator):
         aggregator: Aggregator,
         like: Sequence[Array],
         label: bytes = b"",
+        *,
+        withdraws: bool = False,
     ) -> list[Array]:
         """See :meth:`Communicator.combine`; server i combines the i-th part of each array."""
         combining.check(contributions, hosting, aggregator, like, self.rank, self.size)
@@ -182,37 +192,18 @@ class ServerCommunicator(Communicator):
             for cut in parts
         ]
         results = [np.empty(len(array), array.dtype) for array in like]
-        answers = self._round(RoundKind.REDUCE, hosting.num_replicas, parcels, aggregator.name, label=label)
+        answers = self._round(
+            RoundKind.REDUCE, hosting.num_replicas, parcels, aggregator.name, label=label, withdraws=withdraws
+        )
         for cut, (_, arrays) in zip(parts, answers, strict=True):
             for result, part, array in zip(results, cut, arrays, strict=True):
                 _checked_copy(result[part], array)
         return results
 
-    def gather(
-        self, contributions: Sequence[Contribution], hosting: Hosting, like: Sequence[Array], label: bytes = b""
-    ) -> combining.Sums:
-        """See :meth:`Communicator.gather`; goes through server 0."""
-        combining.check_leaves(contributions, hosting, like, self.rank, self.size)
-        payload = b"".join(array.tobytes() for _, arrays in sorted(contributions, key=_node_of) for array in arrays)
-        parcel = Parcel(Node(self.rank, self.rank + 1), [np.frombuffer(payload, np.uint8)])
-        ((_, buffers),) = self._round(RoundKind.GATHER, self.size, [[parcel]], label=label)
-        found: combining.Sums = {}
-        for rank, (leaves, buffer) in enumerate(zip(hosting.leaves, buffers, strict=True)):
-            if buffer.nbytes != len(leaves) * sum(array.nbytes for array in like):
-                raise RemoteProtocolError(f"worker {rank} gathered {buffer.nbytes} bytes for {len(leaves)} replicas")
-            start = 0
-            for leaf in leaves:
-                arrays = []
-                for array in like:
-                    arrays.append(buffer[start : start + array.nbytes].view(array.dtype))
-                    start += array.nbytes
-                found[leaf] = tuple(arrays)
-        return found
-
-    def all_gather_bytes(self, payload: bytes) -> list[bytes]:
+    def all_gather_bytes(self, payload: bytes, label: bytes = b"") -> list[bytes]:
         """See :meth:`Communicator.all_gather_bytes`; goes through server 0."""
         parcel = Parcel(Node(self.rank, self.rank + 1), [np.frombuffer(payload, np.uint8)])
-        ((_, arrays),) = self._round(RoundKind.GATHER, self.size, [[parcel]])
+        ((_, arrays),) = self._round(RoundKind.GATHER, self.size, [[parcel]], label=label)
         if len(arrays) != self.size:
             raise RemoteProtocolError(f"{self._servers[0]} gathered {len(arrays)} payloads from {self.size} workers")
         return [array.tobytes() for array in arrays]
@@ -245,8 +236,14 @@ class ServerCommunicator(Communicator):
         aggregator: str = "",
         hypers: Mapping[str, float] | None = None,
         label: bytes = b"",
+        *,
+        withdraws: bool = False,
     ) -> list[Answer]:
-        """Push ``parcels[s]`` to server s; return what each of these servers answers."""
+        """Push ``parcels[s]`` to server s; return what each of these servers answers.
+
+        Raises: Withdrawn where a worker withdraws, once the round is over.
+        """
+        withdrawn = False
         started_s = time.perf_counter()
         for server, of_server in enumerate(parcels):
             link = self._links[server]
@@ -260,11 +257,12 @@ class ServerCommunicator(Communicator):
                     hypers=dict(hypers) if hypers is not None and node.start == 0 else None,
                     asks=left == 0,
                     with_rows=with_rows,
+                    withdraws=withdraws,
                 )
                 link.send(push, arrays)
                 self.traffic.bytes_sent += sum(array.nbytes for array in arrays)
             if not of_server:
-                link.send(Pull(head=head, sender=self.rank))
+                link.send(Pull(head=head, sender=self.rank, withdraws=withdraws))
         sent_s = time.perf_counter()
         results = []
         for server, (pulled, arrays) in enumerate(self._await(range(len(parcels)), kind.value, Pulled)):
@@ -273,12 +271,15 @@ class ServerCommunicator(Communicator):
                     f"{self._servers[server]} answered round {pulled.number}, not {self._numbers[server]}"
                 )
             self._numbers[server] += 1
+            withdrawn |= pulled.withdrawn
             if server == 0:
                 self.stop_requested = self.stop_requested or pulled.stop
             self.traffic.bytes_received += sum(array.nbytes for array in arrays)
             results.append(Answer(pulled.with_rows, arrays))
         self.traffic.send_s += sent_s - started_s
         self.traffic.wait_s += time.perf_counter() - sent_s
+        if withdrawn:
+            raise Withdrawn
         return results
 
     def _await(self, servers: Sequence[int], what: str, kind: type[M]) -> list[tuple[M, tuple[Array, ...]]]:
@@ -341,10 +342,6 @@ def _check_nothing_is_left(spans_of: Sequence[Sequence[Span]], runs: Sequence[Sp
             f"the apply call covers {covered} elements, of which the servers own {owned}; with placement 'server' all "
             "variables are created before the job begins"
         )
-
-
-def _node_of(contribution: Contribution) -> Node:
-    return contribution.node
 
 
 def _digest(arrays: Sequence[Array]) -> bytes:

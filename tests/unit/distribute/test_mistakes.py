@@ -571,6 +571,88 @@ def test_learning_rate_that_differs_between_processes_is_refused() -> None:
         across_processes(step)
 
 
+def test_learning_rate_that_differs_is_refused_where_gradients_are_row_sparse() -> None:
+    def step(rank: int) -> None:
+        w, optimizer = variable("w", np.zeros((3, 2))), tf.keras.optimizers.SGD(1.0)
+        rows = tf.IndexedSlices(np.ones((1, 2), np.float32), np.array([rank]))
+        apply(optimizer, (rows, w))
+        optimizer.learning_rate = [1.0, 0.5][rank]
+        with pytest.raises(errors.UnequalHypersError, match=r"at step 1.*learning rate"):
+            apply(optimizer, (rows, w))
+        assert w.numpy().tolist() == [[-1, -1], [-1, -1], [0, 0]]
+
+    across_processes(step)
+
+
+def test_settings_that_differ_between_processes_are_named_with_both_values_at_the_first_step() -> None:
+    def step(rank: int) -> None:
+        optimizer = tf.keras.optimizers.Adam(0.1, epsilon=[1e-7, 0.5][rank], clipnorm=[None, 1.0][rank])
+        apply(optimizer, (gradient(1, 1), variable()))
+
+    absent = r"clipnorm is \(absent\) on rank 0 and 1\.0 on rank 1; epsilon is 1e-07 on rank 0 and 0\.5 on rank 1"
+    with pytest.raises(errors.UnequalHypersError, match=absent):
+        across_processes(step)
+
+
+def test_optimizers_of_different_classes_are_refused_at_the_first_step() -> None:
+    def step(rank: int) -> None:
+        make = [tf.keras.optimizers.SGD, tf.keras.optimizers.Adam][rank]
+        apply(make(0.1), (gradient(1, 1), variable()))
+
+    with pytest.raises(errors.UnequalHypersError, match=r"class is SGD on rank 0 and Adam on rank 1"):
+        across_processes(step)
+
+
+@pytest.mark.parametrize("changed", ["epsilon", "clipvalue", "amsgrad"])
+def test_setting_that_one_process_changes_later_is_refused_before_a_variable_changes(changed: str) -> None:
+    def step(rank: int) -> None:
+        w, optimizer = variable(), tf.keras.optimizers.Adam(0.1, epsilon=0.1)
+        apply(optimizer, (gradient(1, 1), w))
+        before = w.numpy().tolist()
+        if rank:
+            setattr(optimizer, changed, 0.25)
+        with pytest.raises(errors.UnequalHypersError, match=r"rank . and rank . have different settings .* at step 1"):
+            apply(optimizer, (gradient(1, 1), w))
+        assert w.numpy().tolist() == before
+
+    across_processes(step)
+
+
+def test_setting_that_all_processes_change_alike_is_not_refused() -> None:
+    def step(rank: int) -> None:
+        w, optimizer = variable(), tf.keras.optimizers.Adam(0.1)
+        apply(optimizer, (gradient(1, 1), w))
+        optimizer.epsilon, optimizer.global_clipnorm = 0.5, 1.0
+        apply(optimizer, (gradient(1, 1), w))
+
+    across_processes(step)
+
+
+class Scaled(tf.keras.optimizers.SGD):
+    """Keeps a setting under another name than it has in the configuration, and a count that is no setting."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+        self._kept, self.calls = 2.0, 0
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "scale": self._kept}
+
+
+def test_settings_of_a_users_class_are_those_of_its_configuration() -> None:
+    def step(rank: int) -> None:
+        w, optimizer = variable(), Scaled()
+        for count in range(3):
+            optimizer.calls += rank
+            optimizer._kept = float(count)
+            apply(optimizer, (gradient(1, 1), w))
+        optimizer._kept = float(rank)
+        with pytest.raises(errors.UnequalHypersError, match="different settings"):
+            apply(optimizer, (gradient(1, 1), w))
+
+    across_processes(step)
+
+
 def test_callable_learning_rate_of_the_first_replica_holds_for_all_processes() -> None:
     def step(rank: int) -> None:
         w = variable()

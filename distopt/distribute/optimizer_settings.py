@@ -1,0 +1,91 @@
+"""What decides an optimizer's updates beside the hypers, which are compared, or travel, as numbers with every step.
+
+That is the plain content of ``get_config``: ``epsilon``, ``amsgrad``, clip limits, features. It is read anew when an
+attribute may have changed, which costs a step less than a microsecond to find out.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+
+from distopt.optimizers.clip_options import CLIP_OPTIONS
+from distopt.optimizers.feature_options import FEATURE_OPTIONS
+
+_ELSEWHERE = frozenset({"decay", "slot_dtype", *CLIP_OPTIONS, *FEATURE_OPTIONS})
+"""What is found among the clips and the features, or never changes."""
+
+_PLAIN = frozenset({bool, int, float, complex, str, type(None)})
+
+
+class OptimizerSettings:
+    """The settings of one optimizer, as of the latest :meth:`refresh`."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self._attributes = vars(optimizer)
+        self._get_config = getattr(optimizer, "get_config", dict)
+        self._hypers = optimizer._hypers
+        self.digest = 0
+        """32 bits that are the same in every process with the same settings."""
+        self.current: Mapping[str, str] = {}
+        """By name, as text that is equal in every process."""
+        self._read()
+
+    def refresh(self) -> bool:
+        """Read the settings anew where they may have changed; return whether that was so."""
+        attributes = self._attributes
+        if (
+            self._watched(attributes) == self._seen
+            and vars(attributes["clips"]) == self._clips
+            and vars(attributes["features"]) == self._features
+        ):
+            return False
+        self._read()
+        return True
+
+    def _read(self) -> None:
+        config: dict[str, Any] = self._get_config()
+        plain = {
+            name: repr(value)
+            for name, value in config.items()
+            if name != "name" and name not in self._hypers and _is_plain(value)
+        }
+        attributes = self._attributes
+        own = [name if name in attributes else f"_{name}" for name in plain if name not in _ELSEWHERE]
+        if all(name in attributes for name in own):
+            self._watched: Callable[[dict[str, Any]], Any] = itemgetter(*own) if own else _nothing
+        else:  # a class of the user's that keeps something under another name than it has in the configuration
+            self._watched = _plain_values
+        self._seen = self._watched(attributes)
+        self._clips, self._features = dict(vars(attributes["clips"])), dict(vars(attributes["features"]))
+        self.current = plain
+        self.digest = zlib.crc32(repr(sorted(plain.items())).encode())
+
+
+def differing(first: Mapping[str, str], other: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """Return name and both values of each setting that differs; ``(absent)`` for a missing one.
+
+    >>> differing({"epsilon": "1e-07"}, {"epsilon": "0.001"})
+    [('epsilon', '1e-07', '0.001')]
+    """
+    names = sorted({*first, *other})
+    values = [(name, first.get(name, "(absent)"), other.get(name, "(absent)")) for name in names]
+    return [(name, mine, theirs) for name, mine, theirs in values if mine != theirs]
+
+
+def _nothing(attributes: Mapping[str, Any]) -> None:  # noqa: ARG001
+    return None
+
+
+def _plain_values(attributes: Mapping[str, Any]) -> list[Any]:
+    return [value for value in attributes.values() if type(value) in _PLAIN]
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return type(value) in _PLAIN or isinstance(value, np.generic)
