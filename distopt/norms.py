@@ -45,11 +45,15 @@ def block_sums(values: Array) -> Array:
     padded[: values.size] = values
     with np.errstate(all="ignore"):
         np.multiply(padded, padded, out=padded)
-        # Reduced over the middle axis, rows are added one after another: this is the left-to-right order of the lanes.
-        lanes = np.add.reduce(padded.reshape(blocks, BLOCK // LANES, LANES), axis=1)
-        pairs = lanes[:, 0::2] + lanes[:, 1::2]
-        fours = pairs[:, 0::2] + pairs[:, 1::2]
-        sums: Array = fours[:, 0] + fours[:, 1]
+        return _added_by_block(padded)
+
+
+def _added_by_block(padded: Array) -> Array:
+    # Reduced over the middle axis, rows are added one after another: this is the left-to-right order of the lanes.
+    lanes = np.add.reduce(padded.reshape(-1, BLOCK // LANES, LANES), axis=1)
+    pairs = lanes[:, 0::2] + lanes[:, 1::2]
+    fours = pairs[:, 0::2] + pairs[:, 1::2]
+    sums: Array = fours[:, 0] + fours[:, 1]
     return sums
 
 
@@ -111,6 +115,18 @@ def add_sums(sums: Array) -> Any:
 def sum_of_squares(values: Array) -> Any:
     """Return the canonical sum of squares of ``values``, of any shape; a scalar of :func:`accumulation_dtype`."""
     return add_sums(block_sums(values.reshape(-1)))
+
+
+def dot(a: Array, b: Array) -> float:
+    """Return the inner product of two arrays of equal shape, in float64 and in the order of additions of a norm.
+
+    >>> dot(np.array([1.0, 2.0], np.float32), np.array([3.0, 4.0], np.float32))
+    11.0
+    """
+    products = np.zeros(number_of_blocks(a.size) * BLOCK)
+    with np.errstate(all="ignore"):
+        np.multiply(a.reshape(-1), b.reshape(-1), out=products[: a.size], dtype=np.float64)
+        return float(add_sums(_added_by_block(products)))
 
 
 def norm(values: Array) -> Any:

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+from distopt.aggregation.adasum import Adasum
 from distopt.aggregation.base import GradientAggregator
 from distopt.aggregation.element_wise import Aggregator, Mean, Sum
+from distopt.aggregation.geometric_median import GeometricMedian
+from distopt.aggregation.krum import Krum, MultiKrum
 from distopt.aggregation.robust import Median, TrimmedMean
+from distopt.aggregation.whole import WholeAggregator
 
-__all__ = ["Aggregator", "GradientAggregator", "Mean", "Median", "Sum", "TrimmedMean"]
+__all__ = [
+    "Adasum",
+    "Aggregator",
+    "GeometricMedian",
+    "GradientAggregator",
+    "Krum",
+    "Mean",
+    "Median",
+    "MultiKrum",
+    "Sum",
+    "TrimmedMean",
+    "WholeAggregator",
+]

@@ -8,11 +8,16 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from distopt.aggregation.adasum import Adasum
 from distopt.aggregation.base import GradientAggregator
 from distopt.aggregation.element_wise import Mean, Sum
+from distopt.aggregation.geometric_median import GeometricMedian
+from distopt.aggregation.krum import Krum, MultiKrum
 from distopt.aggregation.robust import Median, TrimmedMean
 
-AGGREGATORS: dict[str, type[GradientAggregator]] = {cls.name: cls for cls in (Sum, Mean, Median, TrimmedMean)}
+AGGREGATORS: dict[str, type[GradientAggregator]] = {
+    cls.name: cls for cls in (Sum, Mean, Median, TrimmedMean, Krum, MultiKrum, GeometricMedian, Adasum)
+}
 
 
 @functools.cache

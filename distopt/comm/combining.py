@@ -64,13 +64,34 @@ def check(
 
     Raises: ValueError.
     """
+    _check_size(hosting, size)
+    expected = (hosting.covers if aggregator.sums else hosting.leaves)[rank]
+    _check_nodes(contributions, expected, like, rank, f"the {aggregator.name}")
+
+
+def check_leaves(
+    contributions: Sequence[Contribution], hosting: Hosting, like: Sequence[Array], rank: int, size: int
+) -> None:
+    """Do the same for contributions of single replicas that are to be gathered.
+
+    Raises: ValueError.
+    """
+    _check_size(hosting, size)
+    _check_nodes(contributions, hosting.leaves[rank], like, rank, "a gather")
+
+
+def _check_size(hosting: Hosting, size: int) -> None:
     if len(hosting.hosted) != size:
         raise ValueError(f"the hosting is of {len(hosting.hosted)} ranks, the communicator has {size}")
-    expected = (hosting.covers if aggregator.sums else hosting.leaves)[rank]
+
+
+def _check_nodes(
+    contributions: Sequence[Contribution], expected: Sequence[Node], like: Sequence[Array], rank: int, what: str
+) -> None:
     given = sorted(contribution.node for contribution in contributions)
     if given != sorted(expected):
         raise ValueError(
-            f"rank {rank} contributes {', '.join(map(str, expected)) or 'nothing'} to the {aggregator.name}, "
+            f"rank {rank} contributes {', '.join(map(str, expected)) or 'nothing'} to {what}, "
             f"but was given {', '.join(map(str, given)) or 'nothing'}"
         )
     shapes = [(array.shape, array.dtype) for array in like]
@@ -158,11 +179,17 @@ class Packed:
 
     def unpack(self, flat: Sequence[Array]) -> list[Array]:
         """Return arrays of the original shapes; never memory of the originals."""
+        return [
+            view.copy() if flat[group] is self.flat[group] else view
+            for view, group in zip(self.views(flat), self._group_of, strict=True)
+        ]
+
+    def views(self, flat: Sequence[Array]) -> list[Array]:
+        """Return views of ``flat`` in the original shapes."""
         position = [0] * len(flat)
         arrays = []
         for shape, group in zip(self._shapes, self._group_of, strict=True):
             start = position[group]
             position[group] += math.prod(shape)
-            part = flat[group][start : position[group]]
-            arrays.append((part.copy() if flat[group] is self.flat[group] else part).reshape(shape))
+            arrays.append(flat[group][start : position[group]].reshape(shape))
         return arrays

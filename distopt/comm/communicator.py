@@ -224,6 +224,21 @@ class Communicator(abc.ABC):
         self._spread(results, parts)
         return results
 
+    def gather(
+        self, contributions: Sequence[Contribution], hosting: Hosting, like: Sequence[Array], label: bytes = b""
+    ) -> combining.Sums:
+        """Return the arrays of every replica, by its node, on every rank; valid until the next call of any collective.
+
+        ``contributions``, ``like`` and ``label``: as :meth:`combine` takes them, one contribution a hosted replica.
+
+        Raises: as :meth:`combine`.
+        """
+        combining.check_leaves(contributions, hosting, like, self.rank, self.size)
+        mine = {contribution.node: contribution.arrays for contribution in contributions}
+        if self.size == 1:
+            return mine
+        return self._collect(mine, hosting.leaves, combining.whole(like, self.size), like, label)
+
     def all_reduce(self, reduce_op: ReduceOp | str, arrays: Sequence[Array]) -> list[Array]:
         """Return the canonical sum (or mean) over *ranks* of each array; shapes and dtypes are alike everywhere.
 
@@ -289,7 +304,7 @@ class Communicator(abc.ABC):
         parts: combining.Parts,
         like: Sequence[Array],
         label: bytes,
-        withdraws: bool,
+        withdraws: bool = False,
     ) -> combining.Sums:
         """Send each rank its parts of what is mine; return my parts of the contributions of all.
 

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from distopt import replica_context
-from distopt.aggregation import Aggregator, Mean, Sum
+from distopt.aggregation import Aggregator, GradientAggregator, Mean, Sum, WholeAggregator
 from distopt.agreement import stem_of
 from distopt.autodiff.nodes import state
 from distopt.comm.communicator import Communicator, Hosting
@@ -139,10 +139,16 @@ class Extended:
             return self._merge_now(merge_fn, args, kwargs)
         return self._greenlets.merge(merge_fn, args, kwargs)
 
-    def combine(self, aggregator: Aggregator, gradients: Any) -> list[Any]:
+    def combine(self, aggregator: GradientAggregator, gradients: Any) -> list[Any]:
         """Return the aggregate over all replicas of a list of gradients; called through ``merge_call``."""
         self.inspector.before_hook(aggregator, gradients)
         columns = [values.local_components(gradient, self.num_hosted) for gradient in gradients]
+        if isinstance(aggregator, WholeAggregator):
+            before = self.book.traffic()
+            combined: list[Any] = self.every_process.combine_whole(aggregator, columns)
+            self._note_reduction("gradients (hook)", aggregator, columns, before)
+            return combined
+        assert isinstance(aggregator, Aggregator), f"{aggregator.name} is neither element-wise nor whole"
         return self._aggregate("gradients (hook)", aggregator, columns, rows_may_differ=True)
 
     def all_reduce_arrays(self, operation: ReduceOp | str, value: Any) -> Array:
@@ -161,10 +167,19 @@ class Extended:
         """Return the aggregate of each column, and leave a receipt; ``noted`` is what it is for, where that differs."""
         before = self.book.traffic()
         totals = self.every_process.aggregate(aggregator, columns, rows_may_differ=rows_may_differ)
+        self._note_reduction(what, noted or aggregator, columns, before)
+        return totals
+
+    def _note_reduction(
+        self,
+        what: str,
+        aggregator: GradientAggregator,
+        columns: Sequence[Sequence[Any]],
+        traffic_before: tuple[int, int],
+    ) -> None:
         if self.inspector.several:
             num_bytes = sum(num_bytes_of(value) for column in columns for value in column)
-            self.book.add(Note(what, noted or aggregator, num_bytes, traffic_before=before))
-        return totals
+            self.book.add(Note(what, aggregator, num_bytes, traffic_before=traffic_before))
 
     def all_reduce_leaves(self, operation: ReduceOp, leaves: Sequence[Any]) -> list[Any]:
         """Return each leaf (an array or IndexedSlices, or one a hosted replica) reduced over all replicas, together.

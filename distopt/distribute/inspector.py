@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from distopt.aggregation import Aggregator, Mean
+from distopt.aggregation import GradientAggregator, Mean
 from distopt.comm.communicator import Communicator, Hosting
 from distopt.distribute.checks import Action, Checks
 from distopt.distribute.loss_origin import AVERAGED, LOCAL_MEAN
@@ -109,7 +109,7 @@ class Inspector:
         if array is not None:
             mark(array, operation)
 
-    def before_hook(self, aggregator: Aggregator, gradients: Sequence[Any]) -> None:
+    def before_hook(self, aggregator: GradientAggregator, gradients: Sequence[Any]) -> None:
         """Look at gradients that an aggregator is given as a hook; refuses those that were reduced already."""
         if not self.several or self.checks.aggregated_twice == "ignore":
             return
@@ -286,7 +286,7 @@ class Inspector:
             logger.warning("%s: %s", type(error).__name__, error)
 
 
-def _kinds_for(aggregator: Aggregator) -> tuple[Any, ...]:
+def _kinds_for(aggregator: GradientAggregator) -> tuple[Any, ...]:
     """Return which origins of a loss fit an aggregator; shares of the global batch are alike, so only smaller."""
     if type(aggregator) is Mean:
         return (LOCAL_MEAN,)

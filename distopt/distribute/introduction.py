@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from distopt.aggregation import Aggregator
+from distopt.aggregation import GradientAggregator
 from distopt.agreement import Described, Label, describe_names, digest_of, disagreement, pack_label
 from distopt.comm.communicator import Communicator
 from distopt.distribute.optimizer_settings import OptimizerSettings, differing
@@ -127,7 +127,7 @@ def _refuse_other_optimizer(first: _Told, rank: int, other: _Told) -> None:
         raise UnequalHypersError(f"the optimizers of the processes differ: {lines}; make them alike on every process")
 
 
-def label_of_values(aggregator: Aggregator, arrays: Sequence[Array]) -> bytes:
+def label_of_values(aggregator: GradientAggregator, arrays: Sequence[Array]) -> bytes:
     """Return the label of a reduction of values, of which those of one replica are ``arrays``."""
     return _label_of_kinds(aggregator.name, tuple([(array.shape, array.dtype.num) for array in arrays]))
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from distopt.aggregation import Aggregator, Sum
+from distopt.aggregation import Aggregator, Sum, WholeAggregator
 from distopt.agreement import Described, disagreement
 from distopt.arena import Span
 from distopt.canonical_sum import add_nodes
@@ -262,6 +262,24 @@ class EveryProcess:
             return combining.aggregate(sums, self._hosting, aggregator, like=flat_of[0])
         with self._exchange():
             return self._communicator.combine(parts, self._hosting, aggregator, flat_of[0], label, withdraws=withdraws)
+
+    def combine_whole(self, aggregator: WholeAggregator, columns: Sequence[Sequence[Any]]) -> list[Array]:
+        """Return what ``aggregator`` makes of the whole gradients of all replicas; ``columns`` as in :meth:`aggregate`.
+
+        Row-sparse ones are made dense.
+        """
+        dense = [list(map(densified, column)) for column in columns]
+        for arrays in dense:
+            check_alike(arrays)
+        gradients_of = list(zip(*dense, strict=True))
+        if self._communicator is None:
+            return aggregator.combine(gradients_of)
+        packed_of = [combining.Packed(gradients) for gradients in gradients_of]
+        own = contributions(self._hosting, self._rank, [packed.flat for packed in packed_of], summed=False)
+        label = label_of_values(aggregator, [column[0] for column in dense])
+        with self._exchange():
+            gathered = self._communicator.gather(own, self._hosting, packed_of[0].flat, label)
+        return aggregator.combine([packed_of[0].views(gathered[node]) for node in sorted(gathered)])
 
     def check(self, path: Any) -> None:
         """See :class:`Owners`; every process can make every update."""

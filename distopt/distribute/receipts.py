@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from distopt.aggregation import Aggregator, Mean, Sum
+from distopt.aggregation import GradientAggregator, Mean, Sum
 from distopt.comm.communicator import Communicator, Hosting
 
 MOST_RECEIPTS = 256
@@ -54,7 +54,7 @@ class Note:
     """What is kept of one reduction until somebody asks."""
 
     what: str
-    aggregator: Aggregator
+    aggregator: GradientAggregator
     num_bytes: int
     variables: tuple[Any, ...] = ()
     traffic_before: tuple[int, int] = (0, 0)
@@ -112,7 +112,8 @@ class ReceiptBook:
 
     def _receipt(self, note: Note) -> Receipt:
         replicas = self._hosting.num_replicas
-        divisor = {Sum: 1, Mean: replicas}.get(type(note.aggregator))
+        divisors: dict[type, int] = {Sum: 1, Mean: replicas}
+        divisor = divisors.get(type(note.aggregator))
         sent, received = (after - before for before, after in zip(note.traffic_before, note.traffic_after, strict=True))
         return Receipt(
             what=note.what,

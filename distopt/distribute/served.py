@@ -44,6 +44,7 @@ class ServedSpans:
 
     def partials(self, flat_spans: Sequence[Array], hypers: Mapping[str, float]) -> Array:
         """Begin an update, and return the sums of squares of these spans' blocks that it needs."""
+        self._optimizer.follow(hypers)
         partials: Array = self._owner.partials(flat_spans, hypers)
         return partials
 
@@ -64,6 +65,7 @@ class ServedSpans:
         self, tree: SumTree, contributed: Mapping[Node, Contributed], hypers: Mapping[str, float]
     ) -> RowUpdate:
         """Return an update of which some contributions hold rows."""
+        self._optimizer.follow(hypers)
         return RowUpdate(self._rows, tree, contributed, hypers)
 
     def variables(self) -> list[Array]:

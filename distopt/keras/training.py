@@ -217,10 +217,7 @@ class Model(Layer):
                 objective = objective / per_example.dtype.type(max(elements, 1))
             if penalty is not None:
                 objective = objective + losses.scale_regularization_loss(penalty)
-            objective = self._optimizer.scale_loss(objective)
-        variables = self.trainable_variables
-        gradients = tape.gradient(objective, variables)
-        self._optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        self._optimizer.minimize(objective, self.trainable_variables, tape=tape)
         self._count(totals, batch, predictions, per_example, penalty)
 
     def _test_step(self, totals: _Totals, batch: Batch, global_rows: int) -> None:

@@ -39,6 +39,9 @@ from distopt.tensor import Tensor
 from distopt.types import Array
 from distopt.variable import Variable
 
+ITERATIONS = "iterations"
+"""What the number of steps is called among hypers."""
+
 VALID_DTYPES = frozenset(np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
 
 
@@ -94,6 +97,8 @@ class OptimizerCore:
         self._bound_engine: Engine | None = None
         self._accumulated: Variable | None = None
         self._has_rules_after_norms = False
+        self.tells_iterations = False
+        """Whether the hypers of a step say how many came before it, for servers that have not counted all of them."""
         self.keeps_slots = True
         """Whether this process holds the slots; false once servers have made an update."""
         self.slots = SlotStore(name, self._weights)
@@ -241,7 +246,14 @@ class OptimizerCore:
         values.pop("decay", None)
         if "learning_rate" in values:
             values["learning_rate"] = self._decayed(values["learning_rate"], iterations)
+        if self.tells_iterations:
+            values[ITERATIONS] = float(iterations)
         return values
+
+    def follow(self, hypers: Mapping[str, float]) -> None:
+        """Be where the process is that these hypers come from, if they say so."""
+        if ITERATIONS in hypers:
+            self.iterations.storage[()] = hypers[ITERATIONS]
 
     def _decayed(self, learning_rate: float, iterations: int) -> float:
         if self._initial_decay > 0:

@@ -1,7 +1,9 @@
 """Optimizers of scaled losses: gradients of half precision that would vanish are kept by scaling the loss.
 
 An optimizer is wrapped. The scale grows as long as gradients stay finite; a step whose aggregated gradients are not is
-left out, on all replicas alike, and the scale shrinks. Two generations differ in who unscales, in whether a step that
+left out, on all replicas alike, and the scale shrinks. Where servers make the update, the replicas have the gradients
+combined a first time to look at what comes out, and once more for the update: what they see is what is applied, for
+twice the traffic of gradients. Two generations differ in who unscales, in whether a step that
 is left out counts, and in how far the scale may fall; so there are two classes.
 
 Source: tf_keras ``mixed_precision.LossScaleOptimizer``; Keras 3 ``LossScaleOptimizer``.
@@ -91,6 +93,11 @@ class ScaledOptimizer:
         for name, variable in own.items():
             variable.write_all("assign", state.extras[name])
 
+    @property
+    def _looks_at_aggregate(self) -> bool:
+        """Whether a step depends on what the gradients come to."""
+        return True
+
     def _refuse_graphs(self) -> None:
         if deferral.building() is not None:
             raise NotImplementedError(
@@ -105,21 +112,27 @@ class ScaledOptimizer:
         scale = float(self._scale.storage)
         return loss * (loss.dtype.type(scale) if isinstance(loss, Operand) else scale)
 
-    def _replica(self) -> Any:
-        """Return the current replica.
+    def _replica(self, aggregate: bool = True) -> tuple[Any, bool]:
+        """Return the current replica, and whether it can apply gradients that are aggregated already.
 
-        Raises: ReplicaContextError outside of one; PlacementError where servers make the update.
+        Raises: ReplicaContextError outside of one; PlacementError for what servers cannot do.
         """
         self._refuse_graphs()
         context = replica_context.current_replica("apply_gradients")
+        check = context.strategy.extended.check
+        path = GradientPath(self.inner_optimizer, aggregate)
+        check(path)
         try:
-            context.strategy.extended.check(GradientPath(self.inner_optimizer, aggregate=False))
-        except PlacementError as error:
-            raise PlacementError(
-                f"{type(self).__name__} leaves out a step by looking at whole aggregated gradients on the replicas; "
-                "use placement 'replica', or loss_scale_factor with a constant scale"
-            ) from error
-        return context
+            check(GradientPath(self.inner_optimizer, aggregate=False))
+        except PlacementError:
+            if self._looks_at_aggregate and not path.runs_at_owners:
+                raise PlacementError(
+                    f"{type(self).__name__} aggregates gradients once to see whether they are finite, and servers once "
+                    f"more, so {' and '.join(path.whole_gradient_hooks())} would run twice; use placement 'replica', "
+                    "or loss_scale_factor with a constant scale"
+                ) from None
+            return context, False
+        return context, True
 
     def _aggregated(self, pairs: Iterable[Pair]) -> list[Pair]:
         inner = self.inner_optimizer
@@ -153,7 +166,7 @@ class LossScaleOptimizer(ScaledOptimizer):
     ``minimize``, to use; ``apply_gradients`` takes unscaled gradients. With ``dynamic`` the scale starts at
     ``initial_scale`` (default 2**15), is doubled after ``dynamic_growth_steps`` (default 2000) finite steps, and
     halved, down to 1, by a step that is not: such a step is left out, but counts in ``iterations``. Otherwise the scale
-    is ``initial_scale``, and no step is left out. For placement ``replica``.
+    is ``initial_scale``, and no step is left out.
 
     Raises: TypeError if ``inner_optimizer`` is no optimizer or a loss scale optimizer, or ``dynamic`` is no bool;
         ValueError if it is wrapped already, and for ``dynamic=False`` without ``initial_scale`` or with growth steps.
@@ -185,8 +198,13 @@ class LossScaleOptimizer(ScaledOptimizer):
             inner_optimizer, DEFAULT_SCALE if initial_scale is None else initial_scale, unique_name(type(self).__name__)
         )
         self.dynamic = dynamic
+        inner_optimizer.tells_iterations = dynamic  # servers do not hear of the steps that are left out
         self.dynamic_growth_steps = (dynamic_growth_steps or DEFAULT_GROWTH_STEPS) if dynamic else None
         self._used: set[str] = set()
+
+    @property
+    def _looks_at_aggregate(self) -> bool:
+        return self.dynamic
 
     @property
     def dynamic_counter(self) -> Variable | None:
@@ -229,11 +247,11 @@ class LossScaleOptimizer(ScaledOptimizer):
     ) -> Variable | None:
         """Apply unscaled gradients unless one of them, after the sum over replicas, is not finite.
 
-        Raises: as :meth:`Optimizer.apply_gradients`; PlacementError where servers make the update.
+        Raises: as :meth:`Optimizer.apply_gradients`; PlacementError for what servers cannot do.
         """
-        context = self._replica()
         inner = self.inner_optimizer
         pairs: Any = inner._checked(grads_and_vars)
+        context, takes_aggregated = self._replica(experimental_aggregate_gradients)
         inner.build([variable for _, variable in pairs])
         if not pairs:
             return None
@@ -241,16 +259,18 @@ class LossScaleOptimizer(ScaledOptimizer):
         if missing:
             self._used.update(missing)  # said once
             logger.warning("%s was not called before apply_gradients: is the loss scaled?", " nor ".join(missing))
-        if experimental_aggregate_gradients:
-            pairs = self._aggregated(pairs)
-        if self.dynamic:
-            is_finite = self._agree_on(context, pairs, experimental_aggregate_gradients)
-            if not is_finite:
-                context.merge_call(self._leave_out)
-                return inner.iterations
-        inner.apply_gradients(pairs, name, experimental_aggregate_gradients=False)
-        if self.dynamic:
-            context.merge_call(self._count)
+        if not self.dynamic:
+            applied: Variable | None = inner.apply_gradients(pairs, name, experimental_aggregate_gradients)
+            return applied
+        aggregated = self._aggregated(pairs) if experimental_aggregate_gradients else pairs
+        if not self._agree_on(context, aggregated, experimental_aggregate_gradients):
+            context.merge_call(self._leave_out)
+            return inner.iterations
+        if takes_aggregated:
+            inner.apply_gradients(aggregated, name, experimental_aggregate_gradients=False)
+        else:
+            inner.apply_gradients(pairs, name)
+        context.merge_call(self._count)
         return inner.iterations
 
     def _leave_out(self, strategy: Any) -> None:  # noqa: ARG002
@@ -283,7 +303,7 @@ class LossScaleOptimizerV3(ScaledOptimizer):
 
     ``scale_loss`` is for the caller, or for ``minimize``, to use; ``apply_gradients`` takes the gradients of the scaled
     loss and unscales them itself. A step whose gradients are not finite is left out, does not count in ``iterations``,
-    and halves the scale; ``dynamic_growth_steps`` finite ones double it. For placement ``replica``.
+    and halves the scale; ``dynamic_growth_steps`` finite ones double it.
 
     Raises: TypeError if ``inner_optimizer`` is no optimizer, or a loss scale optimizer; ValueError if it is wrapped
         already, for ``dynamic=False``, and for any other argument.
@@ -345,9 +365,9 @@ class LossScaleOptimizerV3(ScaledOptimizer):
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]], name: str | None = None) -> Variable | None:
         """Divide gradients by the scale, and apply them unless one, after the sum over replicas, is not finite.
 
-        Raises: as :meth:`Optimizer.apply_gradients`; PlacementError where servers make the update.
+        Raises: as :meth:`Optimizer.apply_gradients`; PlacementError for what servers cannot do.
         """
-        context = self._replica()
+        context, takes_aggregated = self._replica()
         inner = self.inner_optimizer
         scale = self._scale.storage
         given = inner._checked(grads_and_vars)
@@ -362,8 +382,8 @@ class LossScaleOptimizerV3(ScaledOptimizer):
         if not self._agree_on(context, aggregated, aggregated=True):
             context.merge_call(self._leave_out)
             return inner.iterations
-        if inner.clips_own_gradients:
-            inner.apply_gradients(pairs, name)  # clipped before they are summed
+        if inner.clips_own_gradients or not takes_aggregated:
+            inner.apply_gradients(pairs, name)  # clipped before they are summed, or summed by servers
         else:
             inner.apply_gradients(aggregated, name, experimental_aggregate_gradients=False)
         context.merge_call(self._count)

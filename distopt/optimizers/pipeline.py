@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from distopt.aggregation import Aggregator, Sum
+from distopt.aggregation import Aggregator, GradientAggregator, Sum
 from distopt.errors import GradientDtypeError, GradientShapeError
 from distopt.indexed_slices import IndexedSlices
 from distopt.tensor import Tensor
@@ -231,7 +231,7 @@ class GradientPath:
         hooks = [*overridden_stages(optimizer_class), *overridden_updates(optimizer_class)]
         aggregator = optimizer.gradient_aggregator
         if type(aggregator) is not Sum and not isinstance(aggregator, Aggregator):
-            hooks.append(name_of(optimizer.gradient_aggregator))
+            hooks.append(name_of(aggregator))
         hooks += [name_of(transform) for transform in optimizer.gradient_transformers]
         if optimizer.needs_whole_gradients:
             hooks.append("clipnorm with global_clipnorm" if optimizer.clips.chained else "a clip of a rule after norms")
@@ -304,5 +304,7 @@ def _overridden(optimizer_class: type, methods: Iterable[str]) -> tuple[str, ...
 
 
 def name_of(hook: Any) -> str:
-    """Return what a message calls a function of the user's."""
+    """Return what a message calls an aggregator, or a function of the user's."""
+    if isinstance(hook, GradientAggregator):
+        return hook.name
     return str(getattr(hook, "__qualname__", None) or type(hook).__qualname__)

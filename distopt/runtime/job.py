@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 import distopt
-from distopt.aggregation import GradientAggregator
+from distopt.aggregation import Aggregator, GradientAggregator
 from distopt.aggregation.named import AGGREGATORS
 from distopt.errors import ConfigError, PlacementError
 from distopt.keras import optimizers
@@ -51,7 +51,8 @@ def build_job(config: JobConfig) -> Job:
     variables = list(model.trainable_variables)
     optimizer = make_optimizer(config)
     optimizer.build(variables)
-    named = [] if config.aggregation.name in AGGREGATORS else [config.aggregation.name]
+    name = config.aggregation.name
+    named = [] if name in AGGREGATORS and isinstance(optimizer.gradient_aggregator, Aggregator) else [name]
     return Job(config, task, model, variables, optimizer, (*named, *config.optimizer.gradient_transformers))
 
 

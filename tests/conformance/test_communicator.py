@@ -109,6 +109,21 @@ def test_combine_of_nothing_returns_nothing(run: Run) -> None:
     assert all(results == [] for results in run(body))
 
 
+@pytest.mark.parametrize("num_replicas", NUM_REPLICAS)
+def test_gather_returns_every_replicas_arrays_on_every_rank(run: Run, num_replicas: int) -> None:
+    rows = [gradients(num_replicas, length) for length in LENGTHS]
+
+    def body(comm: Communicator) -> list[tuple[Node, list[bytes]]]:
+        hosting = Hosting.contiguous(num_replicas, comm.size)
+        mine = [Contribution(leaf, tuple(array[leaf.start] for array in rows)) for leaf in hosting.leaves[comm.rank]]
+        found = comm.gather(mine, hosting, [array[0] for array in rows])
+        return [(node, [array.tobytes() for array in arrays]) for node, arrays in sorted(found.items())]
+
+    expected = [(Node(r, r + 1), [array[r].tobytes() for array in rows]) for r in range(num_replicas)]
+    for result in run(body):
+        assert result == expected
+
+
 def test_combine_where_the_last_rank_hosts_all_replicas_has_the_bits_of_one_process(
     run: Run, exchange_cost_bytes: int
 ) -> None:

@@ -200,6 +200,27 @@ class ServerCommunicator(Communicator):
                 _checked_copy(result[part], array)
         return results
 
+    def gather(
+        self, contributions: Sequence[Contribution], hosting: Hosting, like: Sequence[Array], label: bytes = b""
+    ) -> combining.Sums:
+        """See :meth:`Communicator.gather`; goes through server 0."""
+        combining.check_leaves(contributions, hosting, like, self.rank, self.size)
+        payload = b"".join(array.tobytes() for _, arrays in sorted(contributions, key=_node_of) for array in arrays)
+        parcel = Parcel(Node(self.rank, self.rank + 1), [np.frombuffer(payload, np.uint8)])
+        ((_, buffers),) = self._round(RoundKind.GATHER, self.size, [[parcel]], label=label)
+        found: combining.Sums = {}
+        for rank, (leaves, buffer) in enumerate(zip(hosting.leaves, buffers, strict=True)):
+            if buffer.nbytes != len(leaves) * sum(array.nbytes for array in like):
+                raise RemoteProtocolError(f"worker {rank} gathered {buffer.nbytes} bytes for {len(leaves)} replicas")
+            start = 0
+            for leaf in leaves:
+                arrays = []
+                for array in like:
+                    arrays.append(buffer[start : start + array.nbytes].view(array.dtype))
+                    start += array.nbytes
+                found[leaf] = tuple(arrays)
+        return found
+
     def all_gather_bytes(self, payload: bytes, label: bytes = b"") -> list[bytes]:
         """See :meth:`Communicator.all_gather_bytes`; goes through server 0."""
         parcel = Parcel(Node(self.rank, self.rank + 1), [np.frombuffer(payload, np.uint8)])
@@ -342,6 +363,10 @@ def _check_nothing_is_left(spans_of: Sequence[Sequence[Span]], runs: Sequence[Sp
             f"the apply call covers {covered} elements, of which the servers own {owned}; with placement 'server' all "
             "variables are created before the job begins"
         )
+
+
+def _node_of(contribution: Contribution) -> Node:
+    return contribution.node
 
 
 def _digest(arrays: Sequence[Array]) -> bytes:

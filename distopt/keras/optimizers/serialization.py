@@ -7,12 +7,15 @@ from typing import Any
 
 from distopt import optimizers
 from distopt.optimizers.keras_legacy import Optimizer
+from distopt.optimizers.loss_scale import ScaledOptimizer
+
+AnyOptimizer = Optimizer | ScaledOptimizer
 
 MODULE = "keras.optimizers.legacy"
 """The module under which our classes are serialised, so that configurations travel between libraries."""
 
 
-def get(identifier: Any) -> Optimizer:
+def get(identifier: Any) -> AnyOptimizer:
     """Return the optimizer that ``identifier`` stands for: an optimizer, a name in any case, or a dictionary.
 
     Raises: ValueError for anything else, and for a name that is not known.
@@ -20,7 +23,7 @@ def get(identifier: Any) -> Optimizer:
     >>> get("rmsprop").get_config()["rho"]
     0.9
     """
-    if isinstance(identifier, Optimizer):
+    if isinstance(identifier, AnyOptimizer):
         return identifier
     if isinstance(identifier, str):
         return deserialize({"class_name": identifier, "config": {}})
@@ -29,7 +32,7 @@ def get(identifier: Any) -> Optimizer:
     raise ValueError(f"an optimizer is an object, a name or a dictionary, not {identifier!r}")
 
 
-def serialize(optimizer: Optimizer | None, use_legacy_format: bool = False) -> dict[str, Any] | None:
+def serialize(optimizer: AnyOptimizer | None, use_legacy_format: bool = False) -> dict[str, Any] | None:
     """Return the dictionary from which :func:`deserialize` makes an equal optimizer; functions are not in it.
 
     ``use_legacy_format`` leaves ``class_name`` and ``config`` alone in it. ``None`` gives ``None``.
@@ -38,7 +41,7 @@ def serialize(optimizer: Optimizer | None, use_legacy_format: bool = False) -> d
     """
     if optimizer is None:
         return None
-    if not isinstance(optimizer, Optimizer):
+    if not isinstance(optimizer, AnyOptimizer):
         raise ValueError(f"only an optimizer can be serialized, not {optimizer!r}")
     cls = type(optimizer)
     described = {"class_name": cls.__name__, "config": optimizer.get_config()}
@@ -56,7 +59,7 @@ def deserialize(
     config: dict[str, Any],
     custom_objects: dict[str, Any] | None = None,
     use_legacy_format: bool = False,  # noqa: ARG001 - both formats are told apart by their keys
-) -> Optimizer:
+) -> AnyOptimizer:
     """Return the optimizer that ``config`` describes, in either format of :func:`serialize`.
 
     ``custom_objects`` maps names to classes of one's own, of optimizers and schedules; ours may be in any case.
@@ -73,15 +76,15 @@ def deserialize(
         raise ValueError(f"unknown optimizer {name!r}; known are {names}, and what custom_objects holds")
     arguments = dict(config.get("config", {}))
     if "custom_objects" in inspect.signature(cls.from_config).parameters:
-        made: Optimizer = cls.from_config(arguments, custom_objects=custom_objects)
+        made: AnyOptimizer = cls.from_config(arguments, custom_objects=custom_objects)
     else:
         made = cls.from_config(arguments)
     return made
 
 
-def _by_lower_name() -> dict[str, type[Optimizer]]:
+def _by_lower_name() -> dict[str, Any]:
     return {
         name.lower(): cls
         for name, cls in vars(optimizers).items()
-        if isinstance(cls, type) and issubclass(cls, Optimizer) and cls is not Optimizer
+        if isinstance(cls, type) and issubclass(cls, AnyOptimizer) and cls is not Optimizer
     }

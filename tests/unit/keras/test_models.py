@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import distopt as tf
 from distopt import ops, random
 from distopt.autodiff.tape import GradientTape
 from distopt.comm.communicator import Communicator
@@ -353,3 +354,26 @@ def test_fit_with_more_steps_than_there_are_data_is_refused() -> None:
     model.compile("sgd", "mse")
     with pytest.raises(ValueError, match="ran out after 3 of 4 steps"):
         model.fit(Dataset.from_tensor_slices((np.ones((6, 2)), np.ones((6, 1)))).batch(2), steps_per_epoch=4, verbose=0)
+
+
+@pytest.mark.parametrize("num_replicas", [1, 3])
+@pytest.mark.parametrize("make", [tf.keras.optimizers.LossScaleOptimizer, tf.keras.optimizers.LossScaleOptimizerV3])
+def test_fit_with_a_scaled_loss_has_the_bits_of_fit_without(make: Any, num_replicas: int) -> None:
+    x = np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32)
+
+    def fitted(optimizer: Any) -> list[Any]:
+        tf.random.set_seed(1)
+        with tf.distribute.MirroredStrategy(num_replicas).scope():
+            model = tf.keras.Sequential([tf.keras.layers.Dense(1)])
+        model.compile(optimizer, "mse")
+        model.fit(x, x.sum(1), epochs=2, verbose=0, batch_size=8)
+        return model.get_weights()
+
+    optimizer = make(tf.keras.optimizers.SGD(0.1), initial_scale=8.0, dynamic_growth_steps=2)
+    for scaled, plain in zip(fitted(optimizer), fitted(tf.keras.optimizers.SGD(0.1)), strict=True):
+        np.testing.assert_array_equal(scaled, plain)  # powers of two change no bits
+    assert float(optimizer.loss_scale) == 8.0 * 2**4
+    described = tf.keras.optimizers.serialize(optimizer)
+    twin: Any = tf.keras.optimizers.deserialize(described)
+    assert type(twin) is make
+    assert twin.get_config() == optimizer.get_config()

@@ -365,10 +365,3 @@ def test_wrong_uses_of_a_loss_scale_are_refused() -> None:
         variable = variable_of(1.0)
         with pytest.raises(ReplicaContextError):
             wrapper.apply_gradients([(np.float32(1), variable)])
-
-
-def test_a_loss_scale_on_parameter_servers_is_refused_by_name() -> None:
-    strategy, job, _ = DEPLOYMENTS["2-servers"](lambda: Job({"v": variable_of(np.ones((3, 2)))}, optimizers.SGD(1.0)))
-    scaled = Job(job.variables, optimizers.LossScaleOptimizer(job.optimizer))
-    with pytest.raises(PlacementError, match="LossScaleOptimizer leaves out a step"):
-        run_steps(strategy, scaled, lambda step, replica: [gradient(step, replica)], 1, lambda step: None)

@@ -167,6 +167,17 @@ def test_combine_on_any_deployment_has_the_bits_of_one_process(
 
 
 @pytest.mark.parametrize(("num_workers", "num_servers"), DEPLOYMENTS)
+def test_gather_on_any_deployment_returns_every_replicas_arrays(num_workers: int, num_servers: int) -> None:
+    def body(comm: ServerCommunicator) -> list[Array]:
+        parts = contributions(comm, 0, summed=False)
+        found = comm.gather(parts, comm.hosting, [np.empty(LENGTH, np.float32)])
+        return [array for _, (array,) in sorted(found.items())]
+
+    for result in Cluster(num_workers, num_servers, body).results():
+        np.testing.assert_array_equal(result, [gradient(0, r) for r in range(8)])
+
+
+@pytest.mark.parametrize(("num_workers", "num_servers"), DEPLOYMENTS)
 def test_collectives_of_ranks_return_what_all_ranks_gave(num_workers: int, num_servers: int) -> None:
     def body(comm: ServerCommunicator) -> tuple[list[bytes], bytes, Array, Array]:
         gathered = comm.all_gather_bytes(b"x" * comm.rank)
