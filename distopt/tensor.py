@@ -349,7 +349,7 @@ def call(primitive: Any, /, *args: Any, **kwargs: Any) -> Tensor:
             result = _own(result, values)
     elif isinstance(result, tuple | list):
         return _call_nested(primitive, args, kwargs)
-    if result.dtype.kind in "biu":
+    if fused is None and result.dtype.kind in "biu":
         return tensor_of(result)
     tensor = _new_tensor(Tensor)
     tensor._value = box = _new_box(ArrayBox)

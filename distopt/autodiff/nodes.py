@@ -140,13 +140,16 @@ VARIABLE = "variable"
 WATCHED = "watched tensor"
 
 
-def new_root(value: Any, recording: Recording, kind: str) -> Node:
-    """Return a node without parents, whose other attributes nobody asks for; ``kind`` is VARIABLE or WATCHED."""
+def new_root(value: Any, recording: Recording, kind: str, is_read: bool = False) -> Node:
+    """Return a node without parents, whose other attributes nobody asks for; ``kind`` is VARIABLE or WATCHED.
+
+    ``is_read``, which ``saved`` tells: an operation has taken its value.
+    """
     node: Node = _new_node(Node)
     node.value = value
     node.function = kind
     node.parents = ()
-    node.saved = None
+    node.saved = is_read
     node.recording = recording
     node.order = order = recording.count
     recording.count = order + 1

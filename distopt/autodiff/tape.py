@@ -204,24 +204,26 @@ class GradientTape:
 
     def read(self, variable: Any) -> Node | None:
         """Return the node of ``variable``, whose value is a view of what is stored; None if the tape follows it not."""
-        root = self._roots.get(id(variable))
-        if root is not None:
+        key = id(variable)
+        root = self._roots.get(key)
+        if root is None:
+            if not (variable.is_followed and self._watch_accessed):
+                return None
+            recording = self._recording
+            assert recording is not None, "the tape is active"
+            value = variable.local_array() if variable.is_split else variable.storage
+            node = nodes.new_root(value, recording, VARIABLE, True)
+            self._roots[key] = (variable, node)
+        else:
             node = root[1]
             if node.saved:  # it has been read before
                 return node
-        elif variable.is_followed and self._watch_accessed:
-            recording = self._recording
-            assert recording is not None, "the tape is active"
-            node = nodes.new_root(None, recording, VARIABLE)
-            self._roots[id(variable)] = (variable, node)
-        else:
-            return None
-        recording = node.recording
+            recording = node.recording
+            node.value = variable.local_array() if variable.is_split else variable.storage
+            node.saved = True
         readers = variable.readers
         readers.append(recording)
         recording.entered.append(readers)
-        node.value = variable.local_array() if variable.is_split else variable.storage
-        node.saved = True
         return node
 
     def read_box(self, variable: Any) -> Any:

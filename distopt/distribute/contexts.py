@@ -21,24 +21,17 @@ from distopt.types import ReduceOp
 class StrategyReplicaContext:
     """One replica's side of ``strategy.run``; made by the strategy, found by ``get_replica_context()``."""
 
-    __slots__ = ("_context", "_index", "_replica_id", "_strategy", "origin")
+    __slots__ = ("_index", "_replica_id", "context", "origin", "strategy")
 
     def __init__(self, strategy: Any, replica_id: int, index: int) -> None:
-        self._strategy = strategy
+        self.strategy = strategy
+        """The strategy whose ``run`` called this replica."""
         self._replica_id = replica_id
         self._index = index
-        self._context = Context(strategy, self, InReplicaAccess(strategy, index))
+        self.context = Context(strategy, self, InReplicaAccess(strategy, index))
+        """The context to enter while this replica runs."""
         self.origin: Any = None
         """What is known of the loss of the gradients that this replica took last; see ``loss_origin``."""
-
-    @property
-    def context(self) -> Context:
-        """The context to enter while this replica runs."""
-        return self._context
-
-    def use_context(self, context: Context) -> None:
-        """Enter ``context`` instead of one made for this replica; for the default strategy."""
-        self._context = context
 
     @property
     def replica_id_in_sync_group(self) -> int:
@@ -48,12 +41,7 @@ class StrategyReplicaContext:
     @property
     def num_replicas_in_sync(self) -> int:
         """How many replicas make a step, over all processes."""
-        return int(self._strategy.num_replicas_in_sync)
-
-    @property
-    def strategy(self) -> Any:
-        """The strategy whose ``run`` called this replica."""
-        return self._strategy
+        return int(self.strategy.num_replicas_in_sync)
 
     def merge_call(
         self, merge_fn: Callable[..., Any], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -63,7 +51,7 @@ class StrategyReplicaContext:
         Arguments that differ between the hosted replicas arrive as ``PerReplica``; a ``PerReplica`` in the result is
         split again. Every replica must make the same merge calls in the same order.
         """
-        merged = self._strategy.extended.merge(merge_fn, tuple(args), kwargs or {})
+        merged = self.strategy.extended.merge(merge_fn, tuple(args), kwargs or {})
         return merged if merged is None else values.select(merged, self._index)
 
     def all_reduce(self, reduce_op: ReduceOp | str, value: Any, options: Any = None) -> Any:  # noqa: ARG002
@@ -86,7 +74,7 @@ class StrategyReplicaContext:
         result = total
         if not isinstance(total, IndexedSlices):
             result = call(_reduced, _operand(leaf), total, self, operation)
-        self._strategy.extended.inspector.mark_reduced(result, operation.name)
+        self.strategy.extended.inspector.mark_reduced(result, operation.name)
         return result
 
     def all_gather(self, value: Any, axis: int, options: Any = None) -> Any:  # noqa: ARG002

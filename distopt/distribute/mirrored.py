@@ -41,13 +41,13 @@ class DefaultStrategy(Strategy):
 
     def __init__(self) -> None:
         self._cluster_resolver = None
-        self._extended = StrategyExtended(self, Hosting.contiguous(1, 1), 0, None, Phases())
-        self._extended.inspector.is_default = True
+        self.extended = StrategyExtended(self, Hosting.contiguous(1, 1), 0, None, Phases())
+        self.extended.inspector.is_default = True
         replica = self.extended.contexts[0]
         access = CrossReplicaAccess(self, is_default=True)
         self.context = Context(self, replica, access, is_default=True)
         self.extended.cross_context = Context(self, None, access, is_default=True)
-        replica.use_context(self.context)
+        replica.context = self.context
 
     def reduce(self, reduce_op: ReduceOp | str, value: Any, axis: int | tuple[int, ...] | None) -> Any:
         """Return ``value`` itself for ``axis=None``, else reduced over that axis."""

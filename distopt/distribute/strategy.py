@@ -41,22 +41,18 @@ class Strategy:
         if communicator is not None and communicator.size > 1:
             threads.share_processors_by_default()
         self._cluster_resolver: Any = None
-        self._extended = StrategyExtended(self, hosting, rank, communicator, Phases())
-
-    @property
-    def extended(self) -> StrategyExtended:
+        self.extended = StrategyExtended(self, hosting, rank, communicator, Phases())
         """The interface for optimizers and other library code."""
-        return self._extended
 
     @property
     def num_replicas_in_sync(self) -> int:
         """How many replicas make a step, over all processes."""
-        return self._extended.hosting.num_replicas
+        return self.extended.hosting.num_replicas
 
     @property
     def placement(self) -> str:
         """Where the owners of the variables live: ``"replica"`` or ``"server"``."""
-        return self._extended.owners.placement
+        return self.extended.owners.placement
 
     @contextmanager
     def scope(self) -> Iterator[Strategy]:
@@ -71,7 +67,7 @@ class Strategy:
             )
         if current.replica is not None and not current.is_default:
             raise ReplicaContextError("strategy.scope() was entered inside a replica; enter it outside `strategy.run`")
-        with replica_context.enter(self._extended.cross_context):
+        with replica_context.enter(self.extended.cross_context):
             yield self
 
     def run(
@@ -92,10 +88,10 @@ class Strategy:
         if not isinstance(args, list | tuple):
             raise ValueError(f"args must be a list or tuple of the function's arguments, not {type(args).__name__}")
         require_cross_replica("strategy.run")
-        hosted = range(self._extended.num_hosted)
+        hosted = range(self.extended.num_hosted)
         args_of = [values.select_arguments(args, i) for i in hosted]
         kwargs_of = [values.select(kwargs, i) for i in hosted] if kwargs else ()
-        return values.regroup(self._extended.run_replicas(fn, args_of, kwargs_of))
+        return values.regroup(self.extended.run_replicas(fn, args_of, kwargs_of))
 
     def reduce(self, reduce_op: ReduceOp | str, value: Any, axis: int | tuple[int, ...] | None) -> Any:
         """Return ``value`` reduced over all replicas of all processes.
@@ -112,21 +108,21 @@ class Strategy:
             return map_structure(lambda leaf: self.reduce(operation, leaf, axis), value)
         is_plain = not isinstance(value, values.DistributedValues)
         # With several processes every one of them takes part: the others cannot know that the value is plain here.
-        if is_plain and self.num_replicas_in_sync > 1 and self._extended.communicator is None:
+        if is_plain and self.num_replicas_in_sync > 1 and self.extended.communicator is None:
             return self._reduce_plain(operation, value, axis)
         if axis is None:
-            (total,) = self._extended.all_reduce_leaves(operation, [value])
+            (total,) = self.extended.all_reduce_leaves(operation, [value])
         else:
-            components = [np.asarray(c) for c in values.local_components(value, self._extended.num_hosted)]
+            components = [np.asarray(c) for c in values.local_components(value, self.extended.num_hosted)]
             sums = values.PerReplica([np.asarray(c.sum(axis=axis, dtype=c.dtype)) for c in components])
-            total = self._extended.all_reduce_arrays(ReduceOp.SUM, sums)
+            total = self.extended.all_reduce_arrays(ReduceOp.SUM, sums)
             if operation is ReduceOp.MEAN:
                 axes = axis if isinstance(axis, tuple) else (axis,)
                 counts = [np.asarray(np.prod([c.shape[a] for a in axes]), np.int64) for c in components]
-                count = self._extended.all_reduce_arrays(ReduceOp.SUM, values.PerReplica(counts))
+                count = self.extended.all_reduce_arrays(ReduceOp.SUM, values.PerReplica(counts))
                 total = total / total.dtype.type(count)
         reduced = total if isinstance(total, IndexedSlices) else Tensor(np.array(total))
-        self._extended.inspector.mark_reduced(reduced, operation.name)
+        self.extended.inspector.mark_reduced(reduced, operation.name)
         return reduced
 
     def _reduce_plain(self, operation: ReduceOp, value: Any, axis: Any) -> Any:
@@ -152,7 +148,7 @@ class Strategy:
             local = values.local_components(leaf, 1)
             if any(isinstance(component, IndexedSlices) for component in local):
                 raise NotImplementedError("IndexedSlices cannot be gathered; reduce them, or gather their values")
-            return Tensor(self._extended.gather_arrays(leaf, axis))
+            return Tensor(self.extended.gather_arrays(leaf, axis))
 
         return map_structure(gathered, value)
 
@@ -162,7 +158,7 @@ class Strategy:
         A variable gives one tensor a replica, with the value of its copy; anything else that is not per replica becomes
         a 1-tuple.
         """
-        extended = self._extended
+        extended = self.extended
         if not extended.hosted:
             return ()
         if isinstance(value, values.DistributedValues):
@@ -195,9 +191,7 @@ class Strategy:
     def experimental_distribute_values_from_function(self, value_fn: Callable[[ValueContext], Any]) -> Any:
         """Return what ``value_fn(ValueContext)`` gives for each hosted replica, always as ``PerReplica``."""
         require_cross_replica("strategy.experimental_distribute_values_from_function")
-        contexts = [
-            ValueContext(c.replica_id_in_sync_group, self.num_replicas_in_sync) for c in self._extended.contexts
-        ]
+        contexts = [ValueContext(c.replica_id_in_sync_group, self.num_replicas_in_sync) for c in self.extended.contexts]
         return values.regroup([value_fn(context) for context in contexts], always_wrap=True)
 
     @property

@@ -72,7 +72,7 @@ def _sparse_forward(needed: Sequence[int], labels: Array, logits: Array) -> tupl
 def _sparse_backward(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
     exponentials, sums, chosen = node.saved
     if gradient.ndim == 1 and exponentials.shape[1] <= FEW_CLASSES:
-        loops.scale_rows_and_subtract(exponentials, gradient / sums, chosen, gradient)
+        loops.scale_rows_and_subtract(exponentials, gradient, sums, chosen)
         return (exponentials,)
     exponentials *= (gradient / sums)[..., None]
     exponentials.reshape(-1)[chosen] -= gradient.reshape(-1)

@@ -89,7 +89,7 @@ class OptimizerCore:
         self._owners: dict[int, SpanOwner] = {}
         self._building = threading.RLock()
         self.fits: dict[tuple[int, ...], Fit] = {}
-        """Of variables that have been built, for :func:`~distopt.optimizers.pipeline.check_gradients`."""
+        """Of variables that have been built, for :func:`~distopt.optimizers.pipeline.known_pairs`."""
         self._bound: dict[int, _Bound] = {}
         self.used_by: weakref.ref[Any] | None = None
         """The strategy under which the first step was made; None before, and outside of all of them."""
@@ -241,7 +241,7 @@ class OptimizerCore:
         ``learning_rate`` is the one after schedule and decay. Numbers are rounded as the reference rounds them, not yet
         cast to a variable's dtype.
         """
-        iterations = int(self.iterations.storage)
+        iterations = self.iterations.storage.item()
         values = self._hypers.evaluate_all(iterations)
         values.pop("decay", None)
         if "learning_rate" in values:
@@ -281,7 +281,7 @@ class OptimizerCore:
     @property
     def needs_whole_gradients(self) -> bool:
         """Whether an update needs one exchange of norms after another, for which owners of parts have no words."""
-        return self.clips.chained or (self.clips.needs_norms and self._has_rules_after_norms)
+        return self.clips.active and (self.clips.chained or (self.clips.needs_norms and self._has_rules_after_norms))
 
     def span_owner(self, layout: Layout, spans: Sequence[Span]) -> SpanOwner:
         """Return the owner of ``spans``, which must be cut at ``layout.cut_points()``."""
@@ -579,7 +579,7 @@ def _check_strategy(variable: Variable) -> None:
 
 def clip_pairs(pairs: Iterable[Pair], clips: Clips) -> Iterable[Pair]:
     """Return the pairs clipped by value, then by norm, then by global norm, as far as ``clips`` has each."""
-    if not clips.active and type(pairs) is Pairs:
+    if not clips.active:
         return pairs
     clipped = list(pairs)
     if clips.value is not None:

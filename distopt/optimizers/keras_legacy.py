@@ -21,7 +21,15 @@ from distopt.optimizers.clip_options import CLIP_OPTIONS, ClipOptions, Transform
 from distopt.optimizers.feature_options import FEATURE_OPTIONS, FeatureOptions
 from distopt.optimizers.hyper_attributes import HyperAttributes
 from distopt.optimizers.names import unique_name
-from distopt.optimizers.pipeline import GradientPath, Pair, Pairs, check_gradients, filter_empty_gradients, fit_of
+from distopt.optimizers.pipeline import (
+    GradientPath,
+    Pair,
+    Pairs,
+    check_gradients,
+    filter_empty_gradients,
+    fit_of,
+    known_pairs,
+)
 from distopt.optimizers.recorded import RecordedUpdates
 from distopt.optimizers.slots_and_weights import SlotsAndWeights
 from distopt.tensor import Operand
@@ -93,7 +101,7 @@ class Optimizer(RecordedUpdates, HyperAttributes, ClipOptions, FeatureOptions, S
     @property
     def iterations(self) -> Variable:
         """The number of steps taken: an int64 variable, created on first use."""
-        return super().iterations
+        return super().iterations if self._iterations is None else self._iterations
 
     @iterations.setter
     def iterations(self, variable: Variable) -> None:
@@ -225,7 +233,8 @@ class Optimizer(RecordedUpdates, HyperAttributes, ClipOptions, FeatureOptions, S
 
     def _checked(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> Pairs:
         """Return the pairs that have a gradient, each fit for its variable."""
-        return check_gradients(filter_empty_gradients(grads_and_vars), self.fits)
+        pairs = list(grads_and_vars)
+        return known_pairs(pairs, self.fits) or check_gradients(filter_empty_gradients(pairs))
 
     def _transform_loss(self, loss: Any) -> Any:
         return loss

@@ -41,7 +41,7 @@ class Clips:
 
     @property
     def active(self) -> bool:
-        return self.value is not None or self.needs_norms
+        return self.value is not None or self.norm is not None or self.global_norm is not None
 
     @property
     def needs_norms(self) -> bool:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -80,12 +79,9 @@ def filter_empty_gradients(grads_and_vars: Iterable[tuple[Any, Any]]) -> list[Pa
     Raises: ValueError if there were pairs and none has a gradient, or a pair is not one.
     """
     pairs = list(grads_and_vars)
-    for gradient, _ in pairs:
-        if gradient is None:
-            break
-    else:
+    kept = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
+    if len(kept) == len(pairs):
         return pairs
-    kept = [pair for pair in pairs if pair[0] is not None]
     names = [variable.name for gradient, variable in pairs if gradient is None]
     if not kept:
         raise ValueError(f"no variable has a gradient: {names}; does the loss depend on them?")
@@ -102,32 +98,35 @@ def fit_of(variables: Iterable[Variable]) -> Fit:
     return [(_ndarray, variable.dtype, variable.shape) for variable in variables]
 
 
-def check_gradients(pairs: Iterable[Pair], fits: Mapping[tuple[int, ...], Fit] = MappingProxyType({})) -> Pairs:
+def known_pairs(pairs: list[Pair], fits: Mapping[tuple[int, ...], Fit]) -> Pairs | None:
+    """Return :func:`check_gradients` of pairs that can be checked all at once, else None.
+
+    ``fits`` has :func:`fit_of` of variables that are known and kept, by :attr:`Pairs.key`.
+    """
+    gradients, variables = zip(*pairs, strict=True) if pairs else ((), ())
+    key = tuple(map(id, variables))
+    fit = fits.get(key)
+    if fit is None or set(map(type, gradients)) != _TENSORS:
+        return None
+    arrays = [gradient._value for gradient in gradients]
+    found = [(type(array), array.dtype, array.shape) for array in arrays]
+    return Pairs(pairs, variables, arrays, key) if found == fit else None
+
+
+def check_gradients(pairs: Iterable[Pair]) -> Pairs:
     """Return the pairs with every gradient as a Tensor or IndexedSlices that fits its variable.
 
-    Python numbers and lists of them get the variable's dtype. ``fits`` has :func:`fit_of` of variables that are known
-    and kept, by :attr:`Pairs.key`; it saves looking at each pair.
+    Python numbers and lists of them get the variable's dtype.
 
     Raises: GradientDtypeError, GradientShapeError (ValueErrors), the latter also for a missing row; RuntimeError
     for a row-sparse gradient of a variable with a constraint; NotImplementedError for a pair without a variable.
     """
     if type(pairs) is Pairs:
         return pairs
-    given = pairs if type(pairs) is list else list(pairs)
-    gradients, variables = zip(*given, strict=True) if given else ((), ())
-    key = tuple(map(id, variables))
-    fit = fits.get(key)
-    if fit is not None and set(map(type, gradients)) == _TENSORS:
-        arrays = [gradient._value for gradient in gradients]
-        if [(type(array), array.dtype, array.shape) for array in arrays] == fit:
-            return Pairs(given, variables, arrays, key)
-    checked = [_checked(gradient, variable) for gradient, variable in given]
-    return Pairs(
-        list(zip(checked, variables, strict=True)),
-        variables,
-        [None if isinstance(gradient, IndexedSlices) else gradient.numpy() for gradient in checked],
-        key,
-    )
+    checked = [(_checked(gradient, variable), variable) for gradient, variable in pairs]
+    variables = tuple([variable for _, variable in checked])
+    arrays = [None if isinstance(gradient, IndexedSlices) else gradient.numpy() for gradient, _ in checked]
+    return Pairs(checked, variables, arrays, tuple(map(id, variables)))
 
 
 def _checked(gradient: Any, variable: Any) -> Any:
@@ -196,19 +195,7 @@ class GradientPath:
     @property
     def runs_at_owners(self) -> bool:
         """Whether everything after the gradients can run where they are combined, span by span."""
-        return self.aggregate and not (self._may_have_hooks() and self.whole_gradient_hooks())
-
-    def _may_have_hooks(self) -> bool:
-        """Return False if there is nothing to list, which is usual and soon seen."""
-        optimizer = self.optimizer
-        optimizer_class: Any = type(optimizer)
-        return bool(
-            optimizer.gradient_transformers
-            or type(optimizer.gradient_aggregator) is not Sum
-            or overridden_stages(optimizer_class)
-            or overridden_updates(optimizer_class)
-            or optimizer.needs_whole_gradients
-        )
+        return self.aggregate and not self.whole_gradient_hooks()
 
     @property
     def may_sum_rows(self) -> bool:
@@ -228,14 +215,15 @@ class GradientPath:
         """Return the names of what has to see whole gradients, on each replica."""
         optimizer = self.optimizer
         optimizer_class: Any = type(optimizer)
-        hooks = [*overridden_stages(optimizer_class), *overridden_updates(optimizer_class)]
+        hooks = overridden(optimizer_class)
         aggregator = optimizer.gradient_aggregator
         if type(aggregator) is not Sum and not isinstance(aggregator, Aggregator):
-            hooks.append(name_of(aggregator))
-        hooks += [name_of(transform) for transform in optimizer.gradient_transformers]
+            hooks += (name_of(aggregator),)
+        if optimizer.gradient_transformers:
+            hooks += tuple(map(name_of, optimizer.gradient_transformers))
         if optimizer.needs_whole_gradients:
-            hooks.append("clipnorm with global_clipnorm" if optimizer.clips.chained else "a clip of a rule after norms")
-        return tuple(hooks)
+            hooks += ("clipnorm with global_clipnorm" if optimizer.clips.chained else "a clip of a rule after norms",)
+        return hooks
 
     def run(self, replica: Any, pairs: Pairs) -> None:
         """Carry out all stages; called by each replica, in its context, with its own pairs.
@@ -283,9 +271,9 @@ _UPDATES = (
 
 
 @functools.cache
-def overridden_stages(optimizer_class: type) -> tuple[str, ...]:
-    """Return the stages that a class of the user's defines itself, as ``Class.method``."""
-    return _overridden(optimizer_class, _STAGES)
+def overridden(optimizer_class: Any) -> tuple[str, ...]:
+    """Return the stages, and the methods that update, which a class of the user's defines, as ``Class.method``."""
+    return _overridden(optimizer_class, (*_STAGES, *_UPDATES))
 
 
 @functools.cache

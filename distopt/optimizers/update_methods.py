@@ -59,7 +59,7 @@ class UpdateMethods(UpdateSteps, OptimizerCore):
     def updates_by_methods(self) -> bool:
         """Whether methods of a subclass make the update, and not a rule."""
         own_class: Any = type(self)
-        return bool(overridden_updates(own_class)) or not self._has_rule
+        return _updates_by_methods(own_class)
 
     def rule_of(self, variable: Variable) -> Rule:
         """Return the update rule of one variable; without one, what stands for methods that need it whole."""
@@ -67,8 +67,8 @@ class UpdateMethods(UpdateSteps, OptimizerCore):
 
     @property
     def _has_rule(self) -> bool:
-        own_class = type(self)
-        return own_class.rule is not OptimizerCore.rule or own_class.rule_of is not UpdateMethods.rule_of
+        own_class: Any = type(self)
+        return _has_rule(own_class)
 
     def finish_pairs(self, pairs: Iterable[Pair], hypers: Mapping[str, float], replica_id: int | None = None) -> None:
         """Update the variables of ``pairs`` by a subclass's methods if it has any, else by the rule.
@@ -270,3 +270,13 @@ class _UpdatedReplica:
 
 def _context_of_copy(strategy: Any, replica_id: int) -> Context:
     return Context(strategy, _UpdatedReplica(strategy, replica_id), _CopyAccess(replica_id))
+
+
+@functools.cache
+def _has_rule(optimizer_class: Any) -> bool:
+    return optimizer_class.rule is not OptimizerCore.rule or optimizer_class.rule_of is not UpdateMethods.rule_of
+
+
+@functools.cache
+def _updates_by_methods(optimizer_class: Any) -> bool:
+    return bool(overridden_updates(optimizer_class)) or not _has_rule(optimizer_class)

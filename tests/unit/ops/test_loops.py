@@ -90,7 +90,8 @@ def test_rows_of_a_cross_entropy_have_the_same_bits(shape: tuple[int, int], dtyp
     def run() -> list[Array]:
         z, chosen = loops.shift_rows(awkward(shape, dtype, 6), labels)
         scaled = awkward(shape, dtype, 7)
-        loops.scale_rows_and_subtract(scaled, awkward(shape[:1], dtype, 8), labels, awkward(shape[:1], dtype, 9))
+        sums = np.random.default_rng(9).uniform(1, shape[1], shape[0]).astype(dtype)
+        loops.scale_rows_and_subtract(scaled, awkward(shape[:1], dtype, 8), sums, labels)
         return [z, chosen, loops.sum_rows(awkward(shape, dtype, 10)), scaled]
 
     assert_same_bits(*both(run))
