@@ -28,6 +28,7 @@ CONFIGS = {
     "a user's": "digits-adam.toml",
     "lamb": "digits-adam.toml",
     "muon": "digits.toml",
+    "v1": "digits.toml",
 }
 SETTINGS = {
     "a user's": {"optimizer.name": "benchmarks.yogi:Yogi", "optimizer.options": "{beta_2 = 0.99}"},
@@ -38,6 +39,10 @@ SETTINGS = {
     "muon": {
         "optimizer.name": "distopt.optimizers:Muon",
         "optimizer.options": "{gradient_accumulation_steps = 3, use_ema = true}",
+    },
+    "v1": {
+        "optimizer.name": "distopt.compat.v1.train:MomentumOptimizer",
+        "optimizer.options": "{use_nesterov = true}",
     },
 }
 """What a job changes in its named configuration."""

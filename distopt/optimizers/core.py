@@ -218,7 +218,8 @@ class OptimizerCore:
         """Create accumulators, at zero, and averages, at the variables' values, if the optimizer has them."""
         for name in self.features.slots:
             for variable in var_list:
-                self.slots.add(variable, name, variable.storage if name == AVERAGE else "zeros")
+                value, dtype = variable.storage if name == AVERAGE else "zeros", self.features.wider(variable.dtype)
+                self.slots.add(variable, name, value, dtype=dtype)
         if self.features.accumulation_steps > 1 and self._accumulated is None:
             name = f"{self._name}/gradients_accumulated"
             self._accumulated = Variable(0, trainable=False, dtype=np.dtype(np.int64), name=name)
@@ -338,8 +339,8 @@ class OptimizerCore:
             flat = dense_gradient(gradient, variable).reshape(-1)
             for replica_id in variable.replica_ids or (0,):
                 accumulator = self.slots.copy_of(variable, replica_id)[ACCUMULATOR]
-                accumulate(engine, accumulator.reshape(-1), flat, last_of)
-            means.append((Tensor(self.slots.of(variable)[ACCUMULATOR]), variable))
+                mean = accumulate(engine, accumulator.reshape(-1), flat, last_of)
+            means.append((Tensor(mean.reshape(variable.storage.shape)), variable))
         return check_gradients([] if last_of is None else means)
 
     def finish_pairs(self, pairs: Iterable[Pair], hypers: Mapping[str, float], replica_id: int | None = None) -> None:

@@ -148,10 +148,11 @@ class FeatureOptions(OptimizerCore):
         for variable in var_list:
             average = self.slots.get(variable, AVERAGE)
             if not variable.is_split:
-                variable.write_all("assign", average.storage)
+                variable.write_all("assign", average.storage.astype(variable.dtype, copy=False))
                 continue
             for replica_id in variable.replica_ids:
-                variable.write_copy(replica_id, "assign", average.copy_of(replica_id))
+                value = average.copy_of(replica_id).astype(variable.dtype, copy=False)
+                variable.write_copy(replica_id, "assign", value)
 
     def scale_loss(self, loss: Any) -> Any:
         """Return the loss times ``loss_scale_factor``: what gradients are taken of."""

@@ -41,8 +41,12 @@ class Features:
 
     def dtype_of_slots(self, rule: Rule, dtype: np.dtype[Any]) -> np.dtype[Any]:
         """Return the dtype of the slots and scalars of ``rule`` for variables of ``dtype``."""
+        return self.wider(dtype) if rule.slots else dtype
+
+    def wider(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
+        """Return the dtype of accumulators and averages of variables of ``dtype``."""
         wider = self.slot_dtype
-        return dtype if wider is None or not rule.slots or wider.itemsize < dtype.itemsize else wider
+        return dtype if wider is None or wider.itemsize < dtype.itemsize else wider
 
     @property
     def slots(self) -> tuple[str, ...]:

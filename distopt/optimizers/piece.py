@@ -60,10 +60,9 @@ class Piece:
         return self._scratch
 
     def accumulate(self, gradient: Array, last_of: int | None) -> Array:
-        """Add ``gradient`` to the accumulator and return it; as the last of so many, make it their mean."""
+        """Return :func:`accumulate` of ``gradient``."""
         assert self.accumulator is not None
-        accumulate(self.engine, self.accumulator, gradient, last_of)
-        return self.accumulator
+        return accumulate(self.engine, self.accumulator, gradient, last_of)
 
     def decay(self, step: Step) -> None:
         """Decay the weights, if that is asked for, in a pass of its own."""
@@ -133,18 +132,23 @@ class Piece:
                 array[...] = result
 
 
-def accumulate(engine: Engine, accumulator: Array, gradient: Array, last_of: int | None) -> None:
-    """Add a flat gradient to the accumulator; as the last of so many, make it their mean."""
+def accumulate(engine: Engine, accumulator: Array, gradient: Array, last_of: int | None) -> Array:
+    """Add a flat gradient to the accumulator; as the last of so many, make it their mean.
+
+    Return it in the gradient's dtype: an accumulator of wider elements is rounded once.
+    """
     dtype = accumulator.dtype
+    wide = gradient.astype(dtype, copy=False)
     if last_of is None:
-        engine.kernel(ACCUMULATE, dtype)(accumulator, gradient)
+        engine.kernel(ACCUMULATE, dtype)(accumulator, wide)
     else:
-        engine.kernel(ACCUMULATED_MEAN, dtype)(accumulator, gradient, dtype.type(last_of))
+        engine.kernel(ACCUMULATED_MEAN, dtype)(accumulator, wide, dtype.type(last_of))
+    return accumulator.astype(gradient.dtype, copy=False)
 
 
 def take_average(engine: Engine, average: Array, variable: Array, step: Step) -> None:
     """Move a flat average towards its variable; in a step that overwrites, then the variable onto it."""
-    dtype = variable.dtype
-    engine.kernel(MOVING_AVERAGE, dtype)(average, variable, *step.averaging(dtype))
+    dtype = average.dtype
+    engine.kernel(MOVING_AVERAGE, dtype)(average, variable.astype(dtype, copy=False), *step.averaging(dtype))
     if step.overwrites:
-        np.copyto(variable, average)
+        variable[...] = average  # rounded, where the average is of wider elements

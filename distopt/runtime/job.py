@@ -92,16 +92,18 @@ def make_optimizer(config: JobConfig) -> Any:
         learning_rate = getattr(schedules, name)(**arguments)
     is_own = ":" in chosen.name
     optimizer = load_object(chosen.name, "optimizer.name") if is_own else getattr(optimizers, chosen.name)
-    hooks = {
-        "gradient_aggregator": _aggregator(config.aggregation),
-        "gradient_transformers": [
+    arguments = chosen.arguments()
+    if chosen.gradient_transformers:
+        arguments["gradient_transformers"] = [
             load_object(name, "optimizer.gradient_transformers") for name in chosen.gradient_transformers
-        ],
-    }
+        ]
     try:
-        return optimizer(learning_rate=learning_rate, **hooks, **chosen.arguments())
+        made = optimizer(learning_rate=learning_rate, **arguments)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optimizer.name = {chosen.name!r}: {error}") from error
+    # Those of TensorFlow 1 have no argument for it.
+    made.gradient_aggregator = _aggregator(config.aggregation)
+    return made
 
 
 def load_object(name: str, key: str) -> Any:
@@ -137,11 +139,17 @@ def manifest(job: Job) -> Manifest:
     return Manifest(
         job=mathematics_toml(config),
         variables=tuple(VariableSpec(v.name, tuple(v.shape), str(v.dtype)) for v in job.variables),
-        optimizer={key: repr(value) for key, value in sorted(job.optimizer.get_config().items())},
+        optimizer={key: repr(value) for key, value in sorted(_configuration(job.optimizer).items())},
         hooks=job.hooks,
         versions={"distopt": distopt.__version__, "python": ".".join(platform.python_version_tuple()[:2])},
         numerics=numerics_fingerprint(config.numerics.engine),
     )
+
+
+def _configuration(optimizer: Any) -> dict[str, Any]:
+    """Return the optimizer's own description; those of TensorFlow 1 have none, so their arguments must do."""
+    get_config = getattr(optimizer, "get_config", None)
+    return {} if get_config is None else get_config()
 
 
 def encode_manifest(value: Manifest) -> bytes:

@@ -20,6 +20,7 @@ PART = {
     ("a user's", "global_clipnorm"): [("numpy", SERVERS)],
     ("lamb", "plain"): [("numpy", SERVERS)],
     ("muon", "plain"): [("numpy", MPI_3)],
+    ("v1", "plain"): [("numpy", SERVERS)],
     ("sgd-momentum", "element_wise_hook"): [("compiled", SERVERS), ("compiled", SERVERS_REDUCE)],
     ("sgd-momentum", "whole_gradient_hook"): [("compiled", SERVER), ("compiled", SERVERS_REDUCE)],
 }

@@ -15,6 +15,7 @@ from distopt.optimizers import SGD, Adam
 from distopt.optimizers.owner import SpanOwner
 from distopt.types import Array
 from distopt.variable import Variable
+from tests.parity.deployments import DEPLOYMENTS, Job, run_steps
 
 HALF = np.dtype(ml_dtypes.bfloat16)
 
@@ -103,6 +104,78 @@ def test_small_squares_are_not_lost() -> None:
         found.append(optimizer.get_slot(variable, "v").numpy().astype(np.float32))
     assert not found[0].any()
     np.testing.assert_allclose(found[1], np.full(4, (1 - 0.999**3) * 0.125**2), rtol=1e-4)
+
+
+def features_by_hand(start: Array, gradients: list[Array]) -> tuple[Array, Array]:
+    """Momentum with a mean of two gradients a step, averages by 0.9 that overwrite the variable every second step."""
+    w, m, average = start, np.zeros(start.shape, np.float32), start.astype(np.float32)
+    for step in range(len(gradients) // 2):
+        first, second = (g.astype(np.float32) for g in gradients[2 * step : 2 * step + 2])
+        mean = ((first + second) / np.float32(2)).astype(HALF)
+        m = np.float32(0.9) * m - np.float32(0.1) * mean.astype(np.float32)
+        w = (w.astype(np.float32) + m).astype(HALF)
+        decay = np.float32(0.9 if step else 0)
+        average = decay * average + (np.float32(1) - decay) * w.astype(np.float32)
+        if step % 2:
+            w = average.astype(HALF)
+    return w, average
+
+
+FEATURES: dict[str, Any] = {
+    "use_ema": True,
+    "ema_momentum": 0.9,
+    "ema_overwrite_frequency": 2,
+    "gradient_accumulation_steps": 2,
+}
+
+
+@pytest.mark.usefixtures("engine_name")
+@pytest.mark.parametrize("deployment", ["alone", *DEPLOYMENTS])
+def test_accumulators_and_averages_are_kept_in_float32(deployment: str) -> None:
+    start, gradients = narrow(np.linspace(0.5, 2, 3 * BLOCK + 5)), gradients_of(3 * BLOCK + 5, 8)
+
+    def job() -> Job:
+        return Job({"v": Variable(start, dtype=HALF)}, momentum(**FEATURES))
+
+    def part(step: int, replica: int) -> Array:
+        return gradients[step] if replica == 0 else (gradients[step].astype(np.float32) / 4).astype(HALF)
+
+    if deployment == "alone":
+        variables, optimizer = job()
+        for gradient in gradients:
+            optimizer.apply_gradients([(gradient, variables["v"])])
+        wanted, average = features_by_hand(start, gradients)
+    else:
+        strategy, (variables, optimizer), fetch = DEPLOYMENTS[deployment](job)
+        run_steps(strategy, Job(variables, optimizer), lambda s, r: [part(s, r)], len(gradients), lambda step: None)
+        fetch()
+        sums = [add_rows(np.stack([part(s, 0), part(s, 1)])) for s in range(len(gradients))]
+        wanted, average = features_by_hand(start, sums)
+    variable = variables["v"]
+    for name in ("momentum", "gradient_accumulator", "average"):
+        assert optimizer.get_slot(variable, name).dtype == np.float32
+    assert variable.numpy().tobytes() == wanted.tobytes()
+    assert optimizer.get_slot(variable, "average").numpy().tobytes() == average.tobytes()
+
+
+def test_split_variables_and_final_averages_are_rounded_to_the_variable() -> None:
+    strategy = tf.distribute.MirroredStrategy(2)
+    start, gradients = narrow(np.ones(7)), gradients_of(7, 2)
+    with strategy.scope():
+        variable = Variable(start, dtype=HALF)
+    optimizer = momentum(use_ema=True, ema_momentum=0.9)
+    strategy.extended.checks = tf.distribute.Checks(never_reduced="ignore")
+
+    def replica(step: int) -> None:
+        rank = tf.distribute.get_replica_context().replica_id_in_sync_group
+        optimizer.apply_gradients([(gradients[(step + rank) % 2], variable)], experimental_aggregate_gradients=False)
+
+    for step in range(3):
+        strategy.run(replica, args=(step,))
+    averages = [optimizer.get_slot(variable, "average").copy_of(rank) for rank in (0, 1)]
+    assert averages[0].tobytes() != averages[1].tobytes()
+    optimizer.finalize_variable_values([variable])
+    assert [variable.copy_of(rank).tobytes() for rank in (0, 1)] == [a.astype(HALF).tobytes() for a in averages]
 
 
 def test_state_can_be_taken_and_loaded() -> None:

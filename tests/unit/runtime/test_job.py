@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from distopt.aggregation import Mean
+from distopt.errors import ConfigError
 from distopt.runtime.config import OPTIMIZERS
 from distopt.runtime.config_file import load_config
-from distopt.runtime.job import build_job
+from distopt.runtime.job import build_job, manifest
 
 CONFIG = Path(__file__).resolve().parents[3] / "configs" / "digits.toml"
 
@@ -25,3 +27,15 @@ def test_every_built_in_optimizer_can_be_named_in_a_job(name: str, tmp_path: Pat
     assert type(optimizer).__name__ == name
     assert float(optimizer.learning_rate.numpy()) == 0.25
     assert optimizer.ema_momentum == 0.5
+
+
+def test_an_optimizer_of_tensorflow_1_can_be_named_in_a_job() -> None:
+    chosen = ("optimizer.name=distopt.compat.v1.train:MomentumOptimizer", "optimizer.options={use_nesterov=true}")
+    job = build_job(load_config(CONFIG, (*chosen, "aggregation.name=mean")))
+    assert job.optimizer.get_slot_names() == ["momentum"]
+    assert isinstance(job.optimizer.gradient_aggregator, Mean)
+    assert "use_nesterov = true" in manifest(job).job
+    transformers = 'optimizer.gradient_transformers=["tests.hooks:unit_length_before_sum"]'
+    for refused in ("optimizer.clipnorm=1.0", transformers):
+        with pytest.raises(ConfigError, match=r"MomentumOptimizer.*unexpected keyword"):
+            build_job(load_config(CONFIG, (*chosen, refused)))
