@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -48,6 +48,10 @@ class Node(NamedTuple):
 
     def __str__(self) -> str:
         return f"replica {self.start}" if self.stop - self.start == 1 else f"replicas {self.start}..{self.stop - 1}"
+
+
+Additions: TypeAlias = "int | tuple[Additions, Additions]"
+"""A sum written out: the position of a term, or two sums that are added."""
 
 
 class SumTree:
@@ -189,6 +193,28 @@ class _Plan:
         right = self._visit(right_node, buffer + (left < 0))
         self._additions.append((left, right, -1 - buffer))
         return -1 - buffer
+
+
+def additions(tree: SumTree, nodes: Sequence[Node]) -> Additions:
+    """Return the additions that make up the sum over all replicas from the sums of ``nodes``, which are in order.
+
+    Raises: ValueError if a replica is covered by no node.
+
+    >>> tree = SumTree(5)
+    >>> additions(tree, [Node(0, 2), Node(2, 3), Node(3, 4), Node(4, 5)])
+    ((0, (1, 2)), 3)
+    """
+    position = {node: index for index, node in enumerate(nodes)}
+
+    def of(node: Node) -> Additions:
+        if node in position:
+            return position[node]
+        if node.stop - node.start < 2:
+            raise ValueError(f"no contribution covers {node}")
+        left, right = tree.children(node)
+        return of(left), of(right)
+
+    return of(tree.root)
 
 
 def add_rows(contributions: Array) -> Array:

@@ -17,6 +17,7 @@ from distopt.optimizers.engine import Engine, Kernel
 from distopt.optimizers.features import AVERAGE, ScalarSource, Step, Treatment
 from distopt.optimizers.piece import Piece
 from distopt.optimizers.slots import SlotStore
+from distopt.optimizers.terms import PLAIN, Gradient
 from distopt.types import Array
 from distopt.variable import Variable
 
@@ -112,7 +113,7 @@ class Batches:
                 if one_pass:
                     kernel(*written, gradient, *scalars)
                 else:
-                    piece.update(gradient, step)
+                    piece.update(Gradient(PLAIN, (gradient,)), step)
                     piece.take_average(step)
 
     def _bind(self, run: Run, treatment: Treatment, members: Sequence[tuple[Variable, int]]) -> _Batch:

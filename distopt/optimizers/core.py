@@ -35,6 +35,7 @@ from distopt.optimizers.pipeline import Fit, Pair, Pairs, check_gradients
 from distopt.optimizers.rule import Kind, Rows, Rule
 from distopt.optimizers.slots import SlotStore
 from distopt.optimizers.sparse import update_rows
+from distopt.optimizers.terms import PLAIN, Gradient
 from distopt.tensor import Tensor
 from distopt.types import Array
 from distopt.variable import Variable
@@ -419,7 +420,7 @@ class OptimizerCore:
             if rule.kind is Kind.AFTER_NORMS:
                 piece.move_alone(flat, step)
             else:
-                piece.update(flat, step)
+                piece.update(Gradient(PLAIN, (flat,)), step)
         piece.take_average(step)
         if variable.constraint is not None:
             apply_constraint(variable, storage)

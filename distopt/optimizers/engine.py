@@ -23,6 +23,7 @@ from distopt.kernels import UnprintableFunctionError, use_compiled_loops
 from distopt.optimizers import kernels
 from distopt.optimizers.row_kernels import RowKernel, load_row_kernel, numpy_row_kernel
 from distopt.optimizers.rule import Rule
+from distopt.optimizers.terms import PLAIN, Gradient, Source
 from distopt.types import Array
 
 NUMPY_BLOCK = 16384
@@ -32,7 +33,21 @@ SHARED_BYTES = 2**22
 """Bytes of all arrays together from which threads share a loop: below, waking one costs more than it brings."""
 
 Kernel = Callable[..., None]
-"""``kernel(variable, *slots, gradient, *scalars)``: updates flat arrays of one length in place."""
+"""``kernel(variable, *slots, *terms, *source_scalars, *scalars)``: updates flat arrays of one length in place.
+
+From a plain source the one term is the gradient, and there are no scalars of the source.
+"""
+
+
+class Blocks:
+    """The norm blocks of the ranges ``start <= i < stop`` of a flat array, each a variable or a part of one."""
+
+    def __init__(self, ranges: Sequence[tuple[int, int]]) -> None:
+        self.ranges = tuple(ranges)
+        bounds = [(at, min(at + BLOCK, stop)) for start, stop in ranges for at in range(start, stop, BLOCK)]
+        self.starts, self.stops = (
+            np.array(ends, np.int64) for ends in (zip(*bounds, strict=True) if bounds else ((), ()))
+        )
 
 
 class Engine(Protocol):
@@ -40,11 +55,17 @@ class Engine(Protocol):
 
     name: str
 
-    def kernel(self, rule: Rule, dtype: np.dtype[Any], slot_dtype: np.dtype[Any] | None = None) -> Kernel:
-        """Return what carries out ``rule`` on variables and gradients of ``dtype``.
+    def kernel(
+        self, rule: Rule, dtype: np.dtype[Any], slot_dtype: np.dtype[Any] | None = None, source: Source = PLAIN
+    ) -> Kernel:
+        """Return what carries out ``rule`` on variables of ``dtype``, with the gradient that ``source`` makes.
 
         ``slot_dtype`` is that of slots and scalars: the same if not given, or float32 with a narrower ``dtype``.
         """
+        ...
+
+    def gather(self, gradient: Gradient, out: Array, blocks: Blocks) -> Array:
+        """Store a gradient in ``out``, as far as there are blocks, and return their sums of squares."""
         ...
 
     def update(
@@ -70,9 +91,21 @@ class NumpyEngine:
 
     name = "numpy"
 
-    def kernel(self, rule: Rule, dtype: np.dtype[Any], slot_dtype: np.dtype[Any] | None = None) -> Kernel:
+    def kernel(
+        self, rule: Rule, dtype: np.dtype[Any], slot_dtype: np.dtype[Any] | None = None, source: Source = PLAIN
+    ) -> Kernel:
         run = _run_in_blocks if slot_dtype is None or slot_dtype == dtype else _run_in_wider_blocks
-        return functools.partial(run, rule.step, len(rule.slots))
+        return functools.partial(run, rule.step, len(rule.slots), source)
+
+    def gather(self, gradient: Gradient, out: Array, blocks: Blocks) -> Array:
+        sums = []
+        with np.errstate(all="ignore"):
+            for first, last in blocks.ranges:
+                for start in range(first, last, NUMPY_BLOCK):
+                    block = slice(start, min(start + NUMPY_BLOCK, last))
+                    out[block] = gradient.source.evaluate([term[block] for term in gradient.terms], gradient.scalars)
+                sums.append(norms.block_sums(out[first:last]))
+        return np.concatenate(sums) if sums else np.empty(0, norms.accumulation_dtype(out.dtype))
 
     def update(
         self, rule: Rule, variable: Array, slots: Sequence[Array], gradient: Array, scalars: Sequence[Any]
@@ -86,30 +119,37 @@ class NumpyEngine:
         return norms.block_sums(values)
 
 
-def _run_in_blocks(step: Callable[..., Any], num_slots: int, *arguments: Any) -> None:
-    written = arguments[: 1 + num_slots]
-    gradient = arguments[1 + num_slots]
-    scalars = arguments[2 + num_slots :]
+def _run_in_blocks(step: Callable[..., Any], num_slots: int, source: Source, *arguments: Any) -> None:
+    written, terms, source_scalars, scalars = _parted(num_slots, source, arguments)
     with np.errstate(all="ignore"):
-        for start in range(0, gradient.size, NUMPY_BLOCK):
+        for start in range(0, written[0].size, NUMPY_BLOCK):
             block = slice(start, start + NUMPY_BLOCK)
-            results = step(*(array[block] for array in written), gradient[block], *scalars)
+            gradient = source.evaluate([term[block] for term in terms], source_scalars)
+            results = step(*(array[block] for array in written), gradient, *scalars)
             if not num_slots:
                 results = (results,)
             for array, result in zip(written, results, strict=True):
                 array[block] = result
 
 
-def _run_in_wider_blocks(step: Callable[..., Any], num_slots: int, *arguments: Any) -> None:
-    variable, gradient = arguments[0], arguments[1 + num_slots]
-    dtype = arguments[1].dtype
-    for start in range(0, variable.size, NUMPY_BLOCK):
-        block = slice(start, start + NUMPY_BLOCK)
-        wide = variable[block].astype(dtype)
-        slots = [slot[block] for slot in arguments[1 : 1 + num_slots]]
-        _run_in_blocks(step, num_slots, wide, *slots, gradient[block].astype(dtype), *arguments[2 + num_slots :])
-        with np.errstate(all="ignore"):
+def _run_in_wider_blocks(step: Callable[..., Any], num_slots: int, source: Source, *arguments: Any) -> None:
+    (variable, *slots), terms, source_scalars, scalars = _parted(num_slots, source, arguments)
+    dtype = slots[0].dtype
+    with np.errstate(all="ignore"):
+        for start in range(0, variable.size, NUMPY_BLOCK):
+            block = slice(start, start + NUMPY_BLOCK)
+            wide = variable[block].astype(dtype)
+            gradient = source.evaluate([term[block] for term in terms], source_scalars).astype(dtype)
+            _run_in_blocks(step, num_slots, PLAIN, wide, *(slot[block] for slot in slots), gradient, *scalars)
             variable[block] = wide.astype(variable.dtype)
+
+
+def _parted(num_slots: int, source: Source, arguments: Sequence[Any]) -> tuple[Sequence[Any], ...]:
+    """Return the arguments of a kernel: arrays that are written to, terms, scalars of the source, of the rule."""
+    terms = 1 + num_slots
+    source_scalars = terms + source.num_terms
+    scalars = source_scalars + len(source.scalars)
+    return arguments[:terms], arguments[terms:source_scalars], arguments[source_scalars:scalars], arguments[scalars:]
 
 
 class CompiledEngine:
@@ -121,25 +161,51 @@ class CompiledEngine:
     name = "compiled"
 
     def __init__(self) -> None:
-        self._kernels: dict[tuple[Rule, np.dtype[Any], np.dtype[Any] | None], Kernel] = {}
+        self._kernels: dict[tuple[Rule, np.dtype[Any], np.dtype[Any] | None, Source], Kernel] = {}
+        self._gathering: dict[tuple[np.dtype[Any], Source], Kernel] = {}
         self._row_kernels: dict[tuple[Rule, np.dtype[Any]], RowKernel] = {}
         self._block_sums: dict[np.dtype[Any], Kernel] = {}
 
-    def kernel(self, rule: Rule, dtype: np.dtype[Any], slot_dtype: np.dtype[Any] | None = None) -> Kernel:
-        found = self._kernels.get((rule, dtype, slot_dtype))
+    def kernel(
+        self, rule: Rule, dtype: np.dtype[Any], slot_dtype: np.dtype[Any] | None = None, source: Source = PLAIN
+    ) -> Kernel:
+        key = rule, dtype, slot_dtype, source
+        found = self._kernels.get(key)
         if found is None:
-            found = self._kernels[rule, dtype, slot_dtype] = self._load(rule, dtype, slot_dtype or dtype)
+            found = self._kernels[key] = self._load(rule, dtype, slot_dtype or dtype, source)
         return found
 
-    def _load(self, rule: Rule, dtype: np.dtype[Any], slot_dtype: np.dtype[Any]) -> Kernel:
+    def _load(self, rule: Rule, dtype: np.dtype[Any], slot_dtype: np.dtype[Any], source: Source) -> Kernel:
         try:
             if not rule.numpy_only and kernels.can_compile(dtype, slot_dtype):
-                bytes_an_element = 2 * dtype.itemsize + len(rule.slots) * slot_dtype.itemsize
-                kernel = kernels.load_rule(rule, dtype, slot_dtype)
-                return _Shared(kernel, 2 + len(rule.slots), SHARED_BYTES // bytes_an_element)
+                terms, slots = source.num_terms, len(rule.slots)
+                bytes_an_element = (1 + terms) * dtype.itemsize + slots * slot_dtype.itemsize
+                kernel = kernels.load_rule(rule, dtype, slot_dtype, source)
+                return _Shared(kernel, 1 + slots + terms, SHARED_BYTES // bytes_an_element)
         except UnprintableFunctionError:
             pass
-        return _numpy.kernel(rule, dtype, slot_dtype)
+        return _numpy.kernel(rule, dtype, slot_dtype, source)
+
+    def gather(self, gradient: Gradient, out: Array, blocks: Blocks) -> Array:
+        dtype, terms = out.dtype, gradient.terms
+        if not kernels.can_compile(dtype, dtype):
+            return _numpy.gather(gradient, out, blocks)
+        kernel = self._gathering.get((dtype, gradient.source))
+        if kernel is None:
+            kernel = self._gathering[dtype, gradient.source] = kernels.load_gathering(dtype, gradient.source)
+        sums = np.empty(len(blocks.starts), norms.accumulation_dtype(dtype))
+        scalars = (*gradient.scalars, sums.dtype.type(0))
+        number = threads.num_threads() if out.nbytes * (1 + len(terms)) >= SHARED_BYTES else 1
+        part = -(-len(sums) // number)
+        parts = [
+            (out, sums[at : at + part], blocks.starts[at : at + part], blocks.stops[at : at + part], *terms, *scalars)
+            for at in range(0, len(sums), max(part, 1))
+        ]
+        if len(parts) == 1:
+            kernel(*parts[0])
+        elif parts:
+            threads.run_parts(kernel, parts)
+        return sums
 
     def update(
         self, rule: Rule, variable: Array, slots: Sequence[Array], gradient: Array, scalars: Sequence[Any]

@@ -6,6 +6,10 @@ sums, and each computes the same norms. So the bits do not depend on how the spa
 
 Where sums are exchanged, an update has two halves: :meth:`SpanOwner.partials` checks and begins it, and
 :meth:`SpanOwner.apply` ends it.
+
+Gradients come as arrays, or as terms that are still to be added up. What happens to an element before the rule sees it
+(:mod:`distopt.optimizers.terms`) then happens in the rule's own loop; with norms in a loop of its own, which stores the
+gradient and adds up its squares.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from distopt.optimizers.layout import Layout
 from distopt.optimizers.piece import Part, Piece
 from distopt.optimizers.rule import Kind
 from distopt.optimizers.slots import SlotStore
+from distopt.optimizers.terms import PLAIN, Gradient, Gradients, Terms, gradients_of
 from distopt.tensor import Tensor
 from distopt.types import Array
 from distopt.variable import Variable
@@ -70,10 +75,10 @@ class RuleUser(ScalarSource, Protocol):
 
 
 class _Begun(NamedTuple):
-    """The first half of an update: the numbers of the step, and the gradients of each piece."""
+    """The first half of an update: the numbers of the step, and the gradient of each piece, clipped by value."""
 
     step: Step
-    gradients: Sequence[Array] | None
+    gradients: Sequence[Gradient] | None
     """None if they were only accumulated."""
 
 
@@ -115,12 +120,13 @@ class SpanOwner:
         """How many sums of squares are exchanged for each block."""
         return 2 if self._exchanges_for_rules else 1
 
-    def partials(self, flat_spans: Sequence[Array], hypers: Mapping[str, float]) -> Array:
+    def partials(self, gradients: Gradients, hypers: Mapping[str, float]) -> Array:
         """Return the sums of squares of ``blocks`` that the update needs, as float64; empty if it needs none.
 
         Concatenated over owners in the order of ``layout.blocks``, they are the ``all_partials`` of :meth:`apply`,
         which must follow with the same arguments: accumulating and the first pass of a rule after norms are done here.
-        ``flat_spans`` are the aggregated gradients of the spans, one flat array each; they are not written to.
+        ``gradients`` are the aggregated gradients of the spans, one flat array each, or :class:`Terms` of which they
+        are the sum; they are not written to.
 
         Raises: ValueError or TapeError, before anything changes, as :meth:`apply`; ValueError for clips that need norms
         of their own beside those of a rule or of another clip.
@@ -132,51 +138,57 @@ class SpanOwner:
             raise ValueError("clipnorm and global_clipnorm together need whole gradients; clip them before")
         if clips.needs_norms and self._exchanges_for_rules:
             raise ValueError("a clip by norm and a rule after norms need whole gradients; clip them before")
-        self._begun = step, gradients = self._begin(flat_spans, hypers)
-        if gradients is None:
+        step, found = self._begin(gradients, hypers)
+        if found is None:
+            self._begun = _Begun(step, None)
             return np.zeros(len(self.blocks) * self._width)
-        values = self._clipped_by_value(gradients)
-        sums = []
-        for array, piece in zip(values, self._pieces, strict=True):
+        sums, kept = [], []
+        for gradient, piece in zip(found, self._pieces, strict=True):
             if piece.treatment.rule.kind is Kind.AFTER_NORMS:
-                sums += [part.reshape(-1) for part in piece.find_direction(array, step)]
+                sums += [part.reshape(-1) for part in piece.find_direction(piece.array_of(gradient), step)]
+                kept.append(gradient)
             elif self._exchanges_for_rules:
                 sums += [np.zeros(2 * norms.number_of_blocks(part.stop - part.start)) for part in piece.parts]
+                kept.append(gradient)
             else:
-                sums += [self._engine.block_sums(array[part.start : part.stop]) for part in piece.parts]
+                stored, of_blocks = piece.store(gradient)
+                sums.append(of_blocks)
+                kept.append(stored)
+        self._begun = _Begun(step, kept)
         return np.concatenate(sums).astype(np.float64) if sums else _NOTHING
 
     def apply(
         self,
-        flat_spans: Sequence[Array],
+        gradients: Gradients,
         hypers: Mapping[str, float],
         all_partials: Array,
         add_totals: Callable[[Sequence[Any]], Any] = clipping.add_totals,
     ) -> None:
         """Accumulate, clip, run rules, average, apply constraints. Does not count: ``advance`` of the optimizer does.
 
-        ``all_partials`` are the :meth:`partials` of all owners. ``flat_spans`` are not written to. ``add_totals``
+        ``all_partials`` are the :meth:`partials` of all owners. ``gradients`` are not written to. ``add_totals``
         returns the sum of squares of all gradients of the apply call from those of the layout's variables.
 
         Raises: ValueError, before anything changes, if an array has not the length or dtype of its span; TapeError if a
         live tape has read one of the variables.
         """
         begun, self._begun = self._begun, None
-        step, gradients = self._begin(flat_spans, hypers) if begun is None else begun
-        if gradients is None:
+        step, found = self._begin(gradients, hypers) if begun is None else begun
+        if found is None:
             return
-        if self._optimizer.clips.active:
-            gradients = self._clipped(gradients, all_partials, add_totals)
+        if self._optimizer.clips.needs_norms:
+            found = self._clipped_by_norms(found, all_partials, add_totals)
         if self._is_plain:
             dtype = scalars = rule = None
-            for piece, gradient in zip(self._pieces, gradients, strict=True):
+            for piece, gradient in zip(self._pieces, found, strict=True):
                 if piece.slot_dtype is not dtype or piece.treatment.rule is not rule:
                     dtype, rule = piece.slot_dtype, piece.treatment.rule
                     scalars = self._optimizer.scalars_of(rule, hypers, dtype)
                 assert scalars is not None
-                piece.kernel(*piece.arrays, gradient, *scalars)
+                kernel = piece.kernel_from(gradient.source)
+                kernel(*piece.arrays, *gradient.terms, *gradient.scalars, *scalars)
         else:
-            for piece, gradient in zip(self._pieces, gradients, strict=True):
+            for piece, gradient in zip(self._pieces, found, strict=True):
                 if piece.treatment.rule.kind is Kind.AFTER_NORMS:
                     piece.move(self._sums_of(piece, all_partials), step)
                 else:
@@ -185,22 +197,40 @@ class SpanOwner:
         for variable in self._constrained:
             apply_constraint(variable, variable.storage)
 
-    def _begin(self, flat_spans: Sequence[Array], hypers: Mapping[str, float]) -> _Begun:
-        """Check the gradients and divide them among the pieces; accumulate, if that is asked for."""
+    def _begin(self, gradients: Gradients, hypers: Mapping[str, float]) -> _Begun:
+        """Check the gradients, divide them among the pieces, clip by value; accumulate, if that is asked for."""
         engine = get_engine()
         if engine is not self._engine:
             self._bind(engine)
-        checked = [_checked(array, *like) for array, like in zip(flat_spans, self._likes, strict=True)]
+        given = self._checked(gradients)
         for variable in self._variables:
             variable.check_writable()
-        gradients = checked if self._cuts is None else [checked[i][start:stop] for i, start, stop in self._cuts]
+        found = given if self._cuts is None else [given[i].part(start, stop) for i, start, stop in self._cuts]
         step = Step(self._optimizer, hypers)
         steps = self._optimizer.features.accumulation_steps
-        if steps == 1:
-            return _Begun(step, gradients)
-        last_of = None if self._optimizer.only_accumulates else steps
-        sums = [piece.accumulate(g, last_of) for piece, g in zip(self._pieces, gradients, strict=True)]
-        return _Begun(step, None if last_of is None else sums)
+        if steps > 1:
+            last_of = None if self._optimizer.only_accumulates else steps
+            for index, (gradient, piece) in enumerate(zip(found, self._pieces, strict=True)):
+                found[index] = Gradient(PLAIN, (piece.accumulate(piece.array_of(gradient), last_of),))
+            if last_of is None:
+                return _Begun(step, None)
+        limit = self._optimizer.clips.value
+        return _Begun(step, found if limit is None else [gradient.clipped(limit) for gradient in found])
+
+    def _checked(self, gradients: Gradients) -> list[Gradient]:
+        """Return the gradient of each span.
+
+        Raises: ValueError for an array that has not the length or dtype of its span.
+        """
+        if not isinstance(gradients, Terms):
+            return [
+                Gradient(PLAIN, (_checked(array, *like),)) for array, like in zip(gradients, self._likes, strict=True)
+            ]
+        found = gradients_of(gradients)
+        for gradient, like in zip(found, self._likes, strict=True):
+            for term in gradient.terms:
+                _check_term(term, *like)
+        return found
 
     def _bind(self, engine: Engine) -> None:
         self._engine = engine
@@ -271,44 +301,27 @@ class SpanOwner:
                 parts.append(Part(part.variable, start - span.start, stop - span.start))
         return tuple(parts)
 
-    def _clipped_by_value(self, flat_spans: Sequence[Array]) -> Sequence[Array]:
-        limit = self._optimizer.clips.value
-        if limit is None:
-            return flat_spans
-        clipped = []
-        for array, piece in zip(flat_spans, self._pieces, strict=True):
-            low, high = piece.dtype.type(-limit), piece.dtype.type(limit)
-            target = np.maximum(array, low, out=piece.scratch)
-            clipped.append(np.minimum(target, high, out=target))
-        return clipped
-
-    def _clipped(
-        self, flat_spans: Sequence[Array], all_partials: Array, add_totals: Callable[[Sequence[Any]], Any]
-    ) -> list[Array]:
+    def _clipped_by_norms(
+        self, gradients: Sequence[Gradient], all_partials: Array, add_totals: Callable[[Sequence[Any]], Any]
+    ) -> list[Gradient]:
         clips = self._optimizer.clips
-        values = list(self._clipped_by_value(flat_spans))
-        if not clips.needs_norms:
-            return values
         totals = self.totals(all_partials)
         with np.errstate(all="ignore"):
             if clips.norm is not None:
-                return [self._by_norm(a, p, totals, clips.norm) for a, p in zip(values, self._pieces, strict=True)]
+                return [self._by_norm(g, p, totals, clips.norm) for g, p in zip(gradients, self._pieces, strict=True)]
             assert clips.global_norm is not None
             total = add_totals(totals)
             scale = {p.dtype: clipping.global_scale(total, clips.global_norm, p.dtype) for p in self._pieces}
-            return [
-                np.multiply(array, scale[piece.dtype], out=piece.scratch)
-                for array, piece in zip(values, self._pieces, strict=True)
-            ]
+        return [gradient.scaled(scale[gradient.dtype]) for gradient in gradients]
 
-    def _by_norm(self, array: Array, piece: Piece, totals: Sequence[Any], clip_norm: float) -> Array:
-        clipped = piece.scratch
+    def _by_norm(self, gradient: Gradient, piece: Piece, totals: Sequence[Any], clip_norm: float) -> Gradient:
+        array, clipped = piece.array_of(gradient), piece.stored
         for part in piece.parts:
             limit, divisor = clipping.norm_limit(totals[part.variable], clip_norm, piece.dtype)
             target = clipped[part.start : part.stop]
             np.multiply(array[part.start : part.stop], limit, out=target)
             np.divide(target, divisor, out=target)
-        return clipped
+        return Gradient(PLAIN, (clipped,))
 
     def totals(self, all_partials: Array) -> list[Any]:
         """Return the sum of squares of each variable of the layout, in its accumulation dtype."""
@@ -343,6 +356,14 @@ def _checked(array: Array, size: int, dtype: np.dtype[Any]) -> Array:
         raise ValueError(f"a gradient is {array.dtype}{list(array.shape)} where its span is {dtype}[{size}]")
     flags = array.flags
     return array if flags.c_contiguous and flags.aligned else np.require(array, requirements=["C", "A"])
+
+
+def _check_term(array: Array, size: int, dtype: np.dtype[Any]) -> None:
+    flags = array.flags
+    if array.dtype != dtype or array.shape != (size,) or not (flags.c_contiguous and flags.aligned):
+        raise ValueError(
+            f"a term of a gradient is {array.dtype}{list(array.shape)} where its span is {dtype}[{size}], contiguous"
+        )
 
 
 def _ranges(labels: Sequence[int]) -> dict[int, tuple[int, int]]:

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distopt import norms
-from distopt.optimizers.engine import Engine, Kernel
+from distopt.optimizers.engine import Blocks, Engine, Kernel
 from distopt.optimizers.features import Step, Treatment
 from distopt.optimizers.rule import Kind
 from distopt.optimizers.rules import ACCUMULATE, ACCUMULATED_MEAN, MOVING_AVERAGE, WEIGHT_DECAY
+from distopt.optimizers.terms import PLAIN, Gradient, Source
 from distopt.types import Array
 
 
@@ -41,23 +42,59 @@ class Piece:
     accumulator: Array | None = None
     average: Array | None = None
     kernel: Kernel = field(init=False)
-    _scratch: Array | None = None
+    """What updates the range from a plain source."""
+    _direction: Array | None = None
+    _stored: Array | None = None
+    _blocks: Blocks | None = None
 
     def __post_init__(self) -> None:
         self.dtype: np.dtype[Any] = self.arrays[0].dtype
         self.slot_dtype: np.dtype[Any] = self.arrays[1].dtype if len(self.arrays) > 1 else self.dtype
+        self._source = PLAIN
+        self._kernel = self.kernel = self._load(PLAIN)
+
+    def _load(self, source: Source) -> Kernel:
         rule = self.treatment.rule
         if rule.kind is Kind.WHOLE_VARIABLE:
-            self.kernel = self._run_whole
-        else:
-            self.kernel = self.engine.kernel(self.treatment.fused or rule, self.dtype, self.slot_dtype)
+            return self._run_whole
+        return self.engine.kernel(self.treatment.fused or rule, self.dtype, self.slot_dtype, source)
+
+    def kernel_from(self, source: Source) -> Kernel:
+        """Return what updates the range from ``source``; for an element-wise rule."""
+        if source is not self._source and source != self._source:
+            self._source, self._kernel = source, self._load(source)
+        return self._kernel
 
     @property
-    def scratch(self) -> Array:
-        """An array of the range's length and dtype, zero in the padding: for a clipped gradient, or a direction."""
-        if self._scratch is None:
-            self._scratch = np.zeros_like(self.arrays[0])
-        return self._scratch
+    def direction(self) -> Array:
+        """An array of the range's length and dtype, zero in the padding: for a rule's direction."""
+        if self._direction is None:
+            self._direction = np.zeros_like(self.arrays[0])
+        return self._direction
+
+    @property
+    def stored(self) -> Array:
+        """An array of the range's length and dtype, zero in the padding: for a gradient that is needed twice."""
+        if self._stored is None:
+            self._stored = np.zeros_like(self.arrays[0])
+        return self._stored
+
+    def store(self, gradient: Gradient) -> tuple[Gradient, Array]:
+        """Make the gradient an array, if it is none yet; return it, and its parts' sums of squares of blocks."""
+        if gradient.source == PLAIN:
+            (array,) = gradient.terms
+            sums = [self.engine.block_sums(array[start:stop]) for _, start, stop in self.parts]
+            return gradient, np.concatenate(sums) if sums else np.empty(0)
+        if self._blocks is None:
+            self._blocks = Blocks([(start, stop) for _, start, stop in self.parts])
+        sums_of_blocks = self.engine.gather(gradient, self.stored, self._blocks)
+        return Gradient(PLAIN, (self.stored,)), sums_of_blocks
+
+    def array_of(self, gradient: Gradient) -> Array:
+        """Return the gradient as an array."""
+        if gradient.source != PLAIN:
+            gradient, _ = self.store(gradient)
+        return gradient.terms[0]
 
     def accumulate(self, gradient: Array, last_of: int | None) -> Array:
         """Return :func:`accumulate` of ``gradient``."""
@@ -71,7 +108,7 @@ class Piece:
             scalars = step.decay(self.treatment.weight_decay, self.dtype)
             self.engine.kernel(WEIGHT_DECAY, self.dtype)(variable, variable, *scalars)
 
-    def update(self, gradient: Array, step: Step) -> None:
+    def update(self, gradient: Gradient, step: Step) -> None:
         """Carry out the treatment with a flat gradient; the rule needs no norms."""
         rule, weight_decay = self.treatment
         scalars = step.scalars(rule, self.slot_dtype)
@@ -80,7 +117,11 @@ class Piece:
                 scalars = (*scalars, *step.decay(weight_decay, self.slot_dtype))
             else:
                 self.decay(step)
-        self.kernel(*self.arrays, gradient, *scalars)
+        if rule.kind is Kind.WHOLE_VARIABLE:
+            self.kernel(*self.arrays, self.array_of(gradient), *scalars)
+        else:
+            kernel = self.kernel_from(gradient.source)
+            kernel(*self.arrays, *gradient.terms, *gradient.scalars, *scalars)
 
     def find_direction(self, gradient: Array, step: Step) -> list[Array]:
         """Make the first pass of a rule after norms: decay the weights, update the slots, keep the direction.
@@ -90,7 +131,7 @@ class Piece:
         """
         self.decay(step)
         variable, *slots = self.arrays
-        direction = self.scratch
+        direction = self.direction
         np.copyto(direction, variable)
         self.kernel(direction, *slots, gradient, *step.scalars(self.treatment.rule, self.dtype))
         sums = []
@@ -112,7 +153,7 @@ class Piece:
                     np.sqrt(norms.add_sums(np.ascontiguousarray(column))).astype(self.dtype) for column in sums.T
                 ]
                 factor = self.dtype.type(second.factor(*lengths, one))
-                kernel(self.arrays[0][start:stop], self.scratch[start:stop], factor, *scalars)
+                kernel(self.arrays[0][start:stop], self.direction[start:stop], factor, *scalars)
 
     def move_alone(self, gradient: Array, step: Step) -> None:
         """Make both passes of a rule after norms on a range that holds whole variables."""

@@ -88,8 +88,8 @@ class CountingEngine:
     def __init__(self) -> None:
         self.sizes: list[int] = []
 
-    def kernel(self, rule: Any, dtype: Any, slot_dtype: Any = None) -> Any:
-        kernel = get_engine().kernel(rule, dtype, slot_dtype)
+    def kernel(self, *what: Any) -> Any:
+        kernel = get_engine().kernel(*what)
 
         def counting(*arguments: Any) -> None:
             self.sizes.append(arguments[0].size)
