@@ -62,6 +62,8 @@ class Optimizer(RecordedUpdates, HyperAttributes, ClipOptions, FeatureOptions, S
     """
 
     _HAS_AGGREGATE_GRAD = True
+    _use_locking = True
+    """For methods of a subclass that hand it on; it has no effect."""
 
     def __init__(
         self,
