@@ -52,7 +52,8 @@ class UnprintableFunctionError(ValueError):
 
 _substitutes: dict[Callable[..., Any], types.FunctionType] = {}
 _directory: list[Path | None] = []
-loops_compiled = [True]
+loops_compiled = True
+"""Whether operations run their loops compiled; :func:`use_compiled_loops` decides."""
 _loading = threading.Lock()
 _warned: list[str] = []
 
@@ -75,12 +76,8 @@ def cache_directory() -> Path | None:
 
 def use_compiled_loops(use: bool) -> None:
     """Run the loops of operations (:mod:`distopt.ops.loops`) compiled, or as NumPy calls that give the same bits."""
-    loops_compiled[:] = [use]
-
-
-def compiled_loops() -> bool:
-    """Return whether operations run their loops compiled; at first they do."""
-    return loops_compiled[0]
+    global loops_compiled
+    loops_compiled = use
 
 
 def compile_as(function: Callable[..., Any], substitute: Callable[..., Any]) -> None:

@@ -128,7 +128,7 @@ _tree = functools.lru_cache(maxsize=64)(SumTree)
 
 def _first_and_position(indices: Array) -> tuple[Array, Array]:
     """Return where each distinct index occurs first, in that order, and for each index which of these it is."""
-    if kernels.compiled_loops() and len(indices):
+    if kernels.loops_compiled and len(indices):
         size = 1 << int(2 * len(indices) - 1).bit_length()  # at most half full, so that there is always a free place
         table = np.full(size, -1)
         first, position = np.empty(len(indices), np.int64), np.empty(len(indices), np.int64)
@@ -145,7 +145,7 @@ def _add_rows(sums: Array, place: Array, values: Array, chosen: Array) -> None:
     """Add row ``chosen[i]`` of ``values`` to row ``place[i]`` of ``sums``, one after another."""
     if not len(chosen):
         return
-    loop = _compiled_addition(values.dtype) if kernels.compiled_loops() else None
+    loop = _compiled_addition(values.dtype) if kernels.loops_compiled else None
     if loop is not None:
         width = values.size // len(values)
         given = np.require(values, requirements=["C", "A"]).reshape(len(values), width)

@@ -1,6 +1,6 @@
 """Passes over memory that NumPy makes in several and a compiled loop makes in one, with the same bits.
 
-Each public function runs compiled where :func:`distopt.kernels.compiled_loops` says so and the arrays are contiguous
+Each public function runs compiled where :data:`distopt.kernels.loops_compiled` says so and the arrays are contiguous
 float32 or float64; otherwise it makes the NumPy calls that define it. What is compiled adds, multiplies, compares and
 copies; exponentials and logarithms are NumPy's, whose bits a compiler's are not.
 Every order of additions is left to right, which NumPy keeps along an axis that is not the fastest.
@@ -247,7 +247,7 @@ _SCALE_ROWS = _Loop(_scale_rows_loop, "_matrix, _vector, _vector, _labels")
 
 def _compiled(loop: _Loop, array: Array) -> Callable[..., Any] | None:
     """Return ``loop`` for arrays like ``array``; None where NumPy is to make the passes."""
-    if not kernels.loops_compiled[0] or not array.flags.c_contiguous:
+    if not kernels.loops_compiled or not array.flags.c_contiguous:
         return None
     dtype = array.dtype
     try:

@@ -109,7 +109,7 @@ class HyperTable:
         if not self._created:
             self.create_variables()
         return {
-            name: float(value.storage) if type(value) is Variable else self.evaluate(name, iterations)
+            name: value.storage.item() if type(value) is Variable else self.evaluate(name, iterations)
             for name, value in self._values.items()
         }
 

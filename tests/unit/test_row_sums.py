@@ -62,7 +62,7 @@ def assert_same_bits(found: RowSum, expected: RowSum) -> None:
 
 @pytest.fixture(params=[True, False], ids=["compiled", "numpy"], autouse=True)
 def _loops(request: pytest.FixtureRequest) -> Any:
-    before = kernels.compiled_loops()
+    before = kernels.loops_compiled
     kernels.use_compiled_loops(request.param)
     yield
     kernels.use_compiled_loops(before)

@@ -17,7 +17,7 @@ SHAPES = [(1, 1), (1, 10), (1000, 1), (3, 10), (128, 256), (7, 33)]
 
 @pytest.fixture(autouse=True)
 def _restore() -> Iterator[None]:
-    before = kernels.compiled_loops()
+    before = kernels.loops_compiled
     yield
     kernels.use_compiled_loops(before)
 
