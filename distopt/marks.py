@@ -27,6 +27,11 @@ def mark(array: Array, note: str) -> None:
     _marks[key] = weakref.ref(array, forget), note
 
 
+def any_marked() -> bool:
+    """Return whether there is an array with a mark."""
+    return bool(_marks)
+
+
 def mark_of(array: Array | None) -> str | None:
     """Return the note on ``array``, or None where there is none.
 

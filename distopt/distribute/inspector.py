@@ -34,7 +34,7 @@ from distopt.errors import (
     TwoStrategiesError,
 )
 from distopt.indexed_slices import IndexedSlices
-from distopt.marks import mark, mark_of
+from distopt.marks import any_marked, mark, mark_of
 from distopt.types import Array
 
 logger = logging.getLogger(__name__)
@@ -129,13 +129,13 @@ class Inspector:
         """Look at gradients that are about to be aggregated."""
         checks = self.checks
         if self.several:
-            first = pairs_of[0]
-            if checks.reduced_by_hand != "ignore":
-                self._refuse_reduced(first)
-            for context, pairs in zip(self._contexts, pairs_of, strict=True):
+            if any_marked() and checks.reduced_by_hand != "ignore":
+                self._refuse_reduced(pairs_of[0])
+            fits = _kinds_for(path.aggregator)
+            for i, context in enumerate(self._contexts):
                 origin = context.origin
-                if origin is not None and origin.kind not in _kinds_for(path.aggregator):
-                    self._refuse_scaling(path.aggregator, origin, pairs)
+                if origin is not None and origin.kind not in fits:
+                    self._refuse_scaling(path.aggregator, origin, pairs_of[i])
         if checks.applied_twice != "ignore":
             self._refuse_repeated(path.optimizer, pairs_of)
 

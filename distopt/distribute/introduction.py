@@ -42,18 +42,19 @@ class Known:
     ``digest``: of what was told, equal on all processes.
     """
 
-    def __init__(self, rows: bool, digest: int, settings: OptimizerSettings) -> None:
+    def __init__(self, rows: bool, digest: int, settings: OptimizerSettings, iterations: Any) -> None:
         self.rows = rows
         """Whether a replica of any process has had row-sparse gradients."""
         self.settings = settings
         """Those of the optimizer, which may change."""
         self._digest = digest
+        self._iterations = iterations
         self._what_of: dict[str, int] = {}
         self._numbers: tuple[float, ...] | None = None
         self._hypers = 0
 
-    def label(self, operation: str, hypers: Mapping[str, float], step: int) -> bytes:
-        """Return the label of the reduction of one step's gradients."""
+    def label(self, operation: str, hypers: Mapping[str, float]) -> bytes:
+        """Return the label of the reduction of one step's gradients; of the step that the optimizer is at."""
         numbers = tuple(hypers.values())
         if self.settings.refresh() or numbers != self._numbers:
             self._numbers = numbers
@@ -62,7 +63,7 @@ class Known:
         what = self._what_of.get(operation)
         if what is None:
             what = self._what_of[operation] = self._digest ^ digest_of(operation)
-        return pack_label(what, self._hypers, step)
+        return pack_label(what, self._hypers, int(self._iterations.storage))
 
 
 class Introductions:
@@ -95,7 +96,7 @@ class Introductions:
 
     def _introduce(self, optimizer: Any, pairs_of: Sequence[Any]) -> Known:
         settings = OptimizerSettings(optimizer)
-        rows = any(array is None for pairs in pairs_of for array in pairs.arrays)
+        rows = any(pairs.has_rows for pairs in pairs_of)
         variables = tuple((v.name, tuple(v.shape), v.dtype.name) for _, v in pairs_of[0])
         mine = _Told(rows, variables, type(optimizer).__name__, dict(settings.current))
         communicator = self._communicator
@@ -117,7 +118,8 @@ class Introductions:
                 raise disagreement("rank 0", lists[0], f"rank {rank}", other)
         for rank, told in enumerate(everyone[1:], start=1):
             _refuse_other_optimizer(everyone[0], rank, told)
-        return Known(any(told.rows for told in everyone), digest_of("gradients", _comparable(lists[0])), settings)
+        digest = digest_of("gradients", _comparable(lists[0]))
+        return Known(any(told.rows for told in everyone), digest, settings, optimizer.iterations)
 
 
 def _refuse_other_optimizer(first: _Told, rank: int, other: _Told) -> None:

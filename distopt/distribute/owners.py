@@ -12,7 +12,6 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import NoneType
 from typing import Any, Protocol
 
 import numpy as np
@@ -164,12 +163,13 @@ class EveryProcess:
 
         By rows: since the first apply call with these variables where a replica of any process had row-sparse ones.
         """
-        have_rows = any(NoneType in set(map(type, pairs.arrays)) for pairs in pairs_of)
+        have_rows = False
+        for pairs in pairs_of:  # a generator costs as much as the rest
+            have_rows = have_rows or pairs.has_rows
         if self._communicator is None:
             return have_rows, False, b""
-        optimizer = path.optimizer
-        known = self._introductions.of(optimizer, pairs_of)
-        label = known.label(path.aggregator.name, hypers, int(optimizer.iterations.storage))
+        known = self._introductions.of(path.optimizer, pairs_of)
+        label = known.label(path.aggregator.name, hypers)
         return known.rows, have_rows and not known.rows, label
 
     def _noted(self, note: Note, optimizer: Any, gradients: Sequence[Any], pairs_of: Sequence[Any]) -> bool:
@@ -337,7 +337,7 @@ class Servers:
             inspector.refuse_non_finite_here(pairs_of, int(optimizer.iterations.storage))
         layout = optimizer.layout(variables)
         known = self._introductions.of(optimizer, pairs_of)
-        label = known.label("update", hypers, int(optimizer.iterations.storage))
+        label = known.label("update", hypers)
         self._refuse_changed_settings(optimizer, known)
         before = inspector.book.traffic()
         own_hypers = hypers if 0 in self._hosting.hosted[self._rank] else None
@@ -370,7 +370,7 @@ class Servers:
     def _row_parcels(self, path: Any, layout: Any, pairs_of: Sequence[Any]) -> list[list[Parcel]] | None:
         """Return what each server gets where a hosted replica has a row-sparse gradient, else None."""
         hosted = self._hosting.hosted[self._rank]
-        if not hosted or not any(array is None for pairs in pairs_of for array in pairs.arrays):
+        if not hosted or not any(pairs.has_rows for pairs in pairs_of):
             return None if hosted else [[] for _ in self._communicator.spans]
         gradients = {replica: [g for g, _ in pairs] for replica, pairs in zip(hosted, pairs_of, strict=True)}
         by_rows = [

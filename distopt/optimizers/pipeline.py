@@ -39,7 +39,7 @@ class Pairs:
     The gradients have been through :func:`check_gradients`, which makes these.
     """
 
-    __slots__ = ("_pairs", "arrays", "key", "variables")
+    __slots__ = ("_pairs", "arrays", "has_rows", "key", "variables")
 
     def __init__(
         self,
@@ -47,6 +47,7 @@ class Pairs:
         variables: tuple[Variable, ...],
         arrays: Sequence[Array | None],
         key: tuple[int, ...],
+        has_rows: bool = False,
     ) -> None:
         self._pairs = pairs
         self.variables = variables
@@ -54,6 +55,8 @@ class Pairs:
         """The gradients as arrays; None for one that is row-sparse."""
         self.key = key
         """The identities of the variables: equal for the same ones in the same order."""
+        self.has_rows = has_rows
+        """Whether a gradient is row-sparse."""
 
     def __iter__(self) -> Iterator[Pair]:
         return iter(self._pairs)
@@ -70,7 +73,7 @@ class Pairs:
 
 def fits_flat_arrays(pairs: Pairs) -> bool:
     """Return whether all gradients are dense and no variable is listed twice."""
-    return len(set(pairs.key)) == len(pairs.key) and all(array is not None for array in pairs.arrays)
+    return not pairs.has_rows and len(set(pairs.key)) == len(pairs.key)
 
 
 def filter_empty_gradients(grads_and_vars: Iterable[tuple[Any, Any]]) -> list[Pair]:
@@ -126,7 +129,8 @@ def check_gradients(pairs: Iterable[Pair]) -> Pairs:
     checked = [(_checked(gradient, variable), variable) for gradient, variable in pairs]
     variables = tuple([variable for _, variable in checked])
     arrays = [None if isinstance(gradient, IndexedSlices) else gradient.numpy() for gradient, _ in checked]
-    return Pairs(checked, variables, arrays, tuple(map(id, variables)))
+    has_rows = any(array is None for array in arrays)
+    return Pairs(checked, variables, arrays, tuple(map(id, variables)), has_rows)
 
 
 def _checked(gradient: Any, variable: Any) -> Any:
