@@ -93,11 +93,12 @@ class Step:
         self._optimizer = optimizer
         self._hypers = hypers
         self._scalars: dict[tuple[str, np.dtype[Any]], tuple[Any, ...]] = {}
-        iterations = optimizer.steps_taken()
-        self._is_first = iterations == 0
-        frequency = optimizer.features.ema_overwrite_frequency
-        self.overwrites = frequency is not None and (iterations + 1) % frequency == 0
+
+    @property
+    def overwrites(self) -> bool:
         """Whether this step ends with the variables set to their averages."""
+        frequency = self._optimizer.features.ema_overwrite_frequency
+        return frequency is not None and (self._optimizer.steps_taken() + 1) % frequency == 0
 
     def scalars(self, rule: Rule, dtype: np.dtype[Any]) -> tuple[Any, ...]:
         """Return the scalars of ``rule``."""
@@ -114,5 +115,6 @@ class Step:
     def averaging(self, dtype: np.dtype[Any]) -> tuple[Any, Any]:
         """Return the momentum of the averages and its complement; at the first step zero and one."""
         one = dtype.type(1)
-        momentum = dtype.type(0 if self._is_first else self._optimizer.features.ema_momentum)
+        is_first = self._optimizer.steps_taken() == 0
+        momentum = dtype.type(0 if is_first else self._optimizer.features.ema_momentum)
         return momentum, one - momentum
