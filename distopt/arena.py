@@ -6,7 +6,8 @@ does for many variables what a Python loop would do for each.
 Rules of this file:
 
 - each variable starts at a multiple of ``ALIGNMENT`` bytes; the padding between variables is zero and stays zero;
-- a placed variable is never moved; variables that come later get a segment of their own;
+- a placed variable keeps its place; variables that come later get a segment of their own. A whole segment may move into
+  other memory, once, before anything is updated there (:meth:`Segment.move`);
 - ``BLOCK`` is the unit of everything that is cut: blocks start at a variable's first element, so neither a norm nor the
   boundary between two owners depends on which variables are neighbours.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -63,6 +65,17 @@ class Segment:
     variables: tuple[Any, ...]
     offsets: tuple[int, ...]
     index: int = field(default_factory=lambda: next(_segment_ids))
+    users: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet, repr=False)
+    """The optimizers that may have bound kernels to the buffer; ``forget_bindings()`` of each makes them bind anew."""
+
+    def move(self, buffer: Array) -> None:
+        """Let ``buffer``, of the same length and dtype, be the storage from now on; it holds the values already."""
+        self.buffer = buffer
+        for variable, offset in zip(self.variables, self.offsets, strict=True):
+            storage = variable.storage
+            variable.rebind(buffer[offset : offset + storage.size].reshape(storage.shape), copy=False)
+        for user in self.users:
+            user.forget_bindings()
 
     def __repr__(self) -> str:
         return f"Segment({self.index}, {self.dtype}, {len(self.buffer)} elements, {len(self.variables)} variables)"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -40,6 +40,14 @@ class VariableAggregation(Enum):
     SUM = 1
     MEAN = 2
     ONLY_FIRST_REPLICA = 3
+
+
+class SharedStorage(Protocol):
+    """Writes to storage that several processes map, so that each write is made once and nobody reads meanwhile."""
+
+    def write(self, stored: Array, write: Callable[[Array], Any]) -> None:
+        """Carry out ``write(stored)`` in one process, while all are in this call."""
+        ...
 
 
 class _OneForAllReplicas(type):
@@ -75,6 +83,7 @@ class Variable(Operand, metaclass=_OneForAllReplicas):
         "name",
         "placement",
         "readers",
+        "shared",
         "storage",
         "strategy",
         "synchronization",
@@ -131,6 +140,8 @@ class Variable(Operand, metaclass=_OneForAllReplicas):
         self.aggregation = aggregation
         self.placement: tuple[Segment, int] | None = None
         """Where the arena keeps the value: the segment, and the offset in elements."""
+        self.shared: SharedStorage | None = None
+        """Whoever carries out writes, where other processes map the same storage; None: it is this process's own."""
         context = replica_context.current()
         self.strategy: Any = None if context.is_default else context.strategy
         """The strategy in whose scope the variable was made, or which gave it one copy a replica; None: neither."""
@@ -273,19 +284,25 @@ class Variable(Operand, metaclass=_OneForAllReplicas):
         prepared = self.operand(operation, value)
         self.check_writable()
         write = OPERATIONS[operation]
+        if self.shared is not None:
+            self.shared.write(self.storage, lambda stored: write(stored, prepared))
+            return
         for stored in self._copies.values() if self._copies is not None else (self.storage,):
             write(stored, prepared)
 
     # For the arena and for strategies.
 
-    def rebind(self, view: Array) -> None:
+    def rebind(self, view: Array, *, copy: bool = True) -> None:
         """Copy the value into ``view``, of the same shape and dtype, and keep it there from now on.
+
+        Without ``copy`` the value is what ``view`` holds.
 
         Raises: ValueError if ``view`` differs in shape or dtype, or is not C-contiguous.
         """
         if view.shape != self.shape or view.dtype != self.dtype or not view.flags.c_contiguous:
             raise ValueError(f"{self.name}: {self.dtype}{self.shape} cannot live in {view.dtype}{view.shape}")
-        np.copyto(view, self.storage)
+        if copy:
+            np.copyto(view, self.storage)
         if self._copies is not None:
             self._copies = {r: view if a is self.storage else a for r, a in self._copies.items()}
         self.storage = view
@@ -316,7 +333,11 @@ class Variable(Operand, metaclass=_OneForAllReplicas):
         """Carry out ``operation`` on the copy of one replica."""
         prepared = self.operand(operation, value)
         self.check_writable()
-        OPERATIONS[operation](self.copy_of(replica_id), prepared)
+        write = OPERATIONS[operation]
+        if self.shared is not None:
+            self.shared.write(self.storage, lambda stored: write(stored, prepared))
+        else:
+            write(self.copy_of(replica_id), prepared)
 
     def operand(self, operation: str, value: Any) -> Any:
         """Return ``value`` as the method ``operation`` writes it; errors as :func:`distopt.assignments.operand`."""

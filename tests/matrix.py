@@ -67,18 +67,23 @@ class Deployment:
         if self.on == "process":
             return "one process"
         if self.on == "mpi":
-            return f"mpirun -n {self.workers}"
+            return f"mpirun -n {self.workers}, placement {self.placement}"
         return f"{self.workers} workers, {self.servers} servers, placement {self.placement}"
 
     def refuses(self, variant: str) -> bool:
         """Whether this deployment must refuse ``variant`` before step 0."""
-        return variant == "whole_gradient_hook" and self.placement == "server" and self.servers > 1
+        in_parts = self.placement == "sharded" or (self.placement == "server" and self.servers > 1)
+        return variant == "whole_gradient_hook" and in_parts
 
 
 ONE_PROCESS = Deployment("process")
 DEPLOYMENTS = (
     ONE_PROCESS,
-    *(Deployment("mpi", workers=n) for n in (1, 2, 3, 5, 8)),
+    *(
+        Deployment("mpi", workers=n, placement=placement)
+        for placement in ("replica", "sharded")
+        for n in (1, 2, 3, 5, 8)
+    ),
     *(
         Deployment("cluster", workers, servers, placement)
         for workers in (1, 2, 3)
@@ -133,7 +138,7 @@ def run_cell(cell: Cell, *, limit_s: float = 90.0) -> str:
         if deployment.on == "cluster":
             settings["deployment.workers"] = str(deployment.workers)
             settings["deployment.servers"] = str(deployment.servers)
-            settings["deployment.placement"] = deployment.placement
+        settings["deployment.placement"] = deployment.placement
         argv = ["-m", "distopt", "train", str(ROOT / "configs" / CONFIGS[cell.optimizer]), "--on", deployment.on]
         for key, value in settings.items():
             argv += ["--set", f"{key}={value}"]

@@ -8,6 +8,7 @@ from typing import Any
 
 from distopt.comm.communicator import Communicator, Hosting
 from distopt.distribute.cluster_resolver import ClusterResolver
+from distopt.distribute.sharded import Sharded
 from distopt.distribute.strategy import Strategy
 from distopt.errors import PlacementError
 
@@ -54,18 +55,19 @@ class CommunicationOptions:
 
 
 class MultiWorkerMirroredStrategy(Strategy):
-    """Synchronous replicas over several processes, by all-reduce.
+    """Synchronous replicas over several processes, by all-reduce or with owners of parts.
 
     ``replicas``: how many make a step, whatever the number of processes; default one a rank. Each rank hosts a
-    contiguous range of them; ranks beyond the replicas host none and still take part. ``placement``: ``"replica"``,
-    every process makes the same update. ``communicator``: default is MPI's world, through mpi4py. A variable's initial
-    value is that of rank 0.
+    contiguous range of them; ranks beyond the replicas host none and still take part. ``placement``: with
+    ``"replica"`` every process makes the same update; with ``"sharded"`` each process of a host updates a part of the
+    variables, which lie in memory that all of them map, once, as their slots do. ``communicator``: default is MPI's
+    world, through mpi4py. A variable's initial value is that of rank 0.
 
     The MPI launcher knows the cluster; a ``cluster_resolver`` is only compared with it, where it has a cluster.
 
-    Raises: PlacementError for a placement that needs servers; EndpointError if MPI cannot be loaded; ValueError for
-    fewer than one replica, arguments of another type, or a ``cluster_resolver`` that has another number of workers than
-    there are ranks, or takes this one for another.
+    Raises: PlacementError for a placement that needs servers, and for ``"sharded"`` over several hosts; EndpointError
+    if MPI cannot be loaded; ValueError for fewer than one replica, arguments of another type, or a ``cluster_resolver``
+    that has another number of workers than there are ranks, or takes this one for another.
     """
 
     def __init__(
@@ -83,10 +85,10 @@ class MultiWorkerMirroredStrategy(Strategy):
             raise ValueError(
                 f"communication_options must be CommunicationOptions, not a {type(communication_options).__name__}"
             )
-        if placement != "replica":
+        if placement not in ("replica", "sharded"):
             raise PlacementError(
-                f"placement {placement!r} is not offered by MultiWorkerMirroredStrategy; use 'replica', or "
-                "SyncParameterServerStrategy for 'server'"
+                f"placement {placement!r} is not offered by MultiWorkerMirroredStrategy; use 'replica' or 'sharded', "
+                "or SyncParameterServerStrategy for 'server'"
             )
         if communicator is None:
             from distopt.comm.mpi import MpiCommunicator
@@ -98,6 +100,9 @@ class MultiWorkerMirroredStrategy(Strategy):
         self.communicator = communicator
         hosting = Hosting.contiguous(communicator.size if replicas is None else replicas, communicator.size)
         super().__init__(hosting, communicator.rank, communicator)
+        if placement == "sharded":
+            extended = self.extended
+            extended.owners = Sharded(hosting, communicator.rank, communicator, extended.phases, extended.inspector)
         self._cluster_resolver = cluster_resolver
 
 

@@ -149,7 +149,7 @@ class EveryProcess:
         else:
             columns = [[pairs[i][0] for pairs in pairs_of] for i in range(len(variables))]
             combine_rows = (sum_rows if path.may_sum_rows else gather_rows) if by_rows else None
-            gradients = self._aggregate(path.aggregator, columns, combine_rows, label, withdraws=begins_rows)
+            gradients = self.aggregate_by(path.aggregator, columns, combine_rows, label, withdraws=begins_rows)
             combined = time.perf_counter()
             num_bytes = sum(num_bytes_of(gradient) for column in columns for gradient in column)
             note = Note("gradients", path.aggregator, num_bytes, variables, before)
@@ -197,19 +197,19 @@ class EveryProcess:
         """
         if not rows_may_differ or self._communicator is None or self._communicator.size == 1:
             by_rows = _any_rows(columns) if rows_may_differ else any(map(is_row_sparse, columns))
-            return self._aggregate(aggregator, columns, gather_rows if by_rows else None)
+            return self.aggregate_by(aggregator, columns, gather_rows if by_rows else None)
         key = tuple((column[0].shape, column[0].dtype) for column in columns)
         have_rows = _any_rows(columns)
         if key not in self._rows_by_shapes:
             self._rows_by_shapes[key] = any(self._communicator.all_gather_bytes(b"rows" if have_rows else b""))
         if not self._rows_by_shapes[key]:
             try:
-                return self._aggregate(aggregator, columns, None, withdraws=have_rows)
+                return self.aggregate_by(aggregator, columns, None, withdraws=have_rows)
             except Withdrawn:
                 self._rows_by_shapes[key] = True
-        return self._aggregate(aggregator, columns, gather_rows)
+        return self.aggregate_by(aggregator, columns, gather_rows)
 
-    def _aggregate(
+    def aggregate_by(
         self,
         aggregator: Aggregator,
         columns: Sequence[Sequence[Any]],
@@ -415,7 +415,9 @@ class Servers:
                 "'server' the servers hold one value for all; use placement 'replica'"
             )
         if not path.runs_at_owners and not self.re_enact_replicas:
-            raise PlacementError(whole_gradient_refusal(path.whole_gradient_hooks(), self._communicator.num_servers))
+            raise PlacementError(
+                whole_gradient_refusal(path.whole_gradient_hooks(), self.placement, self._communicator.num_servers)
+            )
         if self._inspector.checks.non_finite == "skip":
             raise PlacementError(
                 "non_finite='skip' needs the aggregate before the update, but with placement 'server' both are made by "
@@ -438,11 +440,15 @@ def refuse_split(what: str) -> None:
     )
 
 
-def whole_gradient_refusal(hooks: Sequence[str], num_servers: int) -> str:
-    """Return why hooks over whole gradients cannot run on several servers, naming them."""
+def whole_gradient_refusal(hooks: Sequence[str], placement: str, num_servers: int = 0) -> str:
+    """Return why hooks over whole gradients cannot run where owners have parts of them, naming the hooks."""
+    if placement == "server":
+        owners, instead = f"each of {num_servers} servers has only parts", "1 server, placement 'replica'"
+    else:
+        owners, instead = "each process has only a part", "placement 'replica'"
     return (
-        f"{' and '.join(hooks)} needs whole gradients, but with placement 'server' each of {num_servers} servers has "
-        "only parts of them; use 1 server, placement 'replica', or an element-wise distopt.aggregation.Aggregator"
+        f"{' and '.join(hooks)} needs whole gradients, but with placement {placement!r} {owners} of them; use "
+        f"{instead}, or an element-wise distopt.aggregation.Aggregator"
     )
 
 

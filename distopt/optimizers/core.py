@@ -100,6 +100,8 @@ class OptimizerCore:
         self._has_rules_after_norms = False
         self.tells_iterations = False
         """Whether the hypers of a step say how many came before it, for servers that have not counted all of them."""
+        self.num_bindings = 0
+        """How often bindings were forgotten; for those who keep some themselves."""
         self.keeps_slots = True
         """Whether this process holds the slots; false once servers have made an update."""
         self.slots = SlotStore(name, self._weights)
@@ -159,6 +161,9 @@ class OptimizerCore:
         own_memo = {**memo, **shared, **fresh}
         for name, value in self.__dict__.items():
             twin.__dict__[name] = deepcopy(value, own_memo)
+        for variable in self._variables:
+            assert variable.placement is not None, "it was built"
+            variable.placement[0].users.add(twin)
         return twin
 
     def scalars(self, hypers: Mapping[str, float], dtype: np.dtype[Any]) -> tuple[Any, ...]:
@@ -192,6 +197,9 @@ class OptimizerCore:
                 self._check_slot_dtype(variable)
             _ = self.iterations
             place(new)
+            for variable in new:
+                assert variable.placement is not None, "just placed"
+                variable.placement[0].users.add(self)
             self._create_slots(new)
             self._create_feature_slots(new)
             self._has_rules_after_norms |= any(self.rule_of(v).kind is Kind.AFTER_NORMS for v in new)
@@ -467,9 +475,10 @@ class OptimizerCore:
             return variable.storage, self.slots.of(variable)
         return variable.copy_of(replica_id), self.slots.copy_of(variable, replica_id)
 
-    def _rebind(self) -> None:
-        """Forget how variables are treated; for an optimizer in which that has changed."""
+    def forget_bindings(self) -> None:
+        """Forget how variables are treated and where they lie; for an optimizer in which that has changed."""
         self._owners, self._bound, self._batches = {}, {}, {}
+        self.num_bindings += 1
 
     def split_slots(self, variables: Iterable[Variable]) -> None:
         """Give the slots of each split variable one copy for each of its copies."""
@@ -489,7 +498,7 @@ class OptimizerCore:
             if only_accumulated:
                 return
             self.slots.clear(ACCUMULATOR)
-        if updated is not None and self.features.ema_momentum is not None:
+        if updated is not None and self.features.ema_momentum is not None and self.slots.is_writer:
             self._average_others({id(variable) for variable in updated}, Step(self, hypers))
         iterations = self.iterations
         iterations.check_writable()
@@ -619,7 +628,7 @@ def _check_copies(variable: Variable, name: str, slot: Variable, copies: Sequenc
 
 def _restore(slot: Variable, copies: Sequence[Array]) -> None:
     if not slot.is_split:
-        slot.storage[...] = copies[0]
+        slot.write_all("assign", copies[0])
         return
     for position, replica_id in enumerate(slot.replica_ids):
         slot.copy_of(replica_id)[...] = copies[position if len(copies) > 1 else 0]

@@ -65,7 +65,7 @@ class FeatureOptions(OptimizerCore):
         if value is not None and value < 0:
             raise ValueError(f"weight_decay must not be negative, but is {value}")
         self.features.weight_decay = value
-        self._rebind()
+        self.forget_bindings()
 
     @property
     def use_ema(self) -> bool:

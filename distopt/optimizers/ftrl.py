@@ -72,7 +72,7 @@ class Ftrl(Optimizer):
         super()._set_hyper(name, value)
         if name == "learning_rate_power" and self._takes_roots and value != ROOT_POWER:
             self._takes_roots = False
-            self._rebind()
+            self.forget_bindings()
 
     def initial_slot(self, name: str) -> Any:
         """Return ``initial_accumulator_value``, or zeros for ``linear``."""

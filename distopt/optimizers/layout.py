@@ -64,6 +64,8 @@ class Layout:
                 ]
         self.parts = tuple(parts)
         self.blocks = tuple(blocks)
+        self.kept: Any = None
+        """What a placement keeps for its apply calls with these variables."""
 
     @property
     def segments(self) -> tuple[Segment, ...]:

@@ -116,7 +116,7 @@ class SpanOwner:
         return self._optimizer.clips.needs_norms or self._exchanges_for_rules
 
     @property
-    def _width(self) -> int:
+    def num_sums(self) -> int:
         """How many sums of squares are exchanged for each block."""
         return 2 if self._exchanges_for_rules else 1
 
@@ -141,7 +141,7 @@ class SpanOwner:
         step, found = self._begin(gradients, hypers)
         if found is None:
             self._begun = _Begun(step, None)
-            return np.zeros(len(self.blocks) * self._width)
+            return np.zeros(len(self.blocks) * self.num_sums)
         sums, kept = [], []
         for gradient, piece in zip(found, self._pieces, strict=True):
             if piece.treatment.rule.kind is Kind.AFTER_NORMS:
@@ -269,7 +269,8 @@ class SpanOwner:
         They hold the padding after their variables, but for whole-variable rules: those ranges are exactly a variable.
         """
         ranges: list[tuple[int, int, Treatment, tuple[Part, ...]]] = []
-        for part, after in zip(parts, [*(each.start for each in parts[1:]), span.stop - span.start], strict=True):
+        stops = [*(part.start for part in parts), span.stop - span.start][1:]  # none for padding of an empty variable
+        for part, after in zip(parts, stops, strict=True):
             treatment = self._optimizer.treatment(self._layout.variables[part.variable])
             if ranges and ranges[-1][2] == treatment and treatment.rule.kind is not Kind.WHOLE_VARIABLE:
                 start, _, _, own = ranges.pop()
@@ -286,7 +287,7 @@ class SpanOwner:
         return [columns[slice(*self._block_range[part.variable])].astype(dtype) for part in piece.parts]
 
     def _checked_partials(self, all_partials: Array) -> Array:
-        expected = len(self._layout.blocks) * self._width
+        expected = len(self._layout.blocks) * self.num_sums
         if len(all_partials) != expected:
             raise ValueError(f"the update needs {expected} sums of squares of blocks, not {len(all_partials)}")
         return all_partials

@@ -32,6 +32,9 @@ class SlotStore:
         self._variables: list[Variable] = []
         self._weights = [] if weights is None else weights
         self.names: list[str] = []
+        self.num_added = 0
+        self.is_writer = True
+        """Whether this process writes what belongs to no single owner; one does, where several map the same arrays."""
 
     @property
     def variables(self) -> tuple[Variable, ...]:
@@ -80,6 +83,7 @@ class SlotStore:
             self._variables.append(variable)
         self._by_variable.setdefault(id(variable), {})[name] = slot
         self._weights.append(slot)
+        self.num_added += 1
         if name not in self.names:
             self.names.append(name)
         return slot
@@ -112,7 +116,9 @@ class SlotStore:
         return {name: slot.storage for name, slot in self._apart.get(id(variable), {}).items()}
 
     def clear(self, name: str) -> None:
-        """Set the slots ``name`` of all variables to zero, every copy."""
+        """Set the slots ``name`` of all variables to zero, every copy; nothing where another process does so."""
+        if not self.is_writer:
+            return
         for slots in self._by_variable.values():
             if name in slots and slots[name].is_split:
                 for replica_id in slots[name].replica_ids:
@@ -120,6 +126,34 @@ class SlotStore:
         for buffers in self._buffers.values():
             if name in buffers:
                 buffers[name][...] = 0
+
+    def arrays(self, segment: Segment) -> dict[tuple[str, int], Array]:
+        """Return all live flat arrays of the variables of ``segment``: what :meth:`move` moves.
+
+        Their keys are the slot's name, and the place of a variable in the segment, or -1 for all of them.
+        """
+        found = {(name, -1): buffer for name, buffer in self.buffers(segment).items()}
+        for place_in_segment, variable in enumerate(segment.variables):
+            for name, array in self.apart(variable).items():
+                found[name, place_in_segment] = array.reshape(-1)
+        return found
+
+    def move(self, segment: Segment, key: tuple[str, int], array: Array) -> list[Variable]:
+        """Let ``array``, which holds the values already, be one of :meth:`arrays` now; return its slot variables."""
+        name, place_in_segment = key
+        if place_in_segment >= 0:
+            slot = self._apart[id(segment.variables[place_in_segment])][name]
+            slot.rebind(array.reshape(slot.shape), copy=False)
+            return [slot]
+        self._buffers[id(segment)][name] = array
+        moved = []
+        for variable, offset in zip(segment.variables, segment.offsets, strict=True):
+            slots = self._by_variable.get(id(variable), {})
+            if name in slots and name not in self._apart.get(id(variable), {}):
+                slot = slots[name]
+                slot.rebind(array[offset : offset + slot.storage.size].reshape(slot.shape), copy=False)
+                moved.append(slot)
+        return moved
 
     def split(self, variable: Variable, replica_ids: Sequence[int]) -> None:
         """Give each replica its own copy of the slots of ``variable``; those that have copies keep them."""

@@ -46,7 +46,7 @@ def choose_deployment(config: JobConfig, environ: Mapping[str, str]) -> Deployme
     """Return where the job runs: what ``deployment.on`` says; ``"auto"`` is MPI inside an MPI launcher, else a cluster.
 
     Raises: ConfigError if an MPI launcher runs several of what must be one process, or the placement needs servers that
-    MPI does not have.
+    MPI does not have, or memory that only its ranks share.
     """
     deployment = config.deployment
     launched = mpi_rank_and_size(environ)
@@ -58,6 +58,11 @@ def choose_deployment(config: JobConfig, environ: Mapping[str, str]) -> Deployme
         raise ConfigError(
             'deployment.placement = "server" and an MPI launcher exclude each other: ranks have no servers; '
             'set deployment.placement to "replica" or "auto", or start without mpirun'
+        )
+    if chosen == "cluster" and deployment.placement == "sharded":
+        raise ConfigError(
+            'deployment.placement = "sharded" needs the ranks of an MPI launcher, which share memory: start the job '
+            'with `mpirun -n RANKS distopt train`, or set deployment.placement to "replica" or "server"'
         )
     if chosen != "mpi" and launched is not None and launched[1] > 1:
         raise ConfigError(

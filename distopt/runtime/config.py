@@ -17,7 +17,7 @@ from msgspec import Meta, Struct, structs
 from distopt.aggregation.named import AGGREGATORS
 
 DeploymentName: TypeAlias = Literal["auto", "process", "mpi", "cluster"]
-PlacementName: TypeAlias = Literal["auto", "replica", "server"]
+PlacementName: TypeAlias = Literal["auto", "replica", "sharded", "server"]
 EngineName: TypeAlias = Literal["compiled", "numpy"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 
@@ -207,7 +207,8 @@ class DeploymentConfig(Section, frozen=True, kw_only=True):
     workers: Positive = 2
     servers: Positive = 1
     placement: PlacementName = "auto"
-    """Where the update runs: ``server``, or ``replica`` (on every worker); ``auto`` is ``server`` on a cluster."""
+    """Where the update runs: ``replica`` (on every worker), ``sharded`` (a part on each rank of an MPI job on one
+    host), or ``server``; ``auto`` is ``server`` on a cluster, else ``replica``."""
     address: Endpoint = "tcp://127.0.0.1:0"
     """Where the coordinator listens."""
     advertise: Endpoint | None = None

@@ -125,12 +125,13 @@ def check_placement(job: Job, placement: str, num_servers: int) -> None:
 
     Raises: PlacementError naming the hooks.
     """
-    if placement == "server" and num_servers > 1:
+    if placement == "sharded" or (placement == "server" and num_servers > 1):
         path = pipeline.GradientPath(job.optimizer, aggregate=True)
         if not path.runs_at_owners:
             from distopt.distribute.owners import whole_gradient_refusal
 
-            raise PlacementError(whole_gradient_refusal(job.hooks or path.whole_gradient_hooks(), num_servers))
+            hooks = job.hooks or path.whole_gradient_hooks()
+            raise PlacementError(whole_gradient_refusal(hooks, placement, num_servers))
 
 
 def manifest(job: Job) -> Manifest:

@@ -80,7 +80,13 @@ def run_mpi(config: JobConfig, resume: Path | None) -> int:
             state = _load(config, resume) if rank == 0 else None
             blob = communicator.broadcast_bytes(checkpoint.to_bytes(state) if state is not None else b"")
             state = checkpoint.from_bytes(blob) if blob else None
-            strategy = MultiWorkerMirroredStrategy(replicas=config.strategy.replicas, communicator=communicator)
+            placement = config.deployment.placement
+            strategy = MultiWorkerMirroredStrategy(
+                replicas=config.strategy.replicas,
+                placement="replica" if placement == "auto" else placement,
+                communicator=communicator,
+            )
+            check_placement(job, strategy.placement, 0)
             if rank == 0:
                 recorder = LocalRecorder(folder, make_display(sys.stderr), sys.stdout)
             TrainLoop(job, strategy, Hooks(recorder=recorder, deployment="mpi", progress=_log_step)).run(state)

@@ -101,9 +101,12 @@ def test_task_that_raises_on_one_replica_is_named_with_replica_and_step(tmp_path
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["kill", "stop"])
-@pytest.mark.parametrize("victim", [0, 2])
-def test_mpi_rank_that_dies_or_freezes_ends_the_job_and_is_named(tmp_path: Path, victim: int, how: int) -> None:
-    with start_job(ranks(tmp_path, 3), limit_s=LIMIT_S) as job:
+@pytest.mark.parametrize(("victim", "placement"), [(0, "replica"), (2, "replica"), (0, "sharded")])
+def test_mpi_rank_that_dies_or_freezes_ends_the_job_and_is_named(
+    tmp_path: Path, victim: int, placement: str, how: int
+) -> None:
+    argv = ranks(tmp_path, 3, "--set", f"deployment.placement={placement}")
+    with start_job(argv, limit_s=LIMIT_S) as job:
         result = end_by(job, lambda: job.signal(job.find(mpi_rank=victim), how))
     error = the_error(result)
     assert f"rank {victim}" in error

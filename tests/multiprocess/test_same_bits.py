@@ -12,11 +12,18 @@ SERVER = Deployment("cluster", workers=2, servers=1, placement="server")
 SERVERS = Deployment("cluster", workers=3, servers=2, placement="server")
 SERVERS_REDUCE = Deployment("cluster", workers=2, servers=2, placement="replica")
 MPI_3 = Deployment("mpi", workers=3)
+SHARDED = Deployment("mpi", workers=2, placement="sharded")
+SHARDED_5 = Deployment("mpi", workers=5, placement="sharded")
 
 PART = {
-    ("sgd-momentum", "plain"): [("numpy", ONE_PROCESS), ("compiled", MPI_3), ("compiled", SERVER)],
+    ("sgd-momentum", "plain"): [
+        ("numpy", ONE_PROCESS),
+        ("compiled", MPI_3),
+        ("compiled", SERVER),
+        ("compiled", SHARDED),
+    ],
     ("adam", "plain"): [("compiled", Deployment("mpi", workers=5)), ("numpy", SERVERS)],
-    ("adam", "global_clipnorm"): [("compiled", SERVERS), ("numpy", MPI_3)],
+    ("adam", "global_clipnorm"): [("compiled", SERVERS), ("numpy", MPI_3), ("compiled", SHARDED_5)],
     ("a user's", "global_clipnorm"): [("numpy", SERVERS)],
     ("lamb", "plain"): [("numpy", SERVERS)],
     ("muon", "plain"): [("numpy", MPI_3)],
@@ -33,5 +40,6 @@ def test_deployments_end_with_one_hash(optimizer: str, variant: str) -> None:
         assert run_cell(Cell(optimizer, variant, engine, deployment)) == want, f"{engine}: {deployment}"
 
 
-def test_whole_gradient_hook_on_two_servers_is_refused_by_name() -> None:
-    assert run_cell(Cell("adam", "whole_gradient_hook", "compiled", SERVERS)) == "refused"
+@pytest.mark.parametrize("deployment", [SERVERS, SHARDED], ids=["two servers", "sharded"])
+def test_whole_gradient_hook_on_owners_of_parts_is_refused_by_name(deployment: Deployment) -> None:
+    assert run_cell(Cell("adam", "whole_gradient_hook", "compiled", deployment)) == "refused"

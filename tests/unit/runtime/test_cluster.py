@@ -66,3 +66,8 @@ def test_deployment_of_one_process_or_cluster_in_every_rank_is_refused(on: str) 
 def test_deployment_with_servers_under_an_mpi_launcher_is_refused() -> None:
     with pytest.raises(ConfigError, match=r'placement = "server" and an MPI launcher exclude each other'):
         choose_deployment(_config("deployment.placement=server"), OPEN_MPI)
+
+
+def test_placement_sharded_without_ranks_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r'placement = "sharded" needs the ranks of an MPI launcher'):
+        choose_deployment(_config("deployment.placement=sharded"), {})

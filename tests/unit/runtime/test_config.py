@@ -181,6 +181,10 @@ def test_config_with_a_value_out_of_range_names_key_value_and_range(override: st
             'deployment.on = "mpi" and deployment.placement = "server" exclude each other',
         ),
         (
+            ["deployment.on=process", "deployment.placement=sharded"],
+            'deployment.on = "process" and deployment.placement = "sharded" exclude each other',
+        ),
+        (
             ["deployment.heartbeat_interval_s=9"],
             "deployment.heartbeat_interval_s = 9.0 and deployment.peer_timeout_s = 5.0 exclude each other",
         ),

@@ -1,0 +1,90 @@
+"""Variables and slots in memory that all processes of a host map.
+
+Rules of this file:
+
+- A value lies there once, whoever reads it. Owners write their spans while every process is inside of an apply call;
+  everything else that writes, an assignment or a restored checkpoint, goes through :meth:`SharedArena.write`.
+- All processes move the same storage at the same point of the program. The values are those of the first one.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from distopt.arena import ALIGNMENT, Segment
+from distopt.comm.shared_memory import HostGroup
+from distopt.types import Array
+
+
+class _Moved(NamedTuple):
+    """One buffer on its way; ``key`` is None for the variables, else what :meth:`SlotStore.arrays` calls it."""
+
+    segment: Segment
+    key: tuple[str, int] | None
+    array: Array
+
+
+class SharedArena:
+    """Of the processes of ``group``."""
+
+    def __init__(self, group: HostGroup) -> None:
+        self._group = group
+        self._segments: weakref.WeakSet[Segment] = weakref.WeakSet()
+        self._slots: weakref.WeakKeyDictionary[Any, set[tuple[int, tuple[str, int]]]] = weakref.WeakKeyDictionary()
+
+    def take(self, optimizer: Any, segments: Iterable[Segment]) -> None:
+        """Move what is not there yet of ``segments`` and of their slots; a collective.
+
+        Raises: SharedMemoryError, before anything has moved, if there is not enough memory.
+        """
+        slots = self._slots.setdefault(optimizer, set())
+        moved: list[_Moved] = []
+        for segment in segments:
+            if segment not in self._segments:
+                moved.append(_Moved(segment, None, segment.buffer))
+            for key, array in optimizer.slots.arrays(segment).items():
+                if (segment.index, key) not in slots:
+                    moved.append(_Moved(segment, key, array))
+        if not moved:
+            return
+        group = self._group
+        optimizer.slots.is_writer = group.index == 0
+        total = sum(_padded(each.array.nbytes) for each in moved)
+        memory = group.share(total if group.index == 0 else 0, f"{len(moved)} arrays of variables and slots")[0]
+        targets = []
+        start = 0
+        for each in moved:
+            targets.append(memory[start : start + each.array.nbytes].view(each.array.dtype))
+            start += _padded(each.array.nbytes)
+        if group.index == 0:
+            for each, target in zip(moved, targets, strict=True):
+                np.copyto(target, each.array)
+        group.exchange("variables and slots are in shared memory")
+        for (segment, key, _), target in zip(moved, targets, strict=True):
+            if key is None:
+                segment.move(target)
+                self._segments.add(segment)
+                variables = list(segment.variables)
+            else:
+                variables = optimizer.slots.move(segment, key, target)
+                slots.add((segment.index, key))
+            for variable in variables:
+                variable.shared = self
+        optimizer.forget_bindings()
+
+    def write(self, stored: Array, write: Callable[[Array], Any]) -> None:
+        """Carry out ``write(stored)`` once for all processes, none of which is elsewhere meanwhile; a collective."""
+        group = self._group
+        what = f"a write to a shared {stored.dtype.name}{list(stored.shape)}"
+        group.exchange(what)
+        if group.index == 0:
+            write(stored)
+        group.exchange(f"{what} is done")
+
+
+def _padded(num_bytes: int) -> int:
+    return -(-num_bytes // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,189 @@
+"""Placement ``sharded``: the bits of one process; see ``tests/conftest.py`` for where the bodies run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import distopt as tf
+from distopt.comm.communicator import Communicator
+from distopt.distribute import MirroredStrategy, MultiWorkerMirroredStrategy, Strategy
+from distopt.errors import PlacementError, UnaggregatedGradientsError
+from distopt.types import Array
+from tests.conformance.test_strategies import OPTIMIZERS, adam, expected, sgd, trace
+from tests.conftest import Run
+
+REFUSED = ("whole-gradients", "transformer")
+DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16, np.float64)
+
+
+def sharded(run: Run, replicas: int, body: Callable[[Strategy], Any]) -> list[Any]:
+    def worker(comm: Communicator) -> Any:
+        return body(MultiWorkerMirroredStrategy(replicas=replicas, communicator=comm, placement="sharded"))
+
+    return run(worker)
+
+
+def apply(strategy: Strategy, optimizer: Any, variables: list[Any], step: int, scale: float = 1.0) -> None:
+    """Make a step with gradients that differ between replicas, steps and variables, and by magnitudes."""
+
+    def replica() -> None:
+        context = tf.distribute.get_replica_context()
+        assert context is not None
+        pairs = []
+        for place, variable in enumerate(variables):
+            rng = np.random.default_rng([step, context.replica_id_in_sync_group, place])
+            values = rng.standard_normal(variable.shape) * 10.0 ** rng.integers(-3, 2, variable.shape) * scale
+            pairs.append((tf.Tensor(np.asarray(values).astype(variable.dtype)), variable))
+        optimizer.apply_gradients(pairs)
+
+    strategy.run(replica)
+
+
+def bits(optimizer: Any, variables: list[Any]) -> list[bytes]:
+    return [array.tobytes() for array in (*(v.numpy() for v in variables), *optimizer.get_weights())]
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in REFUSED])
+@pytest.mark.parametrize("replicas", [2, 5, 8])
+def test_training_has_the_bits_of_one_process(run: Run, replicas: int, name: str) -> None:
+    make = OPTIMIZERS[name]
+    want = expected(replicas, make)
+    for got in sharded(run, replicas, lambda strategy: trace(strategy, make)):
+        assert got == want
+
+
+@pytest.mark.parametrize("replicas", [1, 3, 8])
+@pytest.mark.parametrize("make", [sgd, lambda: adam(global_clipnorm=0.3), OPTIMIZERS["features"]])
+def test_training_with_row_sparse_gradients_has_the_bits_of_one_process(
+    run: Run, replicas: int, make: Callable[[], Any]
+) -> None:
+    want = expected(replicas, make, sparse=True)
+    for got in sharded(run, replicas, lambda strategy: trace(strategy, make, sparse=True)):
+        assert got == want
+
+
+@pytest.mark.parametrize("replicas", [1, 5])
+def test_mixed_dtypes_late_variables_and_subsets_have_the_bits_of_one_process(run: Run, replicas: int) -> None:
+    def body(strategy: Strategy) -> list[bytes]:
+        with strategy.scope():
+            shapes = ((5000,), (), (0, 3), (33, 7))
+            variables = [tf.Variable(np.full(shape, 0.5).astype(dtype)) for dtype in DTYPES for shape in shapes]
+        optimizer = adam(global_clipnorm=0.7)
+        apply(strategy, optimizer, variables[::2], 0)
+        apply(strategy, optimizer, variables, 1)
+        with strategy.scope():
+            variables.append(tf.Variable(np.ones(9000, np.float32)))
+        apply(strategy, optimizer, variables[::-1], 2)
+        apply(strategy, optimizer, variables[5:], 3)
+        return bits(optimizer, variables)
+
+    want = body(MirroredStrategy(replicas))
+    for got in sharded(run, replicas, body):
+        assert got == want
+
+
+def test_two_optimizers_that_share_variables_and_averages_of_subsets_have_the_bits_of_one_process(run: Run) -> None:
+    def body(strategy: Strategy) -> list[bytes]:
+        with strategy.scope():
+            variables = [tf.Variable(np.full(shape, 0.5, np.float32)) for shape in ((5000,), (3,), (17, 400))]
+        first = adam(use_ema=True, ema_overwrite_frequency=3, weight_decay=0.01)
+        second = sgd(clipnorm=0.5)
+        for step in range(4):
+            apply(strategy, first, variables[step % 2 :], step)
+            apply(strategy, second, variables[:2], 10 + step)
+        first.finalize_variable_values(variables)
+        return [*bits(first, variables), *bits(second, variables)]
+
+    want = body(MirroredStrategy(3))
+    for got in sharded(run, 3, body):
+        assert got == want
+
+
+def test_constraints_are_applied_by_the_owner_of_the_whole_variable(run: Run) -> None:
+    def body(strategy: Strategy) -> list[bytes]:
+        with strategy.scope():
+            variables = [
+                tf.Variable(np.full(9000, 0.5, np.float32), constraint=lambda w: w / tf.norm(w)) for _ in range(3)
+            ]
+        optimizer = sgd()
+        for step in range(3):
+            apply(strategy, optimizer, variables, step)
+        return bits(optimizer, variables)
+
+    want = body(MirroredStrategy(3))
+    for got in sharded(run, 3, body):
+        assert got == want
+
+
+def test_assignments_and_restored_weights_are_made_once(run: Run) -> None:
+    def body(strategy: Strategy) -> list[bytes]:
+        with strategy.scope():
+            variables = [tf.Variable(np.full(300, 0.5, np.float32))]
+        optimizer = adam()
+        apply(strategy, optimizer, variables, 0)
+        weights, state = optimizer.get_weights(), optimizer.state()
+        variables[0].assign(variables[0] * 0.5)
+        variables[0].assign_add(np.ones(300, np.float32))
+        apply(strategy, optimizer, variables, 1)
+        optimizer.set_weights(weights)
+        apply(strategy, optimizer, variables, 2)
+        optimizer.load_state(state)
+        apply(strategy, optimizer, variables, 3)
+        return bits(optimizer, variables)
+
+    want = body(MirroredStrategy(2))
+    for got in sharded(run, 2, body):
+        assert got == want
+
+
+def test_every_process_maps_the_same_variables_and_slots(run: Run) -> None:
+    def worker(comm: Communicator) -> tuple[bool, list[float]]:
+        strategy = MultiWorkerMirroredStrategy(replicas=2, communicator=comm, placement="sharded")
+        variable = tf.Variable(np.zeros(10, np.float32))
+        optimizer = adam()
+        apply(strategy, optimizer, [variable], 0)
+        group = comm.host_group
+        for rank in range(comm.size):
+            if rank == comm.rank:
+                variable.storage[rank] = rank + 1.0
+                optimizer.get_slot(variable, "m").storage[rank] = rank + 2.0
+            group.exchange("turn")
+        found = [*variable.numpy()[: comm.size], *optimizer.get_slot(variable, "m").numpy()[: comm.size]]
+        group.exchange("seen")
+        return strategy.placement == "sharded", [float(x) for x in found]
+
+    size = run.size
+    for is_sharded, found in run(worker):
+        assert is_sharded
+        assert found == [rank + 1.0 for rank in range(size)] + [rank + 2.0 for rank in range(size)]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_hooks_over_whole_gradients_are_refused_by_name_before_anything_changes(run: Run, name: str) -> None:
+    def body(strategy: Strategy) -> tuple[str, int, Array]:
+        optimizer = OPTIMIZERS[name]()
+        variable = tf.Variable(np.ones((4, 3), np.float32))
+        with pytest.raises(PlacementError) as raised:
+            apply(strategy, optimizer, [variable], 0)
+        return str(raised.value), int(optimizer.iterations.numpy()), variable.numpy()
+
+    for message, iterations, value in sharded(run, 3, body):
+        assert "needs whole gradients, but with placement 'sharded'" in message
+        assert iterations == 0
+        np.testing.assert_array_equal(value, np.ones((4, 3)))
+
+
+def test_values_of_single_replicas_are_refused(run: Run) -> None:
+    def body(strategy: Strategy) -> None:
+        variable = tf.Variable(np.ones(3, np.float32))
+        with pytest.raises(UnaggregatedGradientsError, match="share one value"):
+            strategy.run(lambda: sgd().apply_gradients([(np.ones(3, np.float32), variable)], None, False))
+        with pytest.raises(PlacementError, match="would give each replica a value of its own"):
+            strategy.run(lambda: variable.assign(np.zeros(3, np.float32)))
+
+    sharded(run, run.size + 1, body)
