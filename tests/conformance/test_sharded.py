@@ -14,7 +14,7 @@ from distopt.comm.communicator import Communicator
 from distopt.distribute import MirroredStrategy, MultiWorkerMirroredStrategy, Strategy
 from distopt.errors import PlacementError, UnaggregatedGradientsError
 from distopt.types import Array
-from tests.conformance.test_strategies import OPTIMIZERS, adam, expected, sgd, trace
+from tests.conformance.test_strategies import OPTIMIZERS, adam, expected, rows, sgd, trace
 from tests.conftest import Run
 
 REFUSED = ("whole-gradients", "transformer")
@@ -187,3 +187,25 @@ def test_values_of_single_replicas_are_refused(run: Run) -> None:
             strategy.run(lambda: variable.assign(np.zeros(3, np.float32)))
 
     sharded(run, run.size + 1, body)
+
+
+def test_rows_that_begin_in_one_process_alone_have_the_bits_of_one_process(run: Run) -> None:
+    def body(strategy: Strategy) -> list[bytes]:
+        with strategy.scope():
+            table = tf.Variable(np.ones((6, 3), np.float32))
+        optimizer = adam()
+
+        def replica(step: int) -> None:
+            context = tf.distribute.get_replica_context()
+            assert context is not None
+            slices = rows(step, context.replica_id_in_sync_group)
+            has_rows = step > 0 and context.replica_id_in_sync_group == 0
+            optimizer.apply_gradients([(slices if has_rows else tf.Tensor(slices.to_dense()), table)])
+
+        for step in range(3):
+            strategy.run(replica, args=(step,))
+        return bits(optimizer, [table])
+
+    want = body(MirroredStrategy(3))
+    for got in sharded(run, 3, body):
+        assert got == want
