@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from distopt.aggregation import Mean, Sum
 from distopt.arena import ALIGNMENT, Span
 from distopt.canonical_sum import Node, add_nodes
 from distopt.comm import combining
@@ -33,6 +34,7 @@ from distopt.distribute.receipts import Note
 from distopt.distribute.row_exchange import gather_rows, sum_rows
 from distopt.distribute.shared_arena import SharedArena
 from distopt.errors import PlacementError, UnaggregatedGradientsError
+from distopt.optimizers.terms import Terms
 from distopt.types import Array
 
 
@@ -214,6 +216,8 @@ class _LayoutSteps:
         reused = None if before is None or not before._is_of(group, summed) else before._memory
         self._memory: tuple[dict[Node, list[Array]], Array] = self._share() if reused is None else reused
         self._flat_of, self._all_sums = self._memory
+        self._sums = {node: tuple(layout.take(flat, self._spans)) for node, flat in self._flat_of.items()}
+        self._blocks = list(self._owner.blocks)
         self._own: list[Array] | None = None
 
     def is_current(self, group: HostGroup, summed: bool) -> bool:
@@ -236,27 +240,28 @@ class _LayoutSteps:
 
     def update(self, aggregator: Any, hypers: dict[str, float]) -> None:
         """Aggregate the contributions to the spans of this process, and update them."""
-        own = self._aggregated(aggregator)
+        gradients = self._gradients(aggregator)
         owner = self._owner
         all_sums = self._all_sums[:0]
         if owner.exchanges:
             all_sums = self._all_sums[: len(self.layout.blocks) * owner.num_sums]
             if self._spans:
                 by_block = all_sums.reshape(-1, owner.num_sums)
-                by_block[list(owner.blocks)] = owner.partials(own, hypers).reshape(-1, owner.num_sums)
+                by_block[self._blocks] = owner.partials(gradients, hypers).reshape(-1, owner.num_sums)
             self._group.exchange("the sums of squares of all are ready")
         if self._spans:
-            owner.apply(own, hypers, all_sums)
+            owner.apply(gradients, hypers, all_sums)
 
-    def _aggregated(self, aggregator: Any) -> list[Array]:
-        nodes = [node for of_rank in self._nodes_of for node in of_rank]
-        collected = {node: tuple(self.layout.take(self._flat_of[node], self._spans)) for node in nodes}
-        like = collected[nodes[0]]
-        if self._summed and len(nodes) == 1:
-            return combining.aggregate(collected, self._hosting, aggregator, like)
+    def _gradients(self, aggregator: Any) -> Terms | list[Array]:
+        """Return the aggregate over all replicas for each span, or what it is added up from."""
+        if type(aggregator) in (Sum, Mean):
+            # Added up in the very loop that updates, so each contribution is read once and no sum is stored.
+            return Terms(
+                self._hosting.tree, self._sums, self._hosting.num_replicas if type(aggregator) is Mean else None
+            )
         if self._own is None:
-            self._own = [np.empty_like(array) for array in like]
-        return combining.aggregate(collected, self._hosting, aggregator, self._own, out=self._own)
+            self._own = [np.empty_like(array) for array in next(iter(self._sums.values()))]
+        return combining.aggregate(self._sums, self._hosting, aggregator, self._own, out=self._own)
 
     def _share(self) -> tuple[dict[Node, list[Array]], Array]:
         """Return the flat gradients of every node that a process contributes, and the sums of squares of all blocks."""
