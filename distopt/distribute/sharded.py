@@ -78,13 +78,13 @@ class Sharded:
         if inspector.looks_for_non_finite:
             inspector.refuse_non_finite_here(pairs_of, int(optimizer.iterations.storage))
         known = self._introductions.of(optimizer, pairs_of)
-        label = known.label(path.aggregator.name, hypers, int(optimizer.iterations.storage))
+        label = known.label(path.aggregator.name, hypers)
         if known.rows or len(set(pairs_of[0].key)) < len(pairs_of[0].key):
             self._apply_whole(path, pairs_of, hypers, label, by_rows=known.rows)
             return
         steps = self._steps(optimizer, pairs_of[0].variables, path.aggregator.sums)
         before = inspector.book.traffic()
-        begins_rows = any(array is None for pairs in pairs_of for array in pairs.arrays)
+        begins_rows = any(pairs.has_rows for pairs in pairs_of)
         if not begins_rows:
             steps.write(pairs_of)
         written = time.perf_counter()
