@@ -23,6 +23,14 @@ MPI_WORLD_SIZE = int(os.environ.get("OMPI_COMM_WORLD_SIZE") or os.environ.get("P
 GROUPS = [f"mpi-{MPI_WORLD_SIZE}"] if MPI_WORLD_SIZE > 1 else [f"in_process-{n}" for n in (1, 2, 3, 5, 8)]
 
 
+@pytest.hookimpl(tryfirst=True)  # before it is decided where each test runs
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one process run all tests that start others, when several share the tests (``-n 2 --dist loadgroup``)."""
+    for item in items:
+        if item.get_closest_marker("multiprocess") is not None:
+            item.add_marker(pytest.mark.xdist_group("processes"))
+
+
 class Run(Protocol):
     """Run a body on every rank of a group; return the results of the ranks that run in this process."""
 
