@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from distopt.aggregation.adasum import Adasum
 from distopt.aggregation.base import GradientAggregator
-from distopt.aggregation.element_wise import Aggregator, Mean, Sum
+from distopt.aggregation.compression import BFloat16, Compression, Float16, Int8, TopK
+from distopt.aggregation.element_wise import Aggregator, Mean, MeanBySamples, Sum, note_samples
 from distopt.aggregation.geometric_median import GeometricMedian
 from distopt.aggregation.krum import Krum, MultiKrum
 from distopt.aggregation.robust import Median, TrimmedMean
@@ -13,13 +14,20 @@ from distopt.aggregation.whole import WholeAggregator
 __all__ = [
     "Adasum",
     "Aggregator",
+    "BFloat16",
+    "Compression",
+    "Float16",
     "GeometricMedian",
     "GradientAggregator",
+    "Int8",
     "Krum",
     "Mean",
+    "MeanBySamples",
     "Median",
     "MultiKrum",
     "Sum",
+    "TopK",
     "TrimmedMean",
     "WholeAggregator",
+    "note_samples",
 ]

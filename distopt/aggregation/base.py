@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import abc
+import copy
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from distopt import replica_context
+from distopt.aggregation.compression import Compression
+from distopt.aggregation.memory import Memory
 
 
 class GradientAggregator(abc.ABC):
@@ -27,6 +30,54 @@ class GradientAggregator(abc.ABC):
     averages: ClassVar[bool] = False
     """Whether the result of equal contributions is that contribution, so that it can average variables, too."""
 
+    by_samples: ClassVar[bool] = False
+    """Whether contributions are weighted by the number of samples that each replica has noted."""
+    compression: Compression | None = None
+    """How each replica's contribution is compressed, if it is; see :meth:`compressed`."""
+    memory: Memory | None = None
+    """What is remembered from one step to the next, if anything is."""
+
+    @property
+    def contributes(self) -> bool:
+        """Whether what a replica contributes is not its gradient as it is."""
+        return self.by_samples or self.compression is not None
+
+    @property
+    def full_name(self) -> str:
+        """What errors and receipts call it: ``"sum"``, ``"sum of top_k"``."""
+        return self.name if self.compression is None else f"{self.name} of {self.compression.name}"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+    @property
+    def settings(self) -> str:
+        """What all processes must have alike: the class, its options, and how contributions are compressed."""
+        return repr(self) if self.compression is None else f"{self!r}.compressed({self.compression!r})"
+
+    def compressed(self, compression: Compression) -> GradientAggregator:
+        """Return an aggregator that combines contributions each of which its replica has compressed.
+
+        See :mod:`distopt.aggregation.compression` for the rule; what is left over is remembered by replica.
+
+        Raises: ValueError if this aggregator's contributions are compressed already.
+
+        >>> from distopt.aggregation import Sum, TopK
+        >>> Sum().compressed(TopK(0.01)).full_name
+        'sum of top_k'
+        """
+        if self.compression is not None:
+            raise ValueError(f"the contributions to the {self.full_name} are compressed already")
+        compressed: GradientAggregator = compression.applied_to(self)
+        return compressed
+
+    def with_compression(self, compression: Compression) -> Self:
+        """Return this aggregator with ``compression`` before it, and nothing left over yet."""
+        twin = copy.copy(self)
+        twin.compression = compression
+        twin.memory = Memory()
+        return twin
+
     def check_replicas(self, num_replicas: int) -> None:  # noqa: B027 - most take any number
         """Refuse a number of replicas that this aggregator cannot combine.
 
@@ -37,9 +88,10 @@ class GradientAggregator(abc.ABC):
         """Aggregate one replica's pairs over all replicas; called in a replica context."""
         pairs = list(grads_and_vars)
         context = replica_context.current_replica(f"the aggregator {self.name!r}")
-        gradients = context.merge_call(_combine_across_replicas, (self, [gradient for gradient, _ in pairs]))
-        return [(gradient, variable) for gradient, (_, variable) in zip(gradients, pairs, strict=True)]
+        gradients, variables = [gradient for gradient, _ in pairs], [variable for _, variable in pairs]
+        combined = context.merge_call(_combine_across_replicas, (self, gradients, variables))
+        return list(zip(combined, variables, strict=True))
 
 
-def _combine_across_replicas(strategy: Any, aggregator: Any, gradients: Any) -> Any:
-    return strategy.extended.combine(aggregator, gradients)
+def _combine_across_replicas(strategy: Any, aggregator: Any, gradients: Any, variables: Any) -> Any:
+    return strategy.extended.combine(aggregator, gradients, variables)

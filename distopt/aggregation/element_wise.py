@@ -8,7 +8,9 @@ An aggregator is also what TensorFlow calls a ``gradient_aggregator``: a functio
 from __future__ import annotations
 
 import abc
+from typing import Any
 
+from distopt import replica_context
 from distopt.aggregation.base import GradientAggregator
 from distopt.canonical_sum import add_rows
 from distopt.types import Array
@@ -60,3 +62,31 @@ class Mean(Aggregator):
     def finish(self, total: Array, num_replicas: int) -> Array:
         mean: Array = total / total.dtype.type(num_replicas)
         return mean
+
+
+class MeanBySamples(Sum):
+    """The mean of the replicas' gradients, each weighted by how many samples it has: that of the whole batch.
+
+        g = sum of n_r / N * g_r        N = sum of n_r
+
+    Each replica takes the mean loss of its own samples and notes their number with :func:`note_samples` (a job does
+    both); a replica without samples weighs nothing. A sum of losses divided by the global batch comes to the same up
+    to rounding.
+
+    Raises: ValueError where a replica has noted nothing, or no replica has samples.
+    """
+
+    name = "mean_by_samples"
+    of_means = True
+    by_samples = True
+
+
+def note_samples(count: int) -> None:
+    """Say how many samples the current replica's gradients are of, until it says otherwise.
+
+    Raises: ValueError for a negative number; ReplicaContextError outside of a replica.
+    """
+    if count < 0:
+        raise ValueError(f"a replica cannot have {count} samples")
+    replica: Any = replica_context.current_replica("note_samples")
+    replica.samples = int(count)

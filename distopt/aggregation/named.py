@@ -10,14 +10,16 @@ from typing import Any
 
 from distopt.aggregation.adasum import Adasum
 from distopt.aggregation.base import GradientAggregator
-from distopt.aggregation.element_wise import Mean, Sum
+from distopt.aggregation.compression import BFloat16, Compression, Float16, Int8, TopK
+from distopt.aggregation.element_wise import Mean, MeanBySamples, Sum
 from distopt.aggregation.geometric_median import GeometricMedian
 from distopt.aggregation.krum import Krum, MultiKrum
 from distopt.aggregation.robust import Median, TrimmedMean
 
 AGGREGATORS: dict[str, type[GradientAggregator]] = {
-    cls.name: cls for cls in (Sum, Mean, Median, TrimmedMean, Krum, MultiKrum, GeometricMedian, Adasum)
+    cls.name: cls for cls in (Sum, Mean, MeanBySamples, Median, TrimmedMean, Krum, MultiKrum, GeometricMedian, Adasum)
 }
+COMPRESSIONS: dict[str, type[Compression]] = {cls.name: cls for cls in (Float16, BFloat16, Int8, TopK)}
 
 
 @functools.cache

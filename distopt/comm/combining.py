@@ -52,6 +52,19 @@ def bytes_saved_by_parts(like: Sequence[Array], num_nodes: int, size: int) -> in
     return max(num_bytes // 2, (num_nodes - 2) * num_bytes * (size - 1) // size)
 
 
+def most_bytes_received(num_bytes: int, nodes: Sequence[Sequence[Node]], exchange_cost_bytes: int) -> int:
+    """Return how many bytes the rank that receives most gets when arrays of ``num_bytes`` are combined.
+
+    ``nodes``: by rank, what it contributes. Communicators decide by the same numbers how it goes.
+    """
+    size = len(nodes)
+    count = sum(map(len, nodes))
+    others = count - min(map(len, nodes))
+    if max(num_bytes // 2, (count - 2) * num_bytes * (size - 1) // size) <= exchange_cost_bytes:
+        return others * num_bytes
+    return (others + size - 1) * num_bytes // size
+
+
 def check(
     contributions: Sequence[Contribution],
     hosting: Hosting,

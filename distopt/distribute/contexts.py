@@ -21,7 +21,7 @@ from distopt.types import ReduceOp
 class StrategyReplicaContext:
     """One replica's side of ``strategy.run``; made by the strategy, found by ``get_replica_context()``."""
 
-    __slots__ = ("_index", "_replica_id", "context", "origin", "strategy")
+    __slots__ = ("_index", "_replica_id", "context", "origin", "samples", "strategy")
 
     def __init__(self, strategy: Any, replica_id: int, index: int) -> None:
         self.strategy = strategy
@@ -32,6 +32,8 @@ class StrategyReplicaContext:
         """The context to enter while this replica runs."""
         self.origin: Any = None
         """What is known of the loss of the gradients that this replica took last; see ``loss_origin``."""
+        self.samples: int | None = None
+        """How many samples they are of, where that was noted; see ``aggregation.note_samples``."""
 
     @property
     def replica_id_in_sync_group(self) -> int:

@@ -18,6 +18,7 @@ from distopt.comm.communicator import Communicator, Hosting
 from distopt.distribute import gathering, values
 from distopt.distribute.checks import Checks
 from distopt.distribute.contexts import StrategyReplicaContext
+from distopt.distribute.contributing import contributed
 from distopt.distribute.creations import SAME_VARIABLES, Creations
 from distopt.distribute.inspector import Inspector
 from distopt.distribute.loss_origin import note_origin
@@ -27,6 +28,7 @@ from distopt.distribute.replica_greenlets import ReplicaGreenlets
 from distopt.distribute.variable_access import CrossReplicaAccess
 from distopt.errors import VariablePerReplicaError
 from distopt.indexed_slices import IndexedSlices
+from distopt.optimizers.pipeline import check_gradients
 from distopt.replica_context import Context
 from distopt.types import Array, ReduceOp
 from distopt.variable import VariableAggregation
@@ -139,13 +141,17 @@ class Extended:
             return self._merge_now(merge_fn, args, kwargs)
         return self._greenlets.merge(merge_fn, args, kwargs)
 
-    def combine(self, aggregator: GradientAggregator, gradients: Any) -> list[Any]:
-        """Return the aggregate over all replicas of a list of gradients; called through ``merge_call``."""
+    def combine(self, aggregator: GradientAggregator, gradients: Any, variables: Sequence[Any]) -> list[Any]:
+        """Return the aggregate over all replicas of the gradients of ``variables``; called through ``merge_call``."""
         self.inspector.before_hook(aggregator, gradients)
+        columns: Sequence[Sequence[Any]]
         columns = [values.local_components(gradient, self.num_hosted) for gradient in gradients]
-        if isinstance(aggregator, WholeAggregator):
+        if aggregator.contributes or isinstance(aggregator, WholeAggregator):
             before = self.book.traffic()
-            combined: list[Any] = self.every_process.combine_whole(aggregator, columns)
+            pairs_of = [check_gradients(zip(row, variables, strict=True)) for row in zip(*columns, strict=True)]
+            if aggregator.contributes:
+                pairs_of = list(contributed(self, aggregator, pairs_of))
+            combined: list[Any] = self.every_process.combine_whole(aggregator, pairs_of)
             self._note_reduction("gradients (hook)", aggregator, columns, before)
             return combined
         assert isinstance(aggregator, Aggregator), f"{aggregator.name} is neither element-wise nor whole"
@@ -303,6 +309,8 @@ class Extended:
         self.inspector.adopt(path.optimizer)
         if self.inspector.looks_at_applies:
             self.inspector.before_apply(path, pairs_of)
+        if path.has_contributions:
+            pairs_of = tuple(contributed(self, path.aggregator, pairs_of))
         self.owners.apply(path, pairs_of, self._hypers_of(path.optimizer))
 
     def update_copies(self, path: Any, pairs: Any) -> None:

@@ -131,7 +131,7 @@ def _refuse_other_optimizer(first: _Told, rank: int, other: _Told) -> None:
 
 def label_of_values(aggregator: GradientAggregator, arrays: Sequence[Array]) -> bytes:
     """Return the label of a reduction of values, of which those of one replica are ``arrays``."""
-    return _label_of_kinds(aggregator.name, tuple([(array.shape, array.dtype.num) for array in arrays]))
+    return _label_of_kinds(aggregator.full_name, tuple([(array.shape, array.dtype.num) for array in arrays]))
 
 
 @functools.lru_cache(maxsize=1024)

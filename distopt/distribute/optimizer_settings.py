@@ -1,7 +1,7 @@
 """What decides an optimizer's updates beside the hypers, which are compared, or travel, as numbers with every step.
 
-That is the plain content of ``get_config``: ``epsilon``, ``amsgrad``, clip limits, features. It is read anew when an
-attribute may have changed, which costs a step less than a microsecond to find out.
+That is the plain content of ``get_config``: ``epsilon``, ``amsgrad``, clip limits, features; and the aggregator. It is
+read anew when an attribute may have changed, which costs a step less than a microsecond to find out.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from distopt.aggregation import GradientAggregator
 from distopt.optimizers.clip_options import CLIP_OPTIONS
 from distopt.optimizers.feature_options import FEATURE_OPTIONS
 
@@ -33,6 +34,7 @@ class OptimizerSettings:
         """32 bits that are the same in every process with the same settings."""
         self.current: Mapping[str, str] = {}
         """By name, as text that is equal in every process."""
+        self._aggregator: dict[str, str] = {}
         self._read()
 
     def refresh(self) -> bool:
@@ -55,6 +57,9 @@ class OptimizerSettings:
             if name != "name" and name not in self._hypers and _is_plain(value)
         }
         attributes = self._attributes
+        aggregator = attributes.get("gradient_aggregator")
+        if isinstance(aggregator, GradientAggregator):
+            self._aggregator = {"gradient_aggregator": aggregator.settings}
         own = [name if name in attributes else f"_{name}" for name in plain if name not in _ELSEWHERE]
         if all(name in attributes for name in own):
             self._watched: Callable[[dict[str, Any]], Any] = itemgetter(*own) if own else _nothing
@@ -62,6 +67,7 @@ class OptimizerSettings:
             self._watched = _plain_values
         self._seen = self._watched(attributes)
         self._clips, self._features = dict(vars(attributes["clips"])), dict(vars(attributes["features"]))
+        plain |= self._aggregator
         self.current = plain
         self.digest = zlib.crc32(repr(sorted(plain.items())).encode())
 

@@ -16,14 +16,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from distopt.aggregation import Aggregator, Sum, WholeAggregator
+from distopt.aggregation import Aggregator, GradientAggregator, Sum, WholeAggregator
 from distopt.agreement import Described, disagreement
 from distopt.arena import Span
-from distopt.canonical_sum import add_nodes
+from distopt.canonical_sum import Node, add_nodes
 from distopt.comm import combining
 from distopt.comm.communicator import Communicator, Contribution, Hosting, Withdrawn
 from distopt.comm.hosting import Answer, Parcel
 from distopt.distribute import row_pushes
+from distopt.distribute.codes import gather_codes, sends_codes
 from distopt.distribute.inspector import Inspector
 from distopt.distribute.introduction import Introductions, Known, label_of_values
 from distopt.distribute.optimizer_settings import differing
@@ -138,9 +139,9 @@ class EveryProcess:
             layout = optimizer.layout(variables)
             if begins_rows:
                 flat_of = [[np.zeros_like(array) for array in layout.empty()]] * len(pairs_of)
+                total = self.combine(path.aggregator, flat_of, label, withdraws=True)
             else:
-                flat_of = self._scratch.pack(layout, pairs_of)
-            total = self.combine(path.aggregator, flat_of, label, withdraws=begins_rows)
+                total = self._combined(path.aggregator, layout, pairs_of, label)
             combined = time.perf_counter()
             note = Note("gradients", path.aggregator, layout.num_bytes * len(pairs_of), layout.variables, before)
             if self._noted(note, optimizer, total, pairs_of):
@@ -169,7 +170,7 @@ class EveryProcess:
         if self._communicator is None:
             return have_rows, False, b""
         known = self._introductions.of(path.optimizer, pairs_of)
-        label = known.label(path.aggregator.name, hypers)
+        label = known.label(path.aggregator.full_name, hypers)
         return known.rows, have_rows and not known.rows, label
 
     def _noted(self, note: Note, optimizer: Any, gradients: Sequence[Any], pairs_of: Sequence[Any]) -> bool:
@@ -263,23 +264,54 @@ class EveryProcess:
         with self._exchange():
             return self._communicator.combine(parts, self._hosting, aggregator, flat_of[0], label, withdraws=withdraws)
 
-    def combine_whole(self, aggregator: WholeAggregator, columns: Sequence[Sequence[Any]]) -> list[Array]:
-        """Return what ``aggregator`` makes of the whole gradients of all replicas; ``columns`` as in :meth:`aggregate`.
+    def combine_whole(self, aggregator: GradientAggregator, pairs_of: Sequence[Any]) -> list[Array]:
+        """Return what ``aggregator``, of whatever kind, makes of the contributions of all replicas, by variable.
 
-        Row-sparse ones are made dense.
+        ``pairs_of``: what the hosted replicas contribute. Row-sparse gradients are made dense.
         """
-        dense = [list(map(densified, column)) for column in columns]
-        for arrays in dense:
+        dense_of = [[densified(gradient) for gradient, _ in pairs] for pairs in pairs_of]
+        columns = list(zip(*dense_of, strict=True))
+        for arrays in columns:
             check_alike(arrays)
-        gradients_of = list(zip(*dense, strict=True))
+        if isinstance(aggregator, Aggregator):
+            return self.aggregate(aggregator, columns)
+        assert isinstance(aggregator, WholeAggregator), f"{aggregator.name} is neither element-wise nor whole"
+        aggregator.check_replicas(self._hosting.num_replicas)
         if self._communicator is None:
-            return aggregator.combine(gradients_of)
-        packed_of = [combining.Packed(gradients) for gradients in gradients_of]
-        own = contributions(self._hosting, self._rank, [packed.flat for packed in packed_of], summed=False)
-        label = label_of_values(aggregator, [column[0] for column in dense])
+            return aggregator.combine(dense_of)
+        label = label_of_values(aggregator, [column[0] for column in columns])
         with self._exchange():
-            gathered = self._communicator.gather(own, self._hosting, packed_of[0].flat, label)
-        return aggregator.combine([packed_of[0].views(gathered[node]) for node in sorted(gathered)])
+            return aggregator.combine(self._of_all_replicas(aggregator, pairs_of, dense_of, label))
+
+    def _of_all_replicas(
+        self, aggregator: GradientAggregator, pairs_of: Sequence[Any], dense_of: Sequence[list[Array]], label: bytes
+    ) -> list[list[Array]]:
+        communicator, hosting, rank = self._communicator, self._hosting, self._rank
+        assert communicator is not None, "asked by the caller"
+        if aggregator.compression is not None and sends_codes(aggregator, hosting, communicator, dense_of[0]):
+            found = gather_codes(aggregator.compression, hosting, rank, communicator, pairs_of, label)
+            found |= dict(zip(hosting.hosted[rank], dense_of, strict=False))
+            return [found[replica] for replica in sorted(found)]
+        packed_of = [combining.Packed(arrays) for arrays in dense_of]
+        own = contributions(hosting, rank, [packed.flat for packed in packed_of], summed=False)
+        gathered = communicator.gather(own, hosting, packed_of[0].flat, label)
+        return [packed_of[0].views(gathered[node]) for node in sorted(gathered)]
+
+    def _combined(self, aggregator: Aggregator, layout: Any, pairs_of: Sequence[Any], label: bytes) -> list[Array]:
+        """Return the flat aggregate of dense contributions."""
+        flat_of = self._scratch.pack(layout, pairs_of)
+        communicator, compression = self._communicator, aggregator.compression
+        if (
+            communicator is None
+            or compression is None
+            or not sends_codes(aggregator, self._hosting, communicator, pairs_of[0].arrays)
+        ):
+            return self.combine(aggregator, flat_of, label)
+        with self._exchange():
+            others = gather_codes(compression, self._hosting, self._rank, communicator, pairs_of, label)
+        sums = {leaf: tuple(flat) for leaf, flat in zip(self._hosting.leaves[self._rank], flat_of, strict=False)}
+        sums |= {Node(replica, replica + 1): tuple(layout.pack(arrays)) for replica, arrays in others.items()}
+        return combining.aggregate(sums, self._hosting, aggregator, like=flat_of[0])
 
     def check(self, path: Any) -> None:
         """See :class:`Owners`; every process can make every update."""

@@ -119,7 +119,7 @@ class ReceiptBook:
             what=note.what,
             variables=tuple(variable.name for variable in note.variables),
             participants=tuple(range(replicas)),
-            operation=note.aggregator.name,
+            operation=note.aggregator.full_name,
             divisor=divisor,
             weight=None if divisor is None else 1.0 / divisor,
             num_bytes=note.num_bytes,

@@ -126,8 +126,10 @@ class ServedReplicas:
         return [run.view() for run in self._layout.runs]
 
     def state(self) -> OwnerState:
-        """Return all variables and slots."""
-        return owner_state(self._optimizer, self._segments, self._layout.spans)
+        """Return all variables and slots, and what the aggregator remembers of the replicas."""
+        names, arrays, extra = owner_state(self._optimizer, self._segments, self._layout.spans)
+        remembered = self._optimizer.aggregator_state()
+        return OwnerState((*names, *remembered), [*arrays, *remembered.values()], extra)
 
 
 class _OneValueForAll(EveryProcess):

@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from distopt import replica_context
+from distopt.aggregation.memory import PREFIX, Memory
 from distopt.arena import Span, place
 from distopt.clipping import clip_by_global_norm, clip_by_norm, clip_by_value
 from distopt.errors import ForeignVariableError
@@ -532,6 +533,7 @@ class OptimizerCore:
         )
         extras = {name: np.array(value) for name, value in self._hypers.numbers().items()}
         extras |= {name: variable.numpy() for name, variable in self._own_weights.items()}
+        extras |= self.aggregator_state()
         return OptimizerState(int(self.iterations.storage), slots, extras)
 
     def load_state(self, state: OptimizerState) -> None:
@@ -553,6 +555,9 @@ class OptimizerCore:
             for name, copies in given.items():
                 _restore(own[name], copies)
         self.iterations.storage[...] = state.iterations
+        memory = self._aggregator_memory
+        if memory is not None:
+            memory.clear()
         self.load_extras(state.extras)
 
     def load_extras(self, extras: Mapping[str, Array]) -> set[str]:
@@ -563,10 +568,23 @@ class OptimizerCore:
                 self._hypers.set(name, float(value))
             elif name in self._own_weights:
                 self._own_weights[name].write_all("assign", value)
-            else:
+            elif not self._load_aggregator(name, value):
                 continue
             loaded.add(name)
         return loaded
+
+    def aggregator_state(self) -> dict[str, Array]:
+        """Return what the aggregator remembers here, by names that begin with ``aggregator.``."""
+        memory = self._aggregator_memory
+        return {} if memory is None else memory.named(self._variables)
+
+    def _load_aggregator(self, name: str, value: Array) -> bool:
+        memory = self._aggregator_memory
+        return memory is not None and name.startswith(PREFIX) and memory.load(name, value, self._variables)
+
+    @property
+    def _aggregator_memory(self) -> Memory | None:
+        return getattr(getattr(self, "gradient_aggregator", None), "memory", None)
 
 
 def dense_gradient(gradient: Any, variable: Variable) -> Array:

@@ -202,6 +202,11 @@ class GradientPath:
         return self.aggregate and not self.whole_gradient_hooks()
 
     @property
+    def has_contributions(self) -> bool:
+        """Whether what the replicas contribute is not their gradients as they are, and is to be found before owners."""
+        return getattr(self.optimizer.gradient_aggregator, "contributes", False) and self.runs_at_owners
+
+    @property
     def may_sum_rows(self) -> bool:
         """Whether rows may be summed before they are brought together: nothing after that looks at single occurrences.
 
@@ -298,5 +303,5 @@ def _overridden(optimizer_class: type, methods: Iterable[str]) -> tuple[str, ...
 def name_of(hook: Any) -> str:
     """Return what a message calls an aggregator, or a function of the user's."""
     if isinstance(hook, GradientAggregator):
-        return hook.name
+        return hook.full_name
     return str(getattr(hook, "__qualname__", None) or type(hook).__qualname__)

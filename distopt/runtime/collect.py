@@ -7,11 +7,13 @@ are hosted. With placement ``server`` slots lie at the servers alone. Either way
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distopt import checkpoint
+from distopt.aggregation.memory import PREFIX, of_replicas
 from distopt.checkpoint import DataPosition, TrainingState, VariableState, state_hash
 from distopt.distribute import Strategy
 from distopt.distribute.served import load_named_arrays
@@ -30,24 +32,51 @@ def collect_state(job: Job, strategy: Strategy, position: DataPosition) -> Train
     aggregated = _aggregated(job)
     if communicator is None:
         return local_state(job, position, aggregated)
+    remembered = _remembered(job, strategy)
     if strategy.placement == "server":
         if extended.rank != 0:
             return None
         layout = job.optimizer.layout(tuple(job.variables))
         for owned in communicator.fetch_state():
-            load_named_arrays(job.optimizer, layout, owned.spans, dict(zip(owned.names, owned.arrays, strict=True)))
-        return local_state(job, position, aggregated)
-    own = local_state(job, position, aggregated)
+            named = dict(zip(owned.names, owned.arrays, strict=True))
+            # What a server remembers that re-enacts replicas is newer than anything that workers were resumed with.
+            remembered |= {name: named.pop(name) for name in list(named) if name.startswith(PREFIX)}
+            load_named_arrays(job.optimizer, layout, owned.spans, named)
+        return _with_extras(local_state(job, position, aggregated), remembered)
+    own = _with_extras(local_state(job, position, aggregated), {})
     split = any(len(copies) > 1 for v in own.variables for copies in (v.value, *v.slots.values()))
     digest = b"split" if split else hashlib.sha256(state_hash(own).encode()).digest()
     digests = communicator.all_gather_bytes(digest if extended.hosted else b"")
     if len({d for d in digests if d}) == 1 and not split:
-        return own if extended.rank == 0 else None
+        return _with_extras(own, remembered) if extended.rank == 0 else None
     parts = communicator.all_gather_bytes(checkpoint.to_bytes(own) if extended.hosted else b"")
     if extended.rank != 0:
         return None
     states = [checkpoint.from_bytes(part, f"the state of rank {r}") if part else None for r, part in enumerate(parts)]
-    return _merged(states, extended.hosting.hosted)
+    return _with_extras(_merged(states, extended.hosting.hosted), remembered)
+
+
+def _remembered(job: Job, strategy: Strategy) -> dict[str, Array]:
+    """Return what the job's aggregator remembers of all replicas, by name; a collective where it remembers anything."""
+    if getattr(job.optimizer.gradient_aggregator, "memory", None) is None:
+        return {}
+    extended = strategy.extended
+    communicator: Any = extended.communicator
+    own = of_replicas(job.optimizer.aggregator_state(), extended.hosted)
+    nowhere = DataPosition(epoch=0, step=0)
+    payload = checkpoint.to_bytes(
+        TrainingState(iterations=0, variables=(), extras=own, position=nowhere, job_digest="")
+    )
+    found: dict[str, Array] = {}
+    for rank, part in enumerate(communicator.all_gather_bytes(payload)):
+        found |= checkpoint.from_bytes(part, f"what rank {rank} remembers").extras
+    return found
+
+
+def _with_extras(state: TrainingState, remembered: Mapping[str, Array]) -> TrainingState:
+    """Return ``state`` with what aggregators remember on all processes, instead of on this one."""
+    others = {name: array for name, array in state.extras.items() if not name.startswith(PREFIX)}
+    return dataclasses.replace(state, extras=others | dict(sorted(remembered.items())))
 
 
 def local_state(
@@ -109,7 +138,9 @@ def restore_state(state: TrainingState, job: Job, strategy: Strategy | None = No
     slots = tuple(
         {name: _of_hosted(copies, hosted) for name, copies in entries[id(v)].slots.items()} for v in job.variables
     )
-    job.optimizer.load_state(OptimizerState(state.iterations, slots, state.extras))
+    # A server re-enacts all replicas; what it does not use of theirs does no harm.
+    extras = state.extras if strategy is None else of_replicas(state.extras, strategy.extended.hosted)
+    job.optimizer.load_state(OptimizerState(state.iterations, slots, extras))
 
 
 def _aggregated(job: Job) -> dict[int, tuple[Array, ...]]:

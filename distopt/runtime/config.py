@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta, Struct, structs
 
-from distopt.aggregation.named import AGGREGATORS
+from distopt.aggregation.named import AGGREGATORS, COMPRESSIONS
 
 DeploymentName: TypeAlias = Literal["auto", "process", "mpi", "cluster"]
 PlacementName: TypeAlias = Literal["auto", "replica", "sharded", "server"]
@@ -55,6 +55,10 @@ AggregatorName: TypeAlias = Annotated[
         pattern=rf"^({'|'.join(AGGREGATORS)}|{_DOTTED})$",
         description=", ".join(f'"{name}"' for name in AGGREGATORS) + ' or "package.module:function"',
     ),
+]
+CompressionName: TypeAlias = Annotated[
+    str,
+    Meta(pattern=rf"^({'|'.join(COMPRESSIONS)})$", description=" or ".join(f'"{name}"' for name in COMPRESSIONS)),
 ]
 FunctionName: TypeAlias = Annotated[str, Meta(pattern=rf"^{_DOTTED}$", description='"package.module:function"')]
 Endpoint: TypeAlias = Annotated[
@@ -170,12 +174,20 @@ class OptimizerConfig(Section, frozen=True, kw_only=True):
         return type(self.schedule).__name__, arguments
 
 
+class CompressionConfig(Section, frozen=True, kw_only=True):
+    """How each replica compresses what it contributes; what is left over is added to its next gradient."""
+
+    name: CompressionName
+    options: dict[str, int | float | bool | str] = {}
+
+
 class AggregationConfig(Section, frozen=True, kw_only=True):
     """How the replicas' gradients become one; see docs/aggregators.md."""
 
     name: AggregatorName = "sum"
     options: dict[str, int | float | bool | str] = {}
     """Keyword arguments of a named aggregator."""
+    compression: CompressionConfig | None = None
 
 
 class StrategyConfig(Section, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ import msgspec
 import msgspec.inspect
 
 from distopt import optimizers
-from distopt.aggregation.named import AGGREGATORS, options_of
+from distopt.aggregation.named import AGGREGATORS, COMPRESSIONS, options_of
 from distopt.errors import ConfigError
 from distopt.optimizers.feature_options import FEATURE_OPTIONS
 from distopt.runtime.config import OPTIMIZERS, JobConfig, PiecewiseConstantDecay
@@ -24,7 +24,7 @@ _KEYS = ("momentum", "nesterov", "beta_1", "beta_2", "epsilon", "amsgrad")
 """Arguments of some optimizers that have keys of their own; others are given as ``optimizer.options``."""
 
 
-_OPEN = ("task.options", "optimizer.options", "aggregation.options")
+_OPEN = ("task.options", "optimizer.options", "aggregation.options", "aggregation.compression.options")
 """Keys whose values are for others to judge."""
 
 
@@ -114,6 +114,11 @@ def _of_aggregation(config: JobConfig) -> Iterator[str]:
     chosen = config.aggregation
     kind = AGGREGATORS.get(chosen.name)
     if kind is None:
+        if chosen.compression is not None:
+            yield exclude(
+                "aggregation.name", chosen.name, "aggregation.compression.name", chosen.compression.name,
+                "compress with your own aggregator's method `compressed`",
+            )  # fmt: skip
         if chosen.options:
             yield exclude(
                 "aggregation.name", chosen.name, "aggregation.options", chosen.options,
@@ -121,10 +126,21 @@ def _of_aggregation(config: JobConfig) -> Iterator[str]:
             )  # fmt: skip
         return
     options = yield from _options("aggregation.options", chosen.options, chosen.name, kind)
+    compression = chosen.compression
     if options is None:
         return
+    aggregator = kind(**options)
+    if compression is not None:
+        codec = COMPRESSIONS[compression.name]
+        taken = yield from _options("aggregation.compression.options", compression.options, compression.name, codec)
+        if taken is None:
+            return
+        try:
+            aggregator.compressed(codec(**taken))
+        except ValueError as error:
+            yield exclude("aggregation.name", chosen.name, "aggregation.compression.name", compression.name, str(error))
     try:
-        kind(**options).check_replicas(config.strategy.replicas)
+        aggregator.check_replicas(config.strategy.replicas)
     except ValueError as error:
         yield exclude(
             "aggregation", {"name": chosen.name, **chosen.options}, "strategy.replicas", config.strategy.replicas,

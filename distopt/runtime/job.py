@@ -15,7 +15,7 @@ import msgspec
 
 import distopt
 from distopt.aggregation import Aggregator, GradientAggregator
-from distopt.aggregation.named import AGGREGATORS
+from distopt.aggregation.named import AGGREGATORS, COMPRESSIONS
 from distopt.errors import ConfigError, PlacementError
 from distopt.keras import optimizers
 from distopt.keras.optimizers import schedules
@@ -166,6 +166,10 @@ def decode_manifest(payload: bytes) -> Manifest:
 def _aggregator(config: AggregationConfig) -> Any:
     kind = AGGREGATORS.get(config.name)
     if kind is not None:
-        return kind(**config.options)
+        aggregator = kind(**config.options)
+        compression = config.compression
+        if compression is None:
+            return aggregator
+        return aggregator.compressed(COMPRESSIONS[compression.name](**compression.options))
     found = load_object(config.name, "aggregation.name")
     return found() if isinstance(found, type) and issubclass(found, GradientAggregator) else found

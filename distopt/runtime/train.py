@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from distopt import nn, ops, sampling
+from distopt.aggregation import note_samples
 from distopt.autodiff.tape import GradientTape
 from distopt.checkpoint import DataPosition, TrainingState, state_hash
 from distopt.distribute import Strategy
@@ -63,7 +64,9 @@ class TrainLoop:
         self._totals = _Totals()
         self._parts_of: dict[int, list[slice]] = {}
         self._accuracy: float | None = None
-        self._takes_means = getattr(job.optimizer.gradient_aggregator, "of_means", False)
+        aggregator = job.optimizer.gradient_aggregator
+        self._takes_means = getattr(aggregator, "of_means", False)
+        self._by_samples = getattr(aggregator, "by_samples", False)
 
     def run(self, resume: TrainingState | None = None) -> Summary:
         """Train from the start, or from ``resume``, to the end of the last epoch or to an agreed stop.
@@ -171,6 +174,8 @@ class TrainLoop:
         try:
             with GradientTape() as tape:
                 losses = job.task.per_example_loss(job.model, x, y)
+                if self._by_samples:
+                    note_samples(len(x))
                 if self._takes_means:
                     loss = ops.reduce_sum(losses) / max(len(x), 1)
                 else:

@@ -38,7 +38,8 @@ class OneReplica:
     def merge_call(self, merge_fn: Any, args: Any = (), kwargs: Any = None) -> Any:
         return merge_fn(self.strategy, *args)
 
-    def combine(self, aggregator: Aggregator, gradients: list[Any]) -> list[Any]:
+    def combine(self, aggregator: Aggregator, gradients: list[Any], variables: list[Any]) -> list[Any]:
+        assert len(variables) == len(gradients)
         self.combined.append(aggregator)
         return [aggregator.combine(np.stack([g, g])) for g in gradients]
 

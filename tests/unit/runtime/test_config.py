@@ -171,6 +171,22 @@ def test_config_with_a_value_out_of_range_names_key_value_and_range(override: st
             ["aggregation.name=a.b:c", "aggregation.options={trim=1}"],
             'aggregation.name = "a.b:c" and aggregation.options = {trim = 1} exclude each other',
         ),
+        (
+            ["aggregation.compression={name='top_k', options={ration=0.1}}"],
+            "aggregation.compression.options.ration = 0.1 is refused; did you mean ratio?; allowed with top_k: ratio",
+        ),
+        (
+            ["aggregation.compression={name='top_k', options={ratio=2}}"],
+            "aggregation.compression.options = {ratio = 2} is refused: ratio must be greater than 0",
+        ),
+        (
+            ["aggregation.compression.name=topk"],
+            'aggregation.compression.name = "topk" is refused; did you mean "top_k"?',
+        ),
+        (
+            ["aggregation.name=a.b:c", "aggregation.compression.name=int8"],
+            'aggregation.name = "a.b:c" and aggregation.compression.name = "int8" exclude each other',
+        ),
         (["optimizer.amsgrad=true"], 'optimizer.name = "SGD" and optimizer.amsgrad = true exclude each other'),
         (
             ["optimizer.clipvalue=1", "optimizer.gradient_transformers=['a.b:c']"],

@@ -1,0 +1,76 @@
+"""What an aggregator remembers from one step to the next, by variable, and by replica where each has its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from distopt.types import Array
+
+PREFIX = "aggregator."
+"""What the names of these arrays begin with, in the state of an optimizer."""
+
+SHARED = "all"
+"""The replica of what all replicas have alike."""
+
+
+class Memory:
+    """Arrays by kind, replica and variable.
+
+    Their names are ``aggregator.<kind>.<replica>.<position of the variable>``; a process remembers what belongs to the
+    replicas that it hosts, and what is shared.
+
+    >>> memory, variable = Memory(), object()
+    >>> memory.put("residual", 3, variable, np.ones(2))
+    >>> memory.named([variable])
+    {'aggregator.residual.3.0': array([1., 1.])}
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, int | str, int], tuple[Any, Array]] = {}
+
+    def get(self, kind: str, replica: int | str, variable: Any) -> Array | None:
+        """Return what was put, or None."""
+        found = self._kept.get((kind, replica, id(variable)))
+        return None if found is None else found[1]
+
+    def put(self, kind: str, replica: int | str, variable: Any, array: Array) -> None:
+        """Remember ``array``, which is not copied."""
+        self._kept[kind, replica, id(variable)] = variable, array
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._kept.clear()
+
+    def named(self, variables: Sequence[Any]) -> dict[str, Array]:
+        """Return copies of what is remembered of ``variables``, by name."""
+        position_of = {id(variable): i for i, variable in enumerate(variables)}
+        return {
+            f"{PREFIX}{kind}.{replica}.{position_of[variable]}": array.copy()
+            for (kind, replica, variable), (_, array) in self._kept.items()
+            if variable in position_of
+        }
+
+    def load(self, name: str, array: Array, variables: Sequence[Any]) -> bool:
+        """Remember a copy of what :meth:`named` gave; return whether it is of one of ``variables``."""
+        kind, replica, position = name.removeprefix(PREFIX).split(".")
+        if int(position) >= len(variables):
+            return False
+        self.put(kind, replica if replica == SHARED else int(replica), variables[int(position)], np.array(array))
+        return True
+
+
+def of_replicas(named: Mapping[str, Array], replicas: Sequence[int]) -> dict[str, Array]:
+    """Return what of ``named``, which may hold other names too, is shared, or belongs to one of ``replicas``.
+
+    >>> of_replicas({"aggregator.residual.1.0": np.ones(1), "aggregator.factor.all.0": np.ones(1)}, [0])
+    {'aggregator.factor.all.0': array([1.])}
+    """
+    wanted = {SHARED, *map(str, replicas)}
+    return {
+        name: array
+        for name, array in named.items()
+        if not name.startswith(PREFIX) or name.removeprefix(PREFIX).split(".")[1] in wanted
+    }
