@@ -165,6 +165,7 @@ newaxis = None
 guard(data, debugging, distribute, dtypes, errors, keras, linalg, losses, math, nest, nn, optimizers, random, train)
 guard(compat, compat.v1, compat.v1.train)
 guard(keras.layers, keras.losses, keras.metrics, keras.models, keras.optimizers, keras.optimizers.schedules)
+guard(keras.callbacks, keras.utils, keras.utils.experimental)
 guard(sys.modules[__name__])
 
 __all__ = [

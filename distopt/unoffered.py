@@ -16,6 +16,10 @@ _EAGER = "operations run at once, so there is nothing to build; see distopt.comp
 _DEVICES = "there are no devices to choose: NumPy computes on the processor, replicas are a strategy's; leave it out"
 _NUMPY = "use NumPy"
 _CHECKPOINT = "use distopt.train.Checkpoint for variables and optimizers, or a job's checkpoints (`distopt train`)"
+_SAVE_IN_CALLBACK = (
+    "save in a Callback's on_epoch_end: distopt.train.Checkpoint(model=self.model, optimizer=self.model.optimizer)"
+    ".save(path), and restore it before fit with initial_epoch"
+)
 _SMALL_KERAS = "write a subclass of distopt.keras.layers.Layer of the operations in distopt.nn and distopt.math"
 _SERVER_LOOP = "start server and workers as one job: `distopt train configs/digits-server.toml`, docs/operations.md"
 _BUILT_IN = "the errors are Python's and distopt.errors'"
@@ -246,7 +250,13 @@ UNOFFERED: dict[str, str] = {
     # tf.keras
     "keras.applications": "ready-made models are not offered; build one of distopt.keras.layers",
     "keras.backend": "use the operations of distopt, variable.assign and variable.numpy()",
-    "keras.callbacks": "call fit an epoch at a time with initial_epoch, and do between calls what a callback would do",
+    "keras.callbacks.BackupAndRestore": _SAVE_IN_CALLBACK,
+    "keras.callbacks.CSVLogger": "write the logs of a Callback's on_epoch_end, or fit's History",
+    "keras.callbacks.EarlyStopping": "set self.model.stop_training in a Callback's on_epoch_end",
+    "keras.callbacks.ModelCheckpoint": _SAVE_IN_CALLBACK,
+    "keras.callbacks.ReduceLROnPlateau": "set self.model.optimizer.learning_rate in a Callback's on_epoch_end",
+    "keras.callbacks.TensorBoard": "write the logs of a Callback's on_epoch_end with a library of your own",
+    "keras.callbacks.TerminateOnNaN": "set Checks(non_finite='raise') of the strategy",
     "keras.constraints": "pass a function of the value as `constraint`",
     "keras.datasets": "nothing is downloaded; distopt.tasks.digits has real data, numpy.load reads yours",
     "keras.estimator": "use distopt.keras.Model with compile and fit",
@@ -259,7 +269,6 @@ UNOFFERED: dict[str, str] = {
     "keras.preprocessing": _NUMPY,
     "keras.random": "use distopt.random",
     "keras.saving": _CHECKPOINT,
-    "keras.utils": "use NumPy for to_categorical; the rest is not offered",
     "keras.layers.Add": "add the tensors in call",
     "keras.layers.AveragePooling1D": "use AveragePooling2D with an axis of length 1",
     "keras.layers.BatchNormalization": "use LayerNormalization, which has no moving statistics to bring together",
@@ -293,7 +302,10 @@ UNOFFERED: dict[str, str] = {
 ELSEWHERE: dict[str, str] = {
     "debugging": "use assert_equal and its siblings, or Python's assert on .numpy()",
     "errors": _BUILT_IN,
+    "keras.callbacks": "write a subclass of distopt.keras.callbacks.Callback",
     "keras.layers": _SMALL_KERAS,
+    "keras.utils": "use NumPy for to_categorical; the rest is not offered",
+    "keras.utils.experimental": "there is DatasetCreator alone",
     "keras.losses": "a function (y_true, y_pred) -> one loss per example is taken wherever a loss is",
     "keras.metrics": "a function (y_true, y_pred) -> one number per example is taken wherever a metric is",
     "linalg": "use numpy.linalg on .numpy(); no gradient flows through it",

@@ -1,7 +1,7 @@
 """Models, layers, losses, metrics and optimizers by the names of ``tf.keras``."""
 
 from distopt import initializers
-from distopt.keras import activations, layers, losses, metrics, models, optimizers, regularizers
+from distopt.keras import activations, callbacks, layers, losses, metrics, models, optimizers, regularizers, utils
 from distopt.keras.layers import Input, Layer
 from distopt.keras.losses import Loss
 from distopt.keras.metrics import Metric
@@ -17,6 +17,7 @@ __all__ = [
     "Optimizer",
     "Sequential",
     "activations",
+    "callbacks",
     "initializers",
     "layers",
     "losses",
@@ -24,4 +25,5 @@ __all__ = [
     "models",
     "optimizers",
     "regularizers",
+    "utils",
 ]

@@ -8,10 +8,8 @@ are summed per replica in float64 and over replicas once an epoch, so each examp
 
 from __future__ import annotations
 
-import itertools
 import math
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -20,18 +18,20 @@ import numpy as np
 
 from distopt import losses, ops, random, replica_context
 from distopt.autodiff.tape import GradientTape
-from distopt.distribute import Strategy
+from distopt.distribute import Strategy, values
 from distopt.keras import losses as keras_losses
 from distopt.keras import metrics as keras_metrics
 from distopt.keras import optimizers
+from distopt.keras.batches import Batch, CountedBatches, GlobalBatches, exactly
+from distopt.keras.callbacks import Callback, Callbacks
 from distopt.keras.layers import Layer
 from distopt.keras.losses import LossLike
 from distopt.keras.metrics import Metric, MetricLike
+from distopt.keras.utils.experimental import DatasetCreator
 from distopt.losses import Reduction
-from distopt.sampling import batch_bounds, batch_length, epoch_permutation, num_steps
+from distopt.nest import map_structure
+from distopt.sampling import batch_length
 from distopt.types import Array
-
-Batch = tuple[Any, ...]
 
 
 class History:
@@ -57,6 +57,8 @@ class Model(Layer):
         self._loss: keras_losses.Loss | None = None
         self._metrics: list[Metric] = []
         self._optimizer: Any = None
+        self.stop_training = False
+        """Set by a callback to end ``fit`` after the step or epoch that is under way."""
 
     @property
     def optimizer(self) -> Any:
@@ -103,38 +105,54 @@ class Model(Layer):
         initial_epoch: int = 0,
         steps_per_epoch: int | None = None,
         seed: int | None = None,
+        callbacks: Sequence[Callback] | None = None,
     ) -> History:
         """Train for the epochs ``initial_epoch <= e < epochs``, and return the figures of each.
 
         ``x`` and ``y`` are arrays, or ``x`` is an iterable of *global* batches ``(x, y)`` or ``(x, y,
-        sample_weight)``, such as a Dataset; so is ``validation_data``, as a tuple or an iterable. ``batch_size`` is
-        that of the global batch, by default 32. Arrays are visited in the order ``epoch_permutation(seed, epoch,
-        n)``; ``seed`` is by default that of ``distopt.random.set_seed``, so two calls visit the data alike unless the
-        second is given an ``initial_epoch`` or another seed. With an optimizer's ``use_ema`` the variables end as their
-        averages, unless servers keep these.
+        sample_weight)``, such as a Dataset; so is ``validation_data``, as a tuple or an iterable. ``x`` may also be a
+        DatasetCreator, whose function makes batches for single replicas. ``callbacks`` are called in order.
+        ``batch_size`` is that of the global batch, by default 32. Arrays are visited in the order
+        ``epoch_permutation(seed, epoch, n)``; ``seed`` is by default that of ``distopt.random.set_seed``, so two calls
+        visit the data alike unless the second is given an ``initial_epoch`` or another seed. With an optimizer's
+        ``use_ema`` the variables end as their averages, unless servers keep these.
 
         With ``steps_per_epoch`` an epoch is so many batches, and the next one goes on where it ended: for data that
         repeat without end.
 
         Raises: RuntimeError if the model was not compiled with a loss; ValueError for data that do not fit together, or
-            run out before ``steps_per_epoch``.
+            run out before ``steps_per_epoch``, and for a DatasetCreator without it; TypeError for something else among
+            the callbacks.
         """
         self._require_loss("fit")
-        data = _GlobalBatches(x, y, sample_weight, batch_size, random.get_seed() if seed is None else seed, shuffle)
+        is_divided = isinstance(x, DatasetCreator)
+        if is_divided:
+            x = self._made_by(x, steps_per_epoch)
+        data = GlobalBatches(x, y, sample_weight, batch_size, random.get_seed() if seed is None else seed, shuffle)
         stream = None if steps_per_epoch is None else data.from_epoch(initial_epoch)
-        history = History()
+        history, logs = History(), {}
+        called = Callbacks(callbacks, self, epochs, steps_per_epoch)
+        self.stop_training = False
+        called.call("on_train_begin", {})
         for epoch in range(initial_epoch, epochs):
-            batches = data.of_epoch(epoch) if stream is None else _exactly(steps_per_epoch, stream)
-            logs = self._run_epoch(batches, self._train_step)
+            if self.stop_training:
+                break
+            called.call("on_epoch_begin", epoch, {})
+            batches = data.of_epoch(epoch) if stream is None else exactly(steps_per_epoch, stream)
+            logs = self._run_epoch(self._parts(batches, is_divided), self._train_step, called)
             if validation_data is not None:
+                called.call("on_test_begin", {})
                 held_out = validation_data if isinstance(validation_data, (tuple, list)) else (validation_data,)
                 x_held, y_held, weight_held = (*held_out, None, None)[:3]
                 figures = self._evaluate(x_held, y_held, weight_held, batch_size)
+                called.call("on_test_end", figures)
                 logs |= {f"val_{name}": value for name, value in figures.items()}
+            called.call("on_epoch_end", epoch, logs)
             history.append(epoch, logs)
             self._report(verbose, f"Epoch {epoch + 1}/{epochs}", logs)
         if self._optimizer.keeps_slots:
             self._optimizer.finalize_variable_values(self.trainable_variables)
+        called.call("on_train_end", logs)
         return history
 
     def evaluate(
@@ -162,7 +180,7 @@ class Model(Layer):
 
         Raises: ValueError if there is no batch.
         """
-        outputs = [np.asarray(self(batch[0])) for batch in _GlobalBatches(x, None, None, batch_size).of_epoch(0)]
+        outputs = [np.asarray(self(batch[0])) for batch in GlobalBatches(x, None, None, batch_size).of_epoch(0)]
         if not outputs:
             raise ValueError("predict was given no data")
         return np.concatenate(outputs)
@@ -180,24 +198,60 @@ class Model(Layer):
 
     # ------------------------------------------------------------ one epoch
 
-    def _run_epoch(self, batches: Iterable[Batch], step: Callable[[_Totals, Batch, int], None]) -> dict[str, float]:
+    def _made_by(self, creator: DatasetCreator, steps_per_epoch: int | None) -> Iterable[Any]:
+        """Return what the function of ``creator`` makes for the replicas of this process.
+
+        Raises: ValueError without ``steps_per_epoch``.
+        """
+        if steps_per_epoch is None:
+            raise ValueError("a DatasetCreator's data may be without end, so fit needs steps_per_epoch")
+        return self._strategy.distribute_datasets_from_function(creator.dataset_fn, creator.input_options)
+
+    def _parts(self, batches: Iterable[Batch], is_divided: bool = False) -> Iterator[tuple[Any, int | None]]:
+        """Yield the part of each batch that is this process's, and how many rows it has on all replicas, if known.
+
+        The model is built for the first one, outside of replicas.
+        """
+        if is_divided:
+            for number, batch in enumerate(batches):
+                if number == 0:
+                    self._build_for(values.select(batch, 0))
+                yield batch, None
+            return
+        counted = CountedBatches(batches, self._build_for)
+        for part in self._strategy.experimental_distribute_dataset(counted):
+            yield part, counted.lengths.popleft()
+
+    def _run_epoch(
+        self,
+        parts: Iterable[tuple[Any, int | None]],
+        step: Callable[[_Totals, Batch, int], None],
+        called: Callbacks | None = None,
+    ) -> dict[str, float]:
         strategy = self._strategy
         totals: dict[int, _Totals] = {}
-        counted = _Counted(batches, self._build_for)
         figures = 2 + 2 * len(self._metrics)
 
-        def replica_step(batch: Batch, global_rows: int) -> None:
-            replica = replica_context.current_replica("fit").replica_id_in_sync_group
-            step(totals.setdefault(int(replica), _Totals(figures)), batch, global_rows)
+        def replica_step(batch: Batch, global_rows: int | None) -> None:
+            replica = replica_context.current_replica("fit")
+            if global_rows is None:
+                global_rows = int(replica.all_reduce("SUM", np.int64(batch_length(batch))))
+            step(totals.setdefault(int(replica.replica_id_in_sync_group), _Totals(figures)), batch, global_rows)
 
         def replica_sums() -> Array:
             replica = replica_context.current_replica("fit").replica_id_in_sync_group
             return totals.setdefault(int(replica), _Totals(figures)).sums
 
         num_batches = 0
-        for part in strategy.experimental_distribute_dataset(counted):
-            strategy.run(replica_step, args=(part, counted.lengths.popleft()))
+        for part, global_rows in parts:
+            if called is not None:
+                called.call("on_train_batch_begin", num_batches, {})
+            strategy.run(replica_step, args=(part, global_rows))
+            if called is not None:
+                called.call("on_train_batch_end", num_batches, {})
             num_batches += 1
+            if called is not None and self.stop_training:
+                break
         if not num_batches:
             raise ValueError("there are no data to go through")
         sums = np.asarray(strategy.reduce("SUM", strategy.run(replica_sums), axis=None))
@@ -250,7 +304,7 @@ class Model(Layer):
                 totals.add(i, keras_metrics.weighted_sum(metric.measure(y, outputs), *weight))
 
     def _evaluate(self, x: Any, y: Any, sample_weight: Any, batch_size: int | None) -> dict[str, float]:
-        return self._run_epoch(_GlobalBatches(x, y, sample_weight, batch_size).of_epoch(0), self._test_step)
+        return self._run_epoch(self._parts(GlobalBatches(x, y, sample_weight, batch_size).of_epoch(0)), self._test_step)
 
     # ------------------------------------------------------------ around it
 
@@ -259,7 +313,7 @@ class Model(Layer):
         if not self.built or any(not layer.built for layer in self._sublayers()):
             is_current = replica_context.get_strategy() is self._strategy
             with nullcontext() if is_current else self._strategy.scope():
-                self(batch[0][:1])
+                self(map_structure(lambda rows: rows[:1], batch[0]))
 
     def _require_loss(self, caller: str) -> None:
         if self._loss is None:
@@ -280,81 +334,6 @@ class _Totals:
         """Add to the sum and the count of the figure of that number."""
         self.sums[2 * figure] += total_and_count[0]
         self.sums[2 * figure + 1] += total_and_count[1]
-
-
-class _Counted:
-    """Batches, whose numbers of rows are noted as they pass; ``on_first`` gets the first one before it passes."""
-
-    def __init__(self, batches: Iterable[Batch], on_first: Callable[[Batch], None]) -> None:
-        self.lengths: deque[int] = deque()
-        self._batches = batches
-        self._on_first: Callable[[Batch], None] | None = on_first
-
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in self._batches:
-            if not isinstance(batch, tuple) or not 2 <= len(batch) <= 3:
-                raise ValueError("a batch must be a tuple (x, y) or (x, y, sample_weight)")
-            if self._on_first is not None:
-                self._on_first(batch)
-                self._on_first = None
-            self.lengths.append(batch_length(batch))
-            yield batch
-
-
-class _GlobalBatches:
-    """The global batches of an epoch: those of an iterable, or rows of arrays in a random order if there is a seed."""
-
-    def __init__(
-        self,
-        x: Any,
-        y: Any,
-        sample_weight: Any,
-        batch_size: int | None,
-        seed: int | None = None,
-        shuffle: bool = False,
-    ) -> None:
-        if x is None:
-            raise ValueError("there are no data: x is None")
-        self._iterable = x if y is None and not hasattr(x, "shape") and not isinstance(x, list) else None
-        if self._iterable is not None:
-            return
-        parts = [part for part in (x, y, sample_weight) if part is not None]
-        self._arrays = tuple(part if hasattr(part, "ndim") else np.asarray(part) for part in parts)
-        self._arrays = tuple(np.asarray(array) for array in self._arrays)
-        self._length = batch_length(self._arrays)
-        self._batch_size = 32 if batch_size is None else batch_size
-        self._seed = seed if shuffle else None
-        num_steps(self._length, self._batch_size)
-
-    def from_epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches of this epoch and, of arrays, of those that follow; an iterable is read once."""
-        if self._iterable is not None:
-            return self.of_epoch(epoch)
-        return itertools.chain.from_iterable(map(self.of_epoch, itertools.count(epoch)))
-
-    def of_epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches as tuples."""
-        if self._iterable is not None:
-            for batch in self._iterable:
-                yield tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
-            return
-        order = None if self._seed is None else epoch_permutation(self._seed, epoch, self._length)
-        for step in range(num_steps(self._length, self._batch_size)):
-            start, stop = batch_bounds(self._length, self._batch_size, step)
-            rows = slice(start, stop) if order is None else order[start:stop]
-            yield tuple([array[rows] for array in self._arrays])
-
-
-def _exactly(count: int | None, batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Yield the next ``count`` batches.
-
-    Raises: ValueError if there are fewer.
-    """
-    for step in range(count or 0):
-        batch = next(batches, None)
-        if batch is None:
-            raise ValueError(f"the data ran out after {step} of {count} steps of an epoch; repeat() them")
-        yield batch
 
 
 def _as_column(y: Any, predictions: Any) -> Any:
