@@ -64,8 +64,8 @@ class Engine(Protocol):
         """
         ...
 
-    def gather(self, gradient: Gradient, out: Array, blocks: Blocks) -> Array:
-        """Store a gradient in ``out``, as far as there are blocks, and return their sums of squares."""
+    def gather(self, gradient: Gradient, out: Array | None, blocks: Blocks) -> Array:
+        """Store a gradient in ``out``, if given, as far as there are blocks, and return their sums of squares."""
         ...
 
     def update(
@@ -97,15 +97,17 @@ class NumpyEngine:
         run = _run_in_blocks if slot_dtype is None or slot_dtype == dtype else _run_in_wider_blocks
         return functools.partial(run, rule.step, len(rule.slots), source)
 
-    def gather(self, gradient: Gradient, out: Array, blocks: Blocks) -> Array:
+    def gather(self, gradient: Gradient, out: Array | None, blocks: Blocks) -> Array:
         sums = []
         with np.errstate(all="ignore"):
             for first, last in blocks.ranges:
                 for start in range(first, last, NUMPY_BLOCK):
                     block = slice(start, min(start + NUMPY_BLOCK, last))
-                    out[block] = gradient.source.evaluate([term[block] for term in gradient.terms], gradient.scalars)
-                sums.append(norms.block_sums(out[first:last]))
-        return np.concatenate(sums) if sums else np.empty(0, norms.accumulation_dtype(out.dtype))
+                    values = gradient.source.evaluate([term[block] for term in gradient.terms], gradient.scalars)
+                    sums.append(norms.block_sums(values))
+                    if out is not None:
+                        out[block] = values
+        return np.concatenate(sums) if sums else np.empty(0, norms.accumulation_dtype(gradient.dtype))
 
     def update(
         self, rule: Rule, variable: Array, slots: Sequence[Array], gradient: Array, scalars: Sequence[Any]
@@ -162,7 +164,7 @@ class CompiledEngine:
 
     def __init__(self) -> None:
         self._kernels: dict[tuple[Rule, np.dtype[Any], np.dtype[Any] | None, Source], Kernel] = {}
-        self._gathering: dict[tuple[np.dtype[Any], Source], Kernel] = {}
+        self._gathering: dict[tuple[np.dtype[Any], Source, bool], Kernel] = {}
         self._row_kernels: dict[tuple[Rule, np.dtype[Any]], RowKernel] = {}
         self._block_sums: dict[np.dtype[Any], Kernel] = {}
 
@@ -186,21 +188,25 @@ class CompiledEngine:
             pass
         return _numpy.kernel(rule, dtype, slot_dtype, source)
 
-    def gather(self, gradient: Gradient, out: Array, blocks: Blocks) -> Array:
-        dtype, terms = out.dtype, gradient.terms
+    def gather(self, gradient: Gradient, out: Array | None, blocks: Blocks) -> Array:
+        dtype, terms = gradient.dtype, gradient.terms
         if not kernels.can_compile(dtype, dtype):
             return _numpy.gather(gradient, out, blocks)
-        kernel = self._gathering.get((dtype, gradient.source))
+        key = dtype, gradient.source, out is not None
+        kernel = self._gathering.get(key)
         if kernel is None:
-            kernel = self._gathering[dtype, gradient.source] = kernels.load_gathering(dtype, gradient.source)
+            kernel = self._gathering[key] = kernels.load_gathering(dtype, gradient.source, store=out is not None)
         sums = np.empty(len(blocks.starts), norms.accumulation_dtype(dtype))
-        scalars = (*gradient.scalars, sums.dtype.type(0))
-        number = threads.num_threads() if out.nbytes * (1 + len(terms)) >= SHARED_BYTES else 1
+        arrays = terms if out is None else (out, *terms)
+        own = (*terms, *gradient.scalars, sums.dtype.type(0))
+        number = threads.num_threads() if sum(array.nbytes for array in arrays) >= SHARED_BYTES else 1
         part = -(-len(sums) // number)
         parts = [
-            (out, sums[at : at + part], blocks.starts[at : at + part], blocks.stops[at : at + part], *terms, *scalars)
+            (sums[at : at + part], blocks.starts[at : at + part], blocks.stops[at : at + part], *own)
             for at in range(0, len(sums), max(part, 1))
         ]
+        if out is not None:
+            parts = [(out, *arguments) for arguments in parts]
         if len(parts) == 1:
             kernel(*parts[0])
         elif parts:

@@ -197,14 +197,15 @@ def load_rule(
     return _NarrowKernel(kernel, dtype, 1 + len(rule.slots) + source.num_terms) if is_narrow else kernel
 
 
-def load_gathering(dtype: np.dtype[Any], source: Source) -> Callable[..., None]:
+def load_gathering(dtype: np.dtype[Any], source: Source, *, store: bool) -> Callable[..., None]:
     """Return the compiled ``kernel(out, sums, starts, stops, *terms, *source_scalars, zero)``.
 
     It writes the gradient that ``source`` makes of the flat ``terms`` to ``out``, block by block, and the sum of
     squares of each block, which is ``starts[k] <= i < stops[k]``, to ``sums``; ``zero`` has the dtype of ``sums``.
+    Without ``store`` there is no ``out``.
     """
-    kernel = kernels.load(lambda cache: _gathering_source(dtype, source, cache))
-    return kernel if dtype in _WIDE else _NarrowKernel(kernel, dtype, 4 + source.num_terms)
+    kernel = kernels.load(lambda cache: _gathering_source(dtype, source, store, cache))
+    return kernel if dtype in _WIDE else _NarrowKernel(kernel, dtype, 3 + store + source.num_terms)
 
 
 def load_block_sums(dtype: np.dtype[Any]) -> Callable[..., None]:
@@ -272,12 +273,12 @@ def _rule_source(
     )
 
 
-def _gathering_source(dtype: np.dtype[Any], source: Source, cache: bool | str) -> str:
+def _gathering_source(dtype: np.dtype[Any], source: Source, store: bool, cache: bool | str) -> str:
     storage = _storage(dtype, rounded=True)
     loops = term_loops.Loops(source, storage.element, storage.load, None if dtype in _WIDE else _with_roundings)
     number = _scalar(dtype)
     signature = [
-        f"types.{storage.element}[::1]",
+        *[f"types.{storage.element}[::1]"] * store,
         f"{number}[::1]",
         *["types.int64[::1]"] * 2,
         *[f'types.Array(types.{storage.element}, 1, "C", readonly=True)'] * source.num_terms,
@@ -287,7 +288,7 @@ def _gathering_source(dtype: np.dtype[Any], source: Source, cache: bool | str) -
         title=f"the sum of {source.num_terms} terms on {dtype.name}",
         conversions="" if dtype in _WIDE else _CONVERSIONS[dtype],
         functions=kernels.functions_source(norms.block_sum_loop) + loops.functions,
-    ) + loops.gathering(_decorator(signature, cache), storage.store if dtype not in _WIDE else None)
+    ) + loops.gathering(_decorator(signature, cache), storage.store if store else None)
 
 
 _INNER = '@njit(error_model="numpy", nogil=True)'

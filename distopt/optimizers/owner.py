@@ -35,6 +35,9 @@ from distopt.variable import Variable
 
 _NOTHING: Array = np.empty(0)
 
+READ_TWICE = 2
+"""Terms up to which to add them up twice, for the norm and for the rule, moves less than to store their sum."""
+
 
 @dataclass
 class Clips:
@@ -124,7 +127,8 @@ class SpanOwner:
         """Return the sums of squares of ``blocks`` that the update needs, as float64; empty if it needs none.
 
         Concatenated over owners in the order of ``layout.blocks``, they are the ``all_partials`` of :meth:`apply`,
-        which must follow with the same arguments: accumulating and the first pass of a rule after norms are done here.
+        which must follow with the same arguments, whose values have not changed meanwhile: accumulating and the first
+        pass of a rule after norms are done here.
         ``gradients`` are the aggregated gradients of the spans, one flat array each, or :class:`Terms` of which they
         are the sum; they are not written to.
 
@@ -149,6 +153,9 @@ class SpanOwner:
                 kept.append(gradient)
             elif self._exchanges_for_rules:
                 sums += [np.zeros(2 * norms.number_of_blocks(part.stop - part.start)) for part in piece.parts]
+                kept.append(gradient)
+            elif clips.norm is None and gradient.source.num_terms <= READ_TWICE:
+                sums.append(piece.block_sums(gradient))
                 kept.append(gradient)
             else:
                 stored, of_blocks = piece.store(gradient)

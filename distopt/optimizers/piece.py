@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -45,7 +46,6 @@ class Piece:
     """What updates the range from a plain source."""
     _direction: Array | None = None
     _stored: Array | None = None
-    _blocks: Blocks | None = None
 
     def __post_init__(self) -> None:
         self.dtype: np.dtype[Any] = self.arrays[0].dtype
@@ -65,6 +65,10 @@ class Piece:
             self._source, self._kernel = source, self._load(source)
         return self._kernel
 
+    @functools.cached_property
+    def _blocks(self) -> Blocks:
+        return Blocks([(start, stop) for _, start, stop in self.parts])
+
     @property
     def direction(self) -> Array:
         """An array of the range's length and dtype, zero in the padding: for a rule's direction."""
@@ -79,16 +83,20 @@ class Piece:
             self._stored = np.zeros_like(self.arrays[0])
         return self._stored
 
-    def store(self, gradient: Gradient) -> tuple[Gradient, Array]:
-        """Make the gradient an array, if it is none yet; return it, and its parts' sums of squares of blocks."""
+    def block_sums(self, gradient: Gradient) -> Array:
+        """Return the sums of squares of the blocks of all parts, without making the gradient an array."""
         if gradient.source == PLAIN:
             (array,) = gradient.terms
             sums = [self.engine.block_sums(array[start:stop]) for _, start, stop in self.parts]
-            return gradient, np.concatenate(sums) if sums else np.empty(0)
-        if self._blocks is None:
-            self._blocks = Blocks([(start, stop) for _, start, stop in self.parts])
-        sums_of_blocks = self.engine.gather(gradient, self.stored, self._blocks)
-        return Gradient(PLAIN, (self.stored,)), sums_of_blocks
+            return np.concatenate(sums) if sums else np.empty(0)
+        return self.engine.gather(gradient, None, self._blocks)
+
+    def store(self, gradient: Gradient) -> tuple[Gradient, Array]:
+        """Make the gradient an array, if it is none yet; return it, and its :meth:`block_sums`."""
+        if gradient.source == PLAIN:
+            return gradient, self.block_sums(gradient)
+        sums = self.engine.gather(gradient, self.stored, self._blocks)
+        return Gradient(PLAIN, (self.stored,)), sums
 
     def array_of(self, gradient: Gradient) -> Array:
         """Return the gradient as an array."""

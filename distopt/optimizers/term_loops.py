@@ -53,7 +53,7 @@ def _gather({gathered}, {inputs}):
 
 
 {decorator}
-def kernel(out, sums, starts, stops, {arguments}, zero):
+def kernel({outputs}, {arguments}, zero):
     {buffers}
     for k in range(starts.size):
         start, stop = starts[k], stops[k]
@@ -130,26 +130,26 @@ class Loops:
         )
 
     def gathering(self, decorator: str, store: str | None) -> str:
-        """Return the kernel that stores the gradient and sums up squares; ``store``: how, if not as it is."""
+        """Return the kernel that adds up squares of the gradient and stores it by ``store``; None: only adds up."""
         own = list(self._source.scalars)
-        values = "out[start:stop]" if store is None else "wide[: stop - start]"
-        buffers = self._buffers(BLOCK)
-        if store is not None:
-            buffers += f"; wide = np.empty({BLOCK}, np.float32)"
-        gathered = ["values"] if store is None else ["values", "out"]
+        arrays = {"values": "out[start:stop]"} if store == "{}" else {"values": "numbers[: stop - start]"}
+        numbers = [] if store == "{}" else ["numbers"]
+        stores = "values[i] = value"
+        if store not in ("{}", None):
+            arrays["stored"] = "out[start:stop]"
+            stores += f"; stored[i] = {store.format('value')}"
         return _GATHERING.format(
             decorator=decorator,
-            gathered=", ".join(gathered),
+            gathered=", ".join(arrays),
             inputs=", ".join([*self.inputs, *own]),
             element=self.element,
-            store="values[i] = value" + ("" if store is None else f"; out[i] = {store.format('value')}"),
+            store=stores,
+            outputs="sums, starts, stops" if store is None else "out, sums, starts, stops",
             arguments=", ".join([*self.terms, *own]),
-            buffers=buffers,
+            buffers=self._buffers(BLOCK, numbers),
             additions=self._additions(),
-            slices=", ".join(
-                [values, *([] if store is None else ["out[start:stop]"]), *map(self._slice, self.inputs), *own]
-            ),
-            values=values,
+            slices=", ".join([*arrays.values(), *map(self._slice, self.inputs), *own]),
+            values=arrays["values"],
         )
 
     def _visit(self, sum_of: Additions) -> tuple[list[str], str]:
@@ -181,9 +181,9 @@ class Loops:
     def _slice(self, name: str) -> str:
         return f"{name}[: stop - start]" if name.startswith("sum_") else f"{name}[start:stop]"
 
-    def _buffers(self, length: int) -> str:
-        buffers = [f"sum_{number} = np.empty({length}, np.{self._number})" for number in range(len(self._groups))]
-        return "; ".join(buffers) or "pass"
+    def _buffers(self, length: int, more: Sequence[str] = ()) -> str:
+        names = [*(f"sum_{number}" for number in range(len(self._groups))), *more]
+        return "; ".join(f"{name} = np.empty({length}, np.{self._number})" for name in names) or "pass"
 
     def _additions(self) -> str:
         calls = [
