@@ -11,8 +11,8 @@ import re
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Hashable, Sequence
-from typing import Any, Final, NamedTuple, Self
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 from distopt.errors import (
     DifferentVariablesError,
@@ -26,6 +26,8 @@ from distopt.errors import (
     VariableOrderError,
     VariablePerReplicaError,
 )
+
+Key = TypeVar("Key")
 
 _MOST_NAMES = 8
 _LABEL: Final = struct.Struct("<QQq")
@@ -111,6 +113,23 @@ def stem_of(name: str) -> str:
     'sgd/dense/kernel:0'
     """
     return _COUNTER.sub("", name)
+
+
+def odd_ones(values: Mapping[Key, Hashable]) -> tuple[Key | None, tuple[Key, ...]]:
+    """Return a representative of the largest group with one value, and everyone outside of that group.
+
+    Among groups of one size the one that appears first in ``values`` is taken.
+
+    >>> odd_ones({"rank 0": "a", "rank 1": "b", "rank 2": "b"})
+    ('rank 1', ('rank 0',))
+    """
+    groups: dict[Hashable, list[Key]] = {}
+    for key, value in values.items():
+        groups.setdefault(value, []).append(key)
+    if not groups:
+        return None, ()
+    largest = max(groups.values(), key=len)
+    return largest[0], tuple(key for key in values if key not in largest)
 
 
 _COUNTER = re.compile(r"_(\d+)(?=[/:]|$)")

@@ -7,6 +7,8 @@ small exchange a list, and none in later steps, in which a label travels with th
 from __future__ import annotations
 
 import functools
+import logging
+import platform
 import struct
 import weakref
 import zlib
@@ -14,13 +16,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from distopt.aggregation import GradientAggregator
-from distopt.agreement import Described, Label, describe_names, digest_of, disagreement, pack_label
+from distopt.agreement import Described, Label, describe_names, digest_of, disagreement, odd_ones, pack_label
 from distopt.comm.communicator import Communicator
 from distopt.distribute.optimizer_settings import OptimizerSettings, differing
 from distopt.errors import MergeOrderError, RemoteProtocolError, UnequalHypersError
 from distopt.types import Array
+
+logger = logging.getLogger(__name__)
 
 
 class _Told(msgspec.Struct, frozen=True, array_like=True):
@@ -30,6 +35,10 @@ class _Told(msgspec.Struct, frozen=True, array_like=True):
     variables: tuple[tuple[str, tuple[int, ...], str], ...]
     optimizer: str
     settings: dict[str, str]
+    versions: dict[str, str]
+
+    def optimizer_key(self) -> tuple[Any, ...]:
+        return self.optimizer, tuple(sorted(self.settings.items()))
 
     def described(self) -> list[Described]:
         keys = describe_names([name for name, _, _ in self.variables])
@@ -98,7 +107,7 @@ class Introductions:
         settings = OptimizerSettings(optimizer)
         rows = any(pairs.has_rows for pairs in pairs_of)
         variables = tuple((v.name, tuple(v.shape), v.dtype.name) for _, v in pairs_of[0])
-        mine = _Told(rows, variables, type(optimizer).__name__, dict(settings.current))
+        mine = _Told(rows, variables, type(optimizer).__name__, dict(settings.current), versions())
         communicator = self._communicator
         everyone = [mine]
         if communicator is not None and communicator.size > 1:
@@ -113,20 +122,50 @@ class Introductions:
                     "every process must make the same all_reduce and apply_gradients calls in the same order"
                 ) from error
         lists = [told.described() for told in everyone]
-        for rank, other in enumerate(lists[1:], start=1):
-            if _comparable(other) != _comparable(lists[0]):
-                raise disagreement("rank 0", lists[0], f"rank {rank}", other)
-        for rank, told in enumerate(everyone[1:], start=1):
-            _refuse_other_optimizer(everyone[0], rank, told)
+        reference, odd = odd_ones({rank: tuple(_comparable(of_rank)) for rank, of_rank in enumerate(lists)})
+        if reference is not None and odd:
+            who = _name(reference, len(everyone) - len(odd), len(everyone))
+            raise disagreement(who, lists[reference], f"rank {odd[0]}", lists[odd[0]])
+        _refuse_other_optimizers(everyone)
+        _warn_of_other_versions(everyone)
         digest = digest_of("gradients", _comparable(lists[0]))
         return Known(any(told.rows for told in everyone), digest, settings, optimizer.iterations)
 
 
-def _refuse_other_optimizer(first: _Told, rank: int, other: _Told) -> None:
-    found = [("class", first.optimizer, other.optimizer)] if first.optimizer != other.optimizer else []
-    if found := [*found, *differing(first.settings, other.settings)]:
-        lines = "; ".join(f"{name} is {mine} on rank 0 and {theirs} on rank {rank}" for name, mine, theirs in found)
-        raise UnequalHypersError(f"the optimizers of the processes differ: {lines}; make them alike on every process")
+def _name(reference: int, agree: int, size: int) -> str:
+    """Return what a message calls the ranks that agree: by one of them, and how many they are."""
+    return f"rank {reference}" if size == 2 else f"rank {reference} (as {agree} of {size})"
+
+
+def _refuse_other_optimizers(everyone: Sequence[_Told]) -> None:
+    reference, odd = odd_ones({rank: told.optimizer_key() for rank, told in enumerate(everyone)})
+    if reference is None or not odd:
+        return
+    most, other = everyone[reference], everyone[odd[0]]
+    found = [("class", most.optimizer, other.optimizer)] if most.optimizer != other.optimizer else []
+    who = _name(reference, len(everyone) - len(odd), len(everyone))
+    lines = "; ".join(
+        f"{name} is {mine} on {who} and {theirs} on rank {odd[0]}"
+        for name, mine, theirs in [*found, *differing(most.settings, other.settings)]
+    )
+    raise UnequalHypersError(f"the optimizers of the processes differ: {lines}; make them alike on every process")
+
+
+def _warn_of_other_versions(everyone: Sequence[_Told]) -> None:
+    """Log what may decide bits and differs; a job that is run from a configuration compares more, and refuses it."""
+    reference, odd = odd_ones({rank: tuple(sorted(told.versions.items())) for rank, told in enumerate(everyone)})
+    if reference is not None and odd:
+        who = _name(reference, len(everyone) - len(odd), len(everyone))
+        lines = "; ".join(
+            f"{name} is {mine} on {who} and {theirs} on rank {odd[0]}"
+            for name, mine, theirs in differing(everyone[reference].versions, everyone[odd[0]].versions)
+        )
+        logger.warning("the processes may compute different bits: %s", lines)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes here."""
+    return {"numpy": np.__version__, "python": ".".join(platform.python_version_tuple()[:2])}
 
 
 def label_of_values(aggregator: GradientAggregator, arrays: Sequence[Array]) -> bytes:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from itertools import zip_longest
-from typing import TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
+
+from distopt.agreement import odd_ones
 
 _ABSENT = "(absent)"
 _MOST_LINES = 8
@@ -61,18 +63,47 @@ def numeric_differences(reference: Manifest, other: Manifest) -> list[str]:
     return _shortened(list(_lines("numerics", reference.numerics, other.numerics)))
 
 
-def odd_ones(manifests: Mapping[Key, Manifest]) -> tuple[Key | None, tuple[Key, ...]]:
-    """Return a representative of the largest group with equal numerics, and everyone outside of that group.
+class Diff(NamedTuple, Generic[Key]):
+    """How some processes differ from most; ``odd`` are those."""
 
-    Among groups of one size the one that appears first in ``manifests`` is the reference.
+    odd: tuple[Key, ...]
+    text: str
+
+
+def content_diff(manifests: Mapping[Key, Manifest], name: Callable[[Key], str]) -> Diff[Key] | None:
+    """Return how processes differ in anything but numerics from the largest group that agrees; None where none does.
+
+    Among groups of one size the one that appears first in ``manifests`` is the reference. ``name``: of a process.
     """
-    groups: dict[tuple[tuple[str, str], ...], list[Key]] = {}
-    for key, manifest in manifests.items():
-        groups.setdefault(tuple(sorted(manifest.numerics.items())), []).append(key)
-    if not groups:
-        return None, ()
-    largest = max(groups.values(), key=len)
-    return largest[0], tuple(key for key in manifests if key not in largest)
+    contents = {
+        key: msgspec.json.encode(msgspec.structs.replace(manifest, numerics={}), order="deterministic")
+        for key, manifest in manifests.items()
+    }
+    return _diff(manifests, contents, name, differences, "does not belong to this job")
+
+
+def numerics_diff(manifests: Mapping[Key, Manifest], name: Callable[[Key], str]) -> Diff[Key] | None:
+    """Return the same of the numerics fingerprints."""
+    contents = {key: tuple(sorted(manifest.numerics.items())) for key, manifest in manifests.items()}
+    return _diff(manifests, contents, name, numeric_differences, "computes with other numerics than the others")
+
+
+def _diff(
+    manifests: Mapping[Key, Manifest],
+    contents: Mapping[Key, Hashable],
+    name: Callable[[Key], str],
+    compare: Callable[[Manifest, Manifest], list[str]],
+    verdict: str,
+) -> Diff[Key] | None:
+    reference, odd = odd_ones(contents)
+    if reference is None or not odd:
+        return None
+    agree = len(manifests) - len(odd)
+    whose = f"{name(reference)}'s value first" if agree == 1 else f"the value of {agree} of {len(manifests)} first"
+    texts = [
+        f"{name(key)} {verdict} ({whose}): " + "; ".join(compare(manifests[reference], manifests[key])) for key in odd
+    ]
+    return Diff(odd, "; ".join(texts))
 
 
 def _settings(job: str) -> dict[str, str]:

@@ -28,6 +28,8 @@ class Member:
         self.order = order
         self.peer = Peer(join.role, 0, join.pid, join.host, join.endpoint)
         self.last_heard_s = now_s
+        self.progress_s = now_s
+        """When the process was first heard at its step and in its phase."""
         self.step = 0
         self.phase = "joining"
         self.waiting_for = ""

@@ -10,13 +10,15 @@ the two tables below is an error.
 
 Theory of operation. Everyone joins, in any order, and gets a rank; workers that ask for an index are sorted by it.
 From its Join on a process must be heard every ``peer_timeout_s``. Each heartbeat says at which step the process is, in
-which phase, and whom it waits for; so when one is lost, the reason can say who was waiting for what. Whatever goes
-wrong becomes one reason, which goes to all as Abort, and status 1. A second failure changes nothing.
+which phase, and whom it waits for; so when one is lost, the reason can say who was waiting for what. One that built
+another job than most is judged when all have joined, or ``settle_s`` after it was seen; it may be the coordinator.
+Whatever goes wrong becomes one reason, which goes to all as Abort, and status 1. A second failure changes nothing.
 """
 
 from __future__ import annotations
 
 import enum
+import statistics
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -26,7 +28,7 @@ from distopt.arena import Span
 from distopt.canonical_sum import contiguous_ranges
 from distopt.errors import LocalProtocolError
 from distopt.protocol.commands import Command, Deliver, EndJob, Note, Send, Started
-from distopt.protocol.manifest import Manifest, differences, numeric_differences, odd_ones
+from distopt.protocol.manifest import Diff, Manifest, content_diff, numerics_diff
 from distopt.protocol.members import Member, MemberStatus, members_waiting, named
 from distopt.protocol.messages import (
     Abort,
@@ -119,6 +121,7 @@ class Membership:
         self._progress_s = now_s
         self._abort: Abort | None = None
         self._told: set[bytes] = set()
+        self._mismatch_since_s: float | None = None
 
     # ------------------------------------------------------------------------------------------------- events
 
@@ -154,6 +157,8 @@ class Membership:
             sentences = [f"{m.ended}, last heard {m.where()}" for m in ended]
             sentences += members_waiting(m for m in self._members.values() if m not in ended)
             return self._fail("; ".join(sentences), ended[0], "PeerLostError")
+        if self._mismatch_since_s is not None and now_s - self._mismatch_since_s >= self.config.settle_s:
+            return self._fail_if_mismatched()
         if lost := [
             m for m in self._members.values() if m.silent_s(now_s) > self.config.peer_timeout_s and not m.has_left
         ]:
@@ -215,14 +220,9 @@ class Membership:
         newcomer = Member(identity, join, order=len(self._members), now_s=now_s)
         if refusal := self._refusal(newcomer, earlier):
             return [Send(identity, Error(code="RemoteProtocolError", text=refusal))]
-        if lines := differences(self._manifest, join.manifest):
-            self._members[identity] = newcomer
-            return self._fail(
-                f"{newcomer} does not belong to this job (the coordinator's value first): {'; '.join(lines)}",
-                newcomer,
-                "ManifestMismatchError",
-            )
         self._members[identity] = newcomer
+        if self._mismatch_since_s is None and self._content_diff() is not None:
+            self._mismatch_since_s = now_s
         welcome = Send(identity, Welcome(waiting_for=self._absent()))
         if len(self._members) < self.config.num_servers + self.config.num_workers:
             return [welcome]
@@ -244,22 +244,26 @@ class Membership:
             return f"{newcomer} asks for an index that is taken: {named(present)}"
         return ""
 
+    def _content_diff(self) -> Diff[bytes] | None:
+        """Return how the processes that are there, the coordinator (identity ``b""``) among them, differ."""
+        manifests = {b"": self._manifest, **{i: member.join.manifest for i, member in self._members.items()}}
+        return content_diff(manifests, lambda identity: str(self._members[identity]) if identity else "the coordinator")
+
+    def _fail_if_mismatched(self) -> list[Command]:
+        found = self._content_diff()
+        if found is None:
+            return []
+        return self._fail(found.text, self._members.get(found.odd[0]), "ManifestMismatchError")
+
     def _all_joined(self, now_s: float) -> list[Command]:
+        if failed := self._fail_if_mismatched():
+            return failed
         commands: list[Command] = []
-        reference, odd = odd_ones({identity: member.join.manifest for identity, member in self._members.items()})
-        if reference is not None and odd:
-            lines = []
-            for identity in odd:
-                found = numeric_differences(
-                    self._members[reference].join.manifest, self._members[identity].join.manifest
-                )
-                lines.append(
-                    f"{self._members[identity]} computes with other numerics than {self._members[reference]} "
-                    f"(whose value is first): {'; '.join(found)}"
-                )
+        manifests = {identity: member.join.manifest for identity, member in self._members.items()}
+        if found := numerics_diff(manifests, lambda identity: str(self._members[identity])):
             if self.config.require_equal_numerics:
-                return self._fail("; ".join(lines), self._members[odd[0]], "ManifestMismatchError")
-            commands.append(Note("; ".join(lines)))
+                return self._fail(found.text, self._members[found.odd[0]], "ManifestMismatchError")
+            commands.append(Note(found.text))
         servers, workers = self._ranked(Role.SERVER), self._ranked(Role.WORKER)
         self._move(Phase.STARTING, now_s)
         ranges = contiguous_ranges(self.config.num_replicas, self.config.num_workers)
@@ -285,7 +289,7 @@ class Membership:
 
     def _beat(self, member: Member, beat: Heartbeat, now_s: float) -> None:
         if (beat.step, beat.phase) != (member.step, member.phase):
-            self._progress_s = now_s
+            self._progress_s = member.progress_s = now_s
         member.step, member.phase, member.waiting_for = beat.step, beat.phase, beat.waiting_for
 
     def _finished(self, member: Member, message: Finished, now_s: float) -> list[Command]:
@@ -321,6 +325,8 @@ class Membership:
         running = [m for m in self._members.values() if not m.has_finished]
         slowest = min(running, key=lambda m: (bool(m.waiting_for), m.step))
         sentences = [f"no progress for {now_s - self._progress_s:.1f} s; the slowest is {slowest} {slowest.where()}"]
+        if others := [m.progress_s for m in running if m is not slowest]:
+            sentences[0] += f", {now_s - statistics.median(others):.1f} s later than the median of the others"
         sentences += members_waiting(running)
         return self._fail("; ".join(sentences), slowest, "CollectiveTimeoutError")
 

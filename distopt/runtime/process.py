@@ -7,13 +7,14 @@ connects them.
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import platform
 import signal
 import socket
 import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,7 +31,7 @@ from distopt.distribute.served import ServedReplicas, ServedSpans, relative_divi
 from distopt.errors import ManifestMismatchError, ProtocolError
 from distopt.observe import LocalRecorder, RunFolder, Summary, make_display, set_step
 from distopt.optimizers.engine import set_default_engine
-from distopt.protocol.manifest import Manifest, differences, numeric_differences, odd_ones
+from distopt.protocol.manifest import content_diff, numerics_diff
 from distopt.protocol.membership import MembershipConfig
 from distopt.protocol.messages import Assignment, Join, Role
 from distopt.runtime import report
@@ -44,6 +45,8 @@ from distopt.runtime.serve_coordinator import CoordinatorLoop
 from distopt.runtime.serve_server import ServerLoop
 from distopt.runtime.signals import INTERRUPTED, handling, stop_on_signals
 from distopt.runtime.train import Hooks, TrainLoop
+
+logger = logging.getLogger(__name__)
 
 
 def run_process(config: JobConfig, folder: RunFolder | None, resume: Path | None) -> int:
@@ -322,23 +325,22 @@ def _shared_folder(config: JobConfig, resume: Path | None, communicator: MpiComm
 def _compare_manifests(job: Job, communicator: MpiCommunicator) -> None:
     """Refuse to go on unless all ranks run the same job with the same numerics.
 
-    Raises: ManifestMismatchError that names the odd rank and both values.
+    Raises: ManifestMismatchError that names the rank that differs from most, and both values; the same on every rank.
     """
-    own = manifest(job)
-    manifests: Sequence[Manifest] = [decode_manifest(m) for m in communicator.all_gather_bytes(encode_manifest(own))]
-    for rank, other in enumerate(manifests):
-        if lines := differences(manifests[0], other):
-            raise ManifestMismatchError(
-                f"rank {rank} does not belong to this job (rank 0's value first): {'; '.join(lines)}"
-            )
-    reference, odd = odd_ones(dict(enumerate(manifests)))
-    if odd and reference is not None:
-        lines = [
-            f"rank {rank} computes with other numerics than rank {reference} (whose value is first): "
-            + "; ".join(numeric_differences(manifests[reference], manifests[rank]))
-            for rank in odd
-        ]
-        if not job.config.numerics.allow_different_fingerprints:
-            raise ManifestMismatchError("; ".join(lines))
-        if communicator.rank == 0:
-            sys.stderr.write(f"distopt: warning: {'; '.join(lines)}\n")
+    payloads = communicator.all_gather_bytes(encode_manifest(manifest(job)))
+    manifests = {rank: decode_manifest(payload) for rank, payload in enumerate(payloads)}
+    found = content_diff(manifests, _rank_name)
+    if found is None:
+        found = numerics_diff(manifests, _rank_name)
+        if found is not None and job.config.numerics.allow_different_fingerprints:
+            if communicator.rank == 0:
+                sys.stderr.write(f"distopt: warning: {found.text}\n")
+            return
+    if found is not None:
+        logger.error("%s", found.text)
+        communicator.barrier()  # so that every rank has said it before one of them ends the job
+        raise ManifestMismatchError(found.text)
+
+
+def _rank_name(rank: int) -> str:
+    return f"rank {rank}"

@@ -113,17 +113,17 @@ def test_mpi_rank_that_dies_or_freezes_ends_the_job_and_is_named(
     assert "step" in error
 
 
-def test_mpi_rank_with_another_configuration_is_refused_before_step_0(tmp_path: Path) -> None:
-    same = ranks(tmp_path, 1)
-    other = [*same[same.index("-n") :], "--set", "optimizer.momentum=0.5"]
-    result = run_job([*same, ":", *other], limit_s=LIMIT_S)
+def test_mpi_rank_with_another_configuration_is_refused_before_step_0_and_named_on_every_rank(tmp_path: Path) -> None:
+    odd, same = ranks(tmp_path, 1, "--set", "optimizer.momentum=0.5"), ranks(tmp_path, 2)
+    result = run_job([*odd, ":", *same[same.index("-n") :]], limit_s=LIMIT_S)
     assert result.status != 0, result
-    error = the_error(result)
-    assert "rank 1" in error
-    assert "momentum" in error
-    assert "0.9" in error
-    assert "0.5" in error
+    diff = "rank 0 does not belong to this job (the value of 2 of 3 first): configuration optimizer.momentum: "
+    diff += "0.9 against 0.5"
+    assert diff in the_error(result)
     assert "epoch 1/" not in result.stderr
+    logs = list(tmp_path.glob("*/logs/rank-*.log"))
+    assert len(logs) == 3
+    assert all(diff in log.read_text() for log in logs), logs
 
 
 def test_worker_with_another_configuration_is_refused_before_step_0(tmp_path: Path) -> None:

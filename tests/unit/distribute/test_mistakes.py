@@ -20,7 +20,7 @@ import distopt as tf
 from distopt import errors
 from distopt.aggregation import Mean, Sum
 from distopt.clipping import clip_by_global_norm
-from distopt.distribute import Checks, MirroredStrategy, PerReplica
+from distopt.distribute import Checks, MirroredStrategy, PerReplica, introduction
 from distopt.distribute.inspector import is_finite
 from distopt.errors import MistakeError
 from distopt.testing import run_strategy
@@ -500,6 +500,35 @@ def test_lists_of_variables_that_differ_between_processes_are_told_at_the_first_
 
     with pytest.raises(error, match=r"rank 0.*rank 1|rank 1.*rank 0"):
         across_processes(step)
+
+
+@pytest.mark.parametrize("odd", [0, 1, 2])
+def test_process_that_differs_from_most_is_the_one_that_is_named(odd: int) -> None:
+    most = next(rank for rank in range(3) if rank != odd)
+
+    def other_variables(rank: int) -> None:
+        names = ["w", "b"] if rank == odd else ["w"]
+        variables = [tf.Variable(np.zeros(2, np.float32), trainable=False, name=name) for name in names]
+        apply(tf.keras.optimizers.SGD(1.0), *((gradient(1, 1), v) for v in variables))
+
+    def other_settings(rank: int) -> None:
+        apply(tf.keras.optimizers.Adam(epsilon=1e-7 + (rank == odd)), (gradient(1, 1), variable()))
+
+    with pytest.raises(
+        errors.MissingGradientError, match=rf"rank {most} \(as 2 of 3\) has no gradient .* rank {odd} has"
+    ):
+        across_processes(other_variables, 3)
+    with pytest.raises(errors.UnequalHypersError, match=rf"1e-07 on rank {most} \(as 2 of 3\) and .* on rank {odd};"):
+        across_processes(other_settings, 3)
+
+
+def test_versions_that_differ_between_processes_are_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = iter(["2.1", "2.2", "2.1"])
+    monkeypatch.setattr(introduction, "versions", lambda: {"numpy": next(found)})
+    across_processes(lambda rank: apply(tf.keras.optimizers.SGD(1.0), (gradient(1, 1), variable())), 3)
+    assert re.search(r"numpy is 2\.1 on rank . \(as 2 of 3\) and 2\.2 on rank .", caplog.text)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,14 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from distopt.protocol.manifest import Manifest, VariableSpec, differences, numeric_differences, odd_ones
+from distopt.protocol.manifest import (
+    Manifest,
+    VariableSpec,
+    content_diff,
+    differences,
+    numeric_differences,
+    numerics_diff,
+)
 
 JOB = """
 seed = 1
@@ -58,15 +65,38 @@ def test_many_differences_are_counted_instead_of_listed() -> None:
     assert lines[-1] == "and 12 more differences"
 
 
+def name(rank: int) -> str:
+    return f"rank {rank}"
+
+
 @pytest.mark.parametrize(
-    ("values", "reference", "odd"),
-    [("aab", 0, (2,)), ("baa", 1, (0,)), ("ab", 0, (1,)), ("abc", 0, (1, 2)), ("aaa", 0, ()), ("", None, ())],
+    ("values", "odd", "whose"),
+    [
+        ("aab", (2,), "the value of 2 of 3 first"),
+        ("baa", (0,), "the value of 2 of 3 first"),
+        ("ab", (1,), "rank 0's value first"),
+        ("abc", (1, 2), "rank 0's value first"),
+        ("bcaaa", (0, 1), "the value of 3 of 5 first"),
+    ],
 )
-def test_odd_ones_are_those_outside_of_the_largest_group(
-    values: str, reference: int | None, odd: tuple[int, ...]
-) -> None:
-    manifests = {i: Manifest(numerics={"blas": value}) for i, value in enumerate(values)}
-    assert odd_ones(manifests) == (reference, odd)
+def test_diff_names_those_outside_of_the_largest_group(values: str, odd: tuple[int, ...], whose: str) -> None:
+    for diff, manifests, what in (
+        (content_diff, [Manifest(optimizer={"name": value}) for value in values], "optimizer name"),
+        (numerics_diff, [Manifest(numerics={"blas": value}) for value in values], "numerics blas"),
+    ):
+        found = diff(dict(enumerate(manifests)), name)
+        assert found is not None
+        assert found.odd == odd
+        for rank in odd:
+            assert f"rank {rank} " in found.text
+            assert f"({whose}): {what}: {'a'} against {values[rank]}" in found.text
+
+
+def test_processes_that_agree_have_no_diff() -> None:
+    for manifests in ({}, dict.fromkeys(range(3), REFERENCE)):
+        assert content_diff(manifests, name) is None
+        assert numerics_diff(manifests, name) is None
+    assert content_diff({0: REFERENCE, 1: msgspec.structs.replace(REFERENCE, numerics={})}, name) is None
 
 
 def test_default_dictionaries_are_not_shared() -> None:

@@ -184,15 +184,27 @@ def test_starting_that_takes_too_long_names_who_is_not_ready() -> None:
 def test_other_manifest_ends_the_job_naming_process_and_difference(other: Manifest, text: str) -> None:
     job = Job()
     job.hear(SERVER, join(Role.SERVER, pid=1))
-    commands = job.hear(FIRST, join(Role.WORKER, pid=2, manifest=other))
+    job.hear(FIRST, join(Role.WORKER, pid=2, manifest=other))
+    assert job.after(CONFIG.settle_s - 0.1) == []
+    commands = job.after(0.1)
     assert set(sent(commands)) == {SERVER, FIRST}
     end = ending(commands)
     assert end.code == "ManifestMismatchError"
-    assert "a worker (pid 2 on h) does not belong to this job (the coordinator's value first)" in end.reason
+    assert "a worker (pid 2 on h) does not belong to this job (the value of 2 of 3 first)" in end.reason
     assert text in end.reason
     assert job.machine.latecomers == 1
     assert isinstance(sent(job.hear(SECOND, join(Role.WORKER, pid=3)))[SECOND], Abort)
     assert job.machine.latecomers == 0
+
+
+def test_coordinator_of_another_job_than_the_others_is_the_odd_one_as_soon_as_all_have_joined() -> None:
+    job, other = Job(), msgspec.structs.replace(MANIFEST, job="seed = 2")
+    job.hear(SERVER, join(Role.SERVER, pid=1, manifest=other))
+    job.hear(FIRST, join(Role.WORKER, pid=2, manifest=other))
+    end = ending(job.hear(SECOND, join(Role.WORKER, pid=3, manifest=other)))
+    assert end.reason == (
+        "the coordinator does not belong to this job (the value of 3 of 4 first): configuration seed: 2 against 1"
+    )
 
 
 @pytest.mark.parametrize("odd", [0, 1, 2])
@@ -204,7 +216,7 @@ def test_other_numerics_end_the_job_naming_the_odd_process(odd: int) -> None:
         manifest = msgspec.structs.replace(MANIFEST, numerics=numerics)
         commands = job.hear(identity, join(role, pid=position, manifest=manifest))
     (end,) = [command for command in commands if isinstance(command, EndJob)]
-    assert f"(pid {odd} on h) computes with other numerics than" in end.reason
+    assert f"(pid {odd} on h) computes with other numerics than the others (the value of 2 of 3 first)" in end.reason
     assert "numerics blas: a against b" in end.reason
     assert end.code == "ManifestMismatchError"
 
@@ -263,13 +275,15 @@ def test_server_lost_while_stopping_fails_the_job_and_workers_may_leave() -> Non
 def test_no_progress_names_the_slowest_and_its_phase() -> None:
     job = Job().running()
     job.hear(FIRST, Heartbeat(step=9, phase="gradient"))
+    job.now_s += 2.0
     job.hear(SECOND, Heartbeat(step=9, phase="update", waiting_for="server 0"))
+    job.now_s += 2.0
     job.hear(SERVER, Heartbeat(step=9, phase="update", waiting_for="replicas 0..3 of worker 0"))
     for _ in range(25):
         assert job.after(4.0, *EVERYONE) == []
     end = ending(job.after(1.0, *EVERYONE))
     assert end.code == "CollectiveTimeoutError"
-    assert "the slowest is worker 0 (pid 2 on h) at step 9 in phase 'gradient'" in end.reason
+    assert "the slowest is worker 0 (pid 2 on h) at step 9 in phase 'gradient', 102.0 s later than" in end.reason
     assert "server 0 (pid 1 on h) at step 9 was waiting for replicas 0..3 of worker 0" in end.reason
 
 
