@@ -99,13 +99,15 @@ class Communicator(abc.ABC):
     """``size`` ranks that call the same collectives in the same order.
 
     Every call may raise PeerLostError, CollectiveTimeoutError or JobAbortedError; after one of them the communicator
-    cannot be used any more. ``step`` is only read, for error messages.
+    cannot be used any more. ``step`` and ``phase`` are only read, for messages.
     """
 
     rank: int
     size: int
     traffic: Traffic
     step: int = 0
+    phase: str = ""
+    """What the program does between its collectives, if it says so: in which phase a rank is late."""
 
     timeout_s: float = 60.0
     """How long a wait for other ranks lasts at most."""

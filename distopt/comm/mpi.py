@@ -23,6 +23,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import faulthandler
+import logging
 import os
 import sys
 import time
@@ -36,6 +37,7 @@ import numpy as np
 
 from distopt.agreement import label_mismatch
 from distopt.comm import host_peers
+from distopt.comm.arrivals import Arrivals
 from distopt.comm.communicator import Communicator, Receive, Send, Traffic, Wait, bytes_of, name_ranks
 from distopt.comm.watchdog import Watchdog
 from distopt.errors import (
@@ -50,6 +52,8 @@ from distopt.errors import (
     RemoteProtocolError,
 )
 from distopt.types import Array
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -80,6 +84,9 @@ _EXCHANGE_COST_BYTES_ON_ONE_HOST: Final = 1 << 20
 _LOOK_EVERY_S: Final = 0.1
 _GAP_S: Final = 2.0
 """A pause this long between two looks means that this process was stopped; its waits are prolonged by it."""
+
+_LATE_S: Final = 1.0
+"""A rank that comes so much later than the median of the others is logged."""
 
 _GRACE_S: Final = 5.0
 """How long the watchdog lets a wait overrun, and how long an abort may take."""
@@ -152,6 +159,8 @@ class MpiCommunicator(Communicator):
         self._abort_note: tuple[int, str] | None = None
         self._wait: Wait | None = None
         self._closed = False
+        self._arrivals: Arrivals | None = None
+        """Of the wait under way, once it has lasted."""
         self._host_peers = host_peers.HostPeers(0, [b""])
         self._watchdog = Watchdog(timeout_s + _GRACE_S, self._end_stuck)
         self._comm = self._notes = parent  # until it is duplicated, for an abort
@@ -320,12 +329,30 @@ class MpiCommunicator(Communicator):
                 if now_s - looked_s > _GAP_S:
                     deadline_s += now_s - looked_s
                 looked_s = now_s
+                self._note_arrivals(wait, wait.missing(), now_s)
                 look(wait)
                 if now_s >= deadline_s:
                     raise CollectiveTimeoutError(self._situation())
             time.sleep(min(_MAX_PAUSE_S, max(_MIN_PAUSE_S, _PAUSE_SHARE * (now_s - wait.started_s))))
+        if self._arrivals is not None:
+            self._note_arrivals(wait, [], time.monotonic())
+            self._arrivals = None
         self._wait = None
         return statuses
+
+    def _note_arrivals(self, wait: _Wait, missing: Sequence[int], now_s: float) -> None:
+        """Take in who has not come, and log who comes late."""
+        if self._arrivals is None:
+            self._arrivals = Arrivals(self.rank, wait.started_s)
+        late_s = self._arrivals.lateness_s(now_s)
+        came = self._arrivals.note(wait.peers, missing, now_s)
+        if came and late_s >= _LATE_S:
+            logger.warning("%s at step %d: %s", self._late(came, late_s, "came"), self.step, wait.what)
+
+    def _late(self, ranks: Sequence[int], late_s: float, verb: str) -> str:
+        # All ranks run one program: the phase that led to this wait here is the one that they are late in.
+        phase = f" in phase {self.phase!r}" if self.phase else ""
+        return f"{name_ranks(ranks)} {verb} {late_s:.1f} s later than the median of the others{phase}"
 
     def _look_at_nothing(self, wait: _Wait) -> None:
         """Nothing is known of the others yet."""
@@ -373,7 +400,11 @@ class MpiCommunicator(Communicator):
         wait = self._wait
         if wait is None:
             return f"rank {self.rank} waited for nothing"
-        return _waiting(self.rank, self.step, time.monotonic() - wait.started_s, wait.missing(), wait.what)
+        now_s, missing = time.monotonic(), wait.missing()
+        waiting = _waiting(self.rank, self.step, now_s - wait.started_s, missing, wait.what)
+        if self._arrivals is None or not isinstance(wait, _Wait) or wait.everyone:
+            return waiting
+        return f"{waiting}; {self._late(missing, self._arrivals.lateness_s(now_s), 'would come')}"
 
     def _send_notes(self, note: bytes) -> None:
         """Send a note to all others; what cannot be sent within a moment is given up."""

@@ -92,7 +92,12 @@ def run_mpi(config: JobConfig, resume: Path | None) -> int:
             check_placement(job, strategy.placement, 0)
             if rank == 0:
                 recorder = LocalRecorder(folder, make_display(sys.stderr), sys.stdout)
-            TrainLoop(job, strategy, Hooks(recorder=recorder, deployment="mpi", progress=_log_step)).run(state)
+
+            def progress(step: int, phase: str) -> None:
+                communicator.phase = phase
+                _log_step(step, phase)
+
+            TrainLoop(job, strategy, Hooks(recorder=recorder, deployment="mpi", progress=progress)).run(state)
             communicator.finish()
         return 0
     except Exception as error:  # noqa: BLE001  whatever it is must end the other ranks too

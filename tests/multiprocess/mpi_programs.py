@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 import sys
+import time
 from types import FrameType
 from typing import NoReturn
 
@@ -59,7 +60,11 @@ def one_rank_leaves(comm: MpiCommunicator) -> None:
 
 
 def one_rank_is_absent(comm: MpiCommunicator) -> None:
-    """Let the others wait in vain for rank 1, which lives and waits for something else."""
+    """Let the others wait for rank 1, and then in vain, while it lives and waits for something else."""
+    comm.step, comm.phase = 3, "gradient"
+    if comm.rank == 1:
+        time.sleep(1.3)
+    comm.barrier()
     comm.step = 4
     if comm.rank == 1:
         signal.pause()

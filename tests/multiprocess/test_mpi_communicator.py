@@ -81,13 +81,16 @@ def test_rank_that_exits_early_is_named_by_those_that_wait_for_it() -> None:
     assert any("rank 1 left at step 0; rank" in error and "barrier" in error for error in errors_of(result)), result
 
 
-def test_rank_that_never_comes_is_named_at_the_deadline() -> None:
-    result = run_job(mpirun(3, [PROGRAMS, "one_rank_is_absent", "1.0"]), limit_s=20.0)
+def test_rank_that_comes_late_or_never_is_named_with_phase_and_lateness() -> None:
+    result = run_job(mpirun(3, [PROGRAMS, "one_rank_is_absent", "2.0"]), limit_s=20.0)
     assert result.status == 3, result
-    assert any(
-        re.search(r"CollectiveTimeoutError: rank [02] waited 1\.\d s in step 4 for rank 1: broadcast_bytes", error)
-        for error in errors_of(result)
-    ), result
+    late = r"rank 1 came 1\.[1-9] s later than the median of the others in phase 'gradient' at step 3: barrier"
+    assert len(re.findall(late, result.stderr)) == 2, result
+    absent = (
+        r"CollectiveTimeoutError: rank [02] waited 2\.\d s in step 4 for rank 1: broadcast_bytes from rank 1; "
+        r"rank 1 would come 2\.\d s later than the median of the others in phase 'gradient'"
+    )
+    assert any(re.search(absent, error) for error in errors_of(result)), result
 
 
 def test_ranks_that_disagree_on_lengths_are_refused() -> None:
