@@ -34,7 +34,7 @@ def number_of_blocks(size: int) -> int:
 def block_sums(values: Array) -> Array:
     """Return the sum of squares of each block of the flat ``values``; shape ``[number_of_blocks(size)]``.
 
-    The dtype is :func:`accumulation_dtype`. This is the NumPy form; :func:`block_sums_loop` is the one to compile.
+    The dtype is :func:`accumulation_dtype`. This is the NumPy form; :mod:`distopt.optimizers.kernels` compiles another.
 
     >>> block_sums(np.full(4100, 0.5, np.float32)).tolist()
     [1024.0, 1.0]
@@ -55,45 +55,6 @@ def _added_by_block(padded: Array) -> Array:
     fours = pairs[:, 0::2] + pairs[:, 1::2]
     sums: Array = fours[:, 0] + fours[:, 1]
     return sums
-
-
-def block_sums_loop(values: Any, sums: Any, block: int, zero: Any) -> None:
-    """Write the sum of squares of each block of ``values`` to ``sums``: the form to compile, too slow uncompiled."""
-    for index in range(sums.size):
-        sums[index] = block_sum_loop(values[index * block : min(index * block + block, values.size)], zero)
-
-
-def block_sum_loop(values: Any, zero: Any) -> Any:
-    """Return the sum of squares of one block, which is ``values``: the form to compile."""
-    lane0 = lane1 = lane2 = lane3 = lane4 = lane5 = lane6 = lane7 = zero
-    rows = values.size // 8
-    for row in range(rows):
-        # A slice a row: its constant indices need no check for being negative, which doubles the speed.
-        x = values[row * 8 : row * 8 + 8]
-        lane0 += x[0] * x[0]
-        lane1 += x[1] * x[1]
-        lane2 += x[2] * x[2]
-        lane3 += x[3] * x[3]
-        lane4 += x[4] * x[4]
-        lane5 += x[5] * x[5]
-        lane6 += x[6] * x[6]
-        lane7 += x[7] * x[7]
-    x = values[rows * 8 :]
-    if x.size > 0:
-        lane0 += x[0] * x[0]
-    if x.size > 1:
-        lane1 += x[1] * x[1]
-    if x.size > 2:
-        lane2 += x[2] * x[2]
-    if x.size > 3:
-        lane3 += x[3] * x[3]
-    if x.size > 4:
-        lane4 += x[4] * x[4]
-    if x.size > 5:
-        lane5 += x[5] * x[5]
-    if x.size > 6:
-        lane6 += x[6] * x[6]
-    return ((lane0 + lane1) + (lane2 + lane3)) + ((lane4 + lane5) + (lane6 + lane7))
 
 
 def add_sums(sums: Array) -> Any:

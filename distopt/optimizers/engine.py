@@ -198,7 +198,7 @@ class CompiledEngine:
             kernel = self._gathering[key] = kernels.load_gathering(dtype, gradient.source, store=out is not None)
         sums = np.empty(len(blocks.starts), norms.accumulation_dtype(dtype))
         arrays = terms if out is None else (out, *terms)
-        own = (*terms, *gradient.scalars, sums.dtype.type(0))
+        own = (*terms, *gradient.scalars)
         number = threads.num_threads() if sum(array.nbytes for array in arrays) >= SHARED_BYTES else 1
         part = -(-len(sums) // number)
         parts = [
@@ -234,16 +234,15 @@ class CompiledEngine:
             kernel = self._block_sums[dtype] = kernels.load_block_sums(dtype)
         sums = np.empty(norms.number_of_blocks(values.size), dtype)
         wide = values if values.dtype == dtype else values.astype(dtype)
-        zero = dtype.type(0)
         number = threads.num_threads() if wide.nbytes >= SHARED_BYTES else 1
         if number == 1:
-            kernel(wide, sums, BLOCK, zero)
+            kernel(wide, sums, BLOCK)
             return sums
         blocks = -(-sums.size // number)
         threads.run_parts(
             kernel,
             [
-                (wide[start * BLOCK : (start + blocks) * BLOCK], sums[start : start + blocks], BLOCK, zero)
+                (wide[start * BLOCK : (start + blocks) * BLOCK], sums[start : start + blocks], BLOCK)
                 for start in range(0, sums.size, blocks)
             ],
         )

@@ -53,13 +53,13 @@ def _gather({gathered}, {inputs}):
 
 
 {decorator}
-def kernel({outputs}, {arguments}, zero):
+def kernel({outputs}, {arguments}):
     {buffers}
     for k in range(starts.size):
         start, stop = starts[k], stops[k]
         {additions}
         _gather({slices})
-        sums[k] = block_sum_loop({values}, zero)
+        sums[k] = _block_sum({values})
 """
 
 
