@@ -1,7 +1,8 @@
 """The types of elements by TensorFlow's names: NumPy dtypes, and nothing else.
 
 A dtype here is NumPy's object, so ``tf.float32 == np.float32`` and every NumPy function takes it. ``bfloat16`` is that
-of ml_dtypes. There are no strings, quantized or reference types.
+of ml_dtypes. ``string`` is for the ``keras.Input`` of layers that look strings up; there are no operations on strings,
+and no quantized or reference types.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ uint16 = np.dtype(np.uint16)
 uint32 = np.dtype(np.uint32)
 uint64 = np.dtype(np.uint64)
 bool = np.dtype(np.bool_)
+string = np.dtype(np.str_)
 
 _BY_NAME = {"bfloat16": bfloat16, "half": float16, "float": float32, "double": float64}
 _OFFERED = (float16, float32, float64, bfloat16, int8, int16, int32, int64, uint8, uint16, uint32, uint64, bool)
@@ -69,6 +71,7 @@ __all__ = [
     "int16",
     "int32",
     "int64",
+    "string",
     "uint8",
     "uint16",
     "uint32",

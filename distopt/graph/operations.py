@@ -309,6 +309,19 @@ def _shapes_with(function: Any, args: Any, kwargs: Any, length: int) -> tuple[li
     return [_description(part) for part in (result if is_sequence else (result,))], is_sequence
 
 
+def try_on_zeros(function: Any, args: Any, kwargs: Any) -> None:
+    """Call a function on zeros in place of deferred tensors; lengths that are not known are 2.
+
+    Raises: what the function does.
+    """
+    _shapes_with(function, args, kwargs, 2)
+
+
+def is_finding_shapes() -> bool:
+    """Return whether a function is being called on zeros, to see what it returns."""
+    return isinstance(deferral.evaluation(), _OnZeros)
+
+
 class _OnZeros:
     """Stands for a session's run while shapes are found: functions are called on zeros, nothing else is there."""
 

@@ -1,4 +1,4 @@
-"""``Sequential``: layers one after another."""
+"""``Sequential``: layers one after another; ``Functional``: between inputs and outputs, as they were called."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from distopt.keras import symbolic
 from distopt.keras.layers import InputLayer, InputShape, Layer, training_phase
-from distopt.keras.training import History, Model
+from distopt.keras.training import History, Model, functional_class
+from distopt.nest import flatten
 
-__all__ = ["History", "Model", "Sequential"]
+__all__ = ["Functional", "History", "Model", "Sequential"]
 
 
 class Sequential(Model):
@@ -19,7 +21,7 @@ class Sequential(Model):
     Variables are made at the first call, by ``build``, or as soon as the first layer tells its ``input_shape``.
     """
 
-    def __init__(self, layers: Sequence[Layer] = (), name: str | None = None) -> None:
+    def __init__(self, layers: Sequence[Any] = (), name: str | None = None) -> None:
         super().__init__(name=name)
         self._layers: list[Layer] = []
         self._calls: tuple[Callable[[Any], Any], ...] = ()
@@ -31,11 +33,13 @@ class Sequential(Model):
         """The layers in order, without an ``Input``."""
         return [layer for layer in self._layers if not isinstance(layer, InputLayer)]
 
-    def add(self, layer: Layer) -> None:
-        """Append a layer; if the input's shape is known, its variables are made now.
+    def add(self, layer: Any) -> None:
+        """Append a layer, or first an ``Input``; if the input's shape is known, its variables are made now.
 
         Raises: TypeError for anything but a layer; ValueError for a layer that is in the model already.
         """
+        if symbolic.is_placeholder(layer):
+            layer = InputLayer(name=layer.op.name, dtype=layer.dtype, input_shape=layer.static_shape[1:])
         if not isinstance(layer, Layer):
             raise TypeError(f"a Sequential is made of layers, not {layer!r}")
         if any(layer is other for other in self._layers):
@@ -75,3 +79,55 @@ class Sequential(Model):
                 inputs = layer(inputs)
         # From now on the layers' checks are done; what is left of a call is their arithmetic.
         self._calls = tuple(layer.call_in_phase if layer._takes_training else layer.call for layer in self._layers)
+
+
+class Functional(Model):
+    """What ``Model(inputs, outputs)`` makes: the layers and operations between ``keras.Input`` tensors and outputs.
+
+    ``inputs`` and ``outputs`` are symbolic tensors, or structures of them. Called with a dictionary where ``inputs`` is
+    one, the values are found by their names; otherwise in order.
+
+    Raises: TypeError and ValueError as :class:`~distopt.keras.symbolic.Computation`.
+
+    >>> import distopt as tf
+    >>> x = tf.keras.Input(shape=(3,))
+    >>> model = tf.keras.Model(x, tf.reduce_sum(tf.keras.layers.Dense(4, kernel_initializer="ones")(x), axis=1))
+    >>> model(np.ones((2, 3))).numpy()
+    array([12., 12.], dtype=float32)
+    """
+
+    def __init__(self, inputs: Any, outputs: Any, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.inputs = inputs
+        self.outputs = outputs
+        self._placeholders = flatten(inputs)
+        self._compute = symbolic.Computation(self._placeholders, outputs)
+        for layer in self._compute.layers:
+            self._track(layer)
+        self.built = True
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers, in the order in which they were called."""
+        return self._compute.layers
+
+    def _cast(self, inputs: Any) -> Any:
+        return inputs  # each in the dtype of its own placeholder
+
+    def call(self, inputs: Any) -> Any:
+        """Return the outputs.
+
+        Raises: ValueError for too few or too many inputs, or a dictionary without one of them.
+        """
+        if isinstance(self.inputs, dict) and isinstance(inputs, dict):
+            if missing := sorted(set(self.inputs) - set(inputs)):
+                raise ValueError(f"{self.name} was not given its inputs {missing}")
+            given = [inputs[name] for name in sorted(self.inputs)]  # as flatten() has them
+        else:
+            given = [inputs] if len(self._placeholders) == 1 and not isinstance(inputs, dict) else flatten(inputs)
+        if len(given) != len(self._placeholders):
+            raise ValueError(f"{self.name} has {len(self._placeholders)} inputs, and was given {len(given)}")
+        return self._compute([symbolic.as_input(v, p) for v, p in zip(given, self._placeholders, strict=True)])
+
+
+functional_class[:] = [Functional]

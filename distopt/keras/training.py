@@ -48,8 +48,21 @@ class History:
             self.history.setdefault(name, []).append(value)
 
 
+functional_class: list[Any] = []
+"""The class of ``Model(inputs, outputs)``; set by :mod:`distopt.keras.models`."""
+
+
 class Model(Layer):
-    """A layer that can be trained; a subclass defines ``call``, and ``build`` if it makes variables itself."""
+    """A layer that can be trained; a subclass defines ``call``, and ``build`` if it makes variables itself.
+
+    ``Model(inputs, outputs)`` is a model of the layers between ``keras.Input`` tensors and what was made of them.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Model:
+        """Return a new model; one of inputs and outputs if these are given."""
+        is_functional = cls is Model and (len(args) > 1 or "inputs" in kwargs)
+        new: Model = object.__new__(functional_class[0] if is_functional else cls)
+        return new
 
     def __init__(self, name: str | None = None, **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)

@@ -24,6 +24,7 @@ from distopt.keras.layers.images import (
     MaxPool2D,
     MaxPooling2D,
 )
+from distopt.keras.layers.lookup import StringLookup
 from distopt.keras.layers.shaping import Dropout, LayerNormalization, Reshape
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "ReLU",
     "Reshape",
     "Softmax",
+    "StringLookup",
     "is_training",
     "training_phase",
 ]

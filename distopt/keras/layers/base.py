@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from distopt import initializers, nn, ops
+from distopt.graph import Deferred
 from distopt.initializers import InitializerLike
-from distopt.keras import activations, regularizers
+from distopt.keras import activations, regularizers, symbolic
 from distopt.keras.activations import ActivationLike
 from distopt.keras.regularizers import RegularizerLike
 from distopt.nest import map_structure
@@ -99,10 +100,13 @@ class Layer:
     def __call__(self, inputs: Any, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         """Return the outputs of ``inputs``, building the layer at the first call.
 
-        Floating-point inputs of another dtype are cast to the layer's; integers, which may be indices, are not.
+        Floating-point inputs of another dtype are cast to the layer's; integers, which may be indices, are not. For
+        what ``Input`` returned, and what was made of that, the call is recorded, for a model of inputs and outputs.
         ``training`` holds for the layers within, too; None: what holds for the caller, at the outside False.
         """
         dtype = getattr(inputs, "dtype", None)
+        if (dtype is None or type(inputs) is Deferred) and symbolic.is_symbolic(inputs):
+            return symbolic.record(self, inputs, args, {**kwargs, "training": training})
         if dtype is not self.dtype:
             inputs = self._cast(inputs)
         if not self.built:
@@ -231,7 +235,7 @@ class Layer:
             return inputs
         if not hasattr(inputs, "dtype"):
             inputs = np.asarray(inputs)
-        if inputs.dtype.kind in "biu" or inputs.dtype == self.dtype:
+        if inputs.dtype.kind in "biuUSO" or inputs.dtype == self.dtype:
             return inputs
         return ops.cast(inputs, self.dtype)
 
@@ -391,16 +395,21 @@ class Embedding(Layer):
 
 
 class InputLayer(Layer):
-    """The shape of one sample; a ``Sequential`` that starts with it is built at once. Made by ``Input``."""
+    """The shape of one sample; a ``Sequential`` that starts with it is built at once."""
 
     def call(self, inputs: Any) -> Any:
         """Return ``inputs``."""
         return inputs
 
 
-def Input(shape: Sequence[int], name: str | None = None, dtype: Any = np.float32) -> InputLayer:
-    """Return the first layer of a ``Sequential``; ``shape`` is that of one sample."""
-    return InputLayer(name=name, dtype=dtype, input_shape=shape)
+def Input(
+    shape: Sequence[int | None], batch_size: int | None = None, name: str | None = None, dtype: Any = np.float32
+) -> Deferred:
+    """Return what stands for the data of a model: a symbolic tensor; ``shape`` is that of one sample.
+
+    A ``Sequential`` may start with it, and layers and operations take it, for ``Model(inputs, outputs)``.
+    """
+    return symbolic.placeholder((batch_size, *shape), np.dtype(dtype), name or _unique_name("input"))
 
 
 def _unique_name(kind: str) -> str:
