@@ -32,6 +32,9 @@ def train(
     run_directory: Annotated[
         Path | None, typer.Option(help="Where the run's folder is made; as --set run.directory=.")
     ] = None,
+    restarts: Annotated[
+        int, typer.Option(min=0, metavar="N", help="After a lost process go on from the last checkpoint, N times.")
+    ] = 0,
 ) -> None:
     """Train a job; alone it starts its own processes, inside mpirun it joins the other ranks."""
     from distopt.errors import ConfigError
@@ -50,7 +53,7 @@ def train(
             all_overrides.append('deployment.placement="auto"')
     if run_directory is not None:
         all_overrides.append(f"run.directory={inline(str(run_directory))}")
-    raise typer.Exit(commands.train(config, all_overrides, resume))
+    raise typer.Exit(commands.train(config, all_overrides, resume, restarts))
 
 
 @app.command()

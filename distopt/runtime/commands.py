@@ -15,11 +15,14 @@ from distopt.runtime.config import JobConfig
 from distopt.runtime.config_file import differences, load_config, resolved_toml
 from distopt.runtime.launcher import Launcher, Limits
 from distopt.runtime.paths import find_tasks_in_working_directory, keep_kernels_in_cache_home
+from distopt.runtime.restarts import check_restarts, run_ranks, run_with_restarts
 from distopt.runtime.signals import INTERRUPTED
 
 
-def train(path: Path | None, overrides: Sequence[str], resume: Path | None) -> int:
+def train(path: Path | None, overrides: Sequence[str], resume: Path | None, restarts: int = 0) -> int:
     """Train the job in the file ``path``, or go on with the run in the folder ``resume``; return the exit status.
+
+    Up to ``restarts`` times, a job that has lost a process goes on from its last checkpoint.
 
     Raises: DistoptError, before anything was started or from this very process; what other local processes met is
     printed here and becomes the status.
@@ -28,7 +31,8 @@ def train(path: Path | None, overrides: Sequence[str], resume: Path | None) -> i
     find_tasks_in_working_directory()
     keep_kernels_in_cache_home(environment())
     deployment = choose_deployment(config, environment())
-    if deployment == "mpi":
+    check_restarts(restarts, deployment)
+    if deployment == "mpi" and not restarts:
         from distopt.runtime import process
 
         return process.run_mpi(config, resume)
@@ -43,7 +47,15 @@ def train(path: Path | None, overrides: Sequence[str], resume: Path | None) -> i
         from distopt.runtime import process
 
         return process.run_process(config, folder, resume)
-    return launch(config, folder, resume)
+
+    def attempt(number: int) -> int:
+        if number:
+            RunFolder.reopen(folder.path, text)
+        if deployment == "mpi":
+            return run_ranks(folder, config.deployment.workers)
+        return launch(config, folder, folder.path if number else resume)
+
+    return run_with_restarts(attempt, restarts, folder.read_error, lambda line: sys.stderr.write(f"distopt: {line}\n"))
 
 
 def launch(config: JobConfig, folder: RunFolder, resume: Path | None) -> int:

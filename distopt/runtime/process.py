@@ -291,10 +291,10 @@ def _own_host(coordinator: str) -> str | None:
 
 
 def _load(config: JobConfig, resume: Path | None) -> TrainingState | None:
-    """Return the last checkpoint of the run in the folder ``resume``."""
-    if resume is None:
+    """Return the last checkpoint of the run in the folder ``resume``; None if it ended before there was one."""
+    if resume is None or not (found := checkpoint.checkpoints(RunFolder.existing(resume).checkpoints)):
         return None
-    return checkpoint.load(checkpoint.latest(RunFolder.existing(resume).checkpoints), job_digest(config))
+    return checkpoint.load(found[-1], job_digest(config))
 
 
 def _log_step(step: int, phase: str) -> None:  # noqa: ARG001

@@ -14,7 +14,7 @@ from tests.multiprocess.harness import ROOT, mpirun, run_job, start_job
 pytestmark = pytest.mark.multiprocess
 
 TRAIN = ("-m", "distopt", "train")
-CONFIG = (str(ROOT / "configs" / "digits.toml"), "--set", "data.epochs=300", "--set", "strategy.replicas=3")
+CONFIG = (str(ROOT / "configs" / "digits.toml"), "--set", "data.epochs=120", "--set", "strategy.replicas=3")
 
 
 def folder_of(directory: Path) -> Path:
@@ -51,3 +51,18 @@ def test_interrupted_job_resumes_to_the_same_hash(
     resumed = run_job(command, limit_s=90)
     assert resumed.status == 0, resumed
     assert final_hash(folder_of(tmp_path)) == uninterrupted
+
+
+@pytest.mark.parametrize("on", ["cluster", "mpi"])
+def test_job_that_loses_a_process_goes_on_to_the_same_hash(tmp_path: Path, uninterrupted: str, on: str) -> None:
+    argv = [sys.executable, *TRAIN, *CONFIG, "--on", on, "--run-directory", str(tmp_path), "--restarts", "1"]
+    with start_job(argv, limit_s=90) as job:
+        job.wait_for_line(r"epoch 3/", stream="stderr")
+        job.kill(job.find(mpi_rank=1) if on == "mpi" else job.find(argument="server"))
+        result = job.wait()
+    assert result.status == 0, result
+    assert "distopt: restart 1 of 1, from the last checkpoint" in result.stderr
+    assert "resumed at step" in result.stderr
+    assert final_hash(folder_of(tmp_path)) == uninterrupted
+    (error,) = folder_of(tmp_path).glob("error.*.json")
+    assert json.loads(error.read_text())["kind"] == "PeerLostError"
