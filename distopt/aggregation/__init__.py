@@ -8,8 +8,10 @@ from distopt.aggregation.compression import BFloat16, Compression, Float16, Int8
 from distopt.aggregation.element_wise import Aggregator, Mean, MeanBySamples, Sum, note_samples
 from distopt.aggregation.geometric_median import GeometricMedian
 from distopt.aggregation.krum import Krum, MultiKrum
+from distopt.aggregation.local_steps import LocalSteps
+from distopt.aggregation.power_sgd import PowerSGD
 from distopt.aggregation.robust import Median, TrimmedMean
-from distopt.aggregation.whole import WholeAggregator
+from distopt.aggregation.whole import JointAggregator, Meeting, WholeAggregator
 
 __all__ = [
     "Adasum",
@@ -20,11 +22,15 @@ __all__ = [
     "GeometricMedian",
     "GradientAggregator",
     "Int8",
+    "JointAggregator",
     "Krum",
+    "LocalSteps",
     "Mean",
     "MeanBySamples",
     "Median",
+    "Meeting",
     "MultiKrum",
+    "PowerSGD",
     "Sum",
     "TopK",
     "TrimmedMean",

@@ -5,11 +5,14 @@ from __future__ import annotations
 import abc
 import copy
 from collections.abc import Iterable
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from distopt import replica_context
 from distopt.aggregation.compression import Compression
 from distopt.aggregation.memory import Memory
+
+if TYPE_CHECKING:
+    from distopt.aggregation.power_sgd import PowerSGD
 
 
 class GradientAggregator(abc.ABC):
@@ -55,7 +58,7 @@ class GradientAggregator(abc.ABC):
         """What all processes must have alike: the class, its options, and how contributions are compressed."""
         return repr(self) if self.compression is None else f"{self!r}.compressed({self.compression!r})"
 
-    def compressed(self, compression: Compression) -> GradientAggregator:
+    def compressed(self, compression: Compression | PowerSGD) -> GradientAggregator:
         """Return an aggregator that combines contributions each of which its replica has compressed.
 
         See :mod:`distopt.aggregation.compression` for the rule; what is left over is remembered by replica.

@@ -14,12 +14,15 @@ from distopt.aggregation.compression import BFloat16, Compression, Float16, Int8
 from distopt.aggregation.element_wise import Mean, MeanBySamples, Sum
 from distopt.aggregation.geometric_median import GeometricMedian
 from distopt.aggregation.krum import Krum, MultiKrum
+from distopt.aggregation.power_sgd import PowerSGD
 from distopt.aggregation.robust import Median, TrimmedMean
 
 AGGREGATORS: dict[str, type[GradientAggregator]] = {
     cls.name: cls for cls in (Sum, Mean, MeanBySamples, Median, TrimmedMean, Krum, MultiKrum, GeometricMedian, Adasum)
 }
-COMPRESSIONS: dict[str, type[Compression]] = {cls.name: cls for cls in (Float16, BFloat16, Int8, TopK)}
+COMPRESSIONS: dict[str, type[Compression | PowerSGD]] = {
+    cls.name: cls for cls in (Float16, BFloat16, Int8, TopK, PowerSGD)
+}
 
 
 @functools.cache

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from distopt.aggregation.base import GradientAggregator
 from distopt.types import Array
@@ -26,3 +27,25 @@ class WholeAggregator(GradientAggregator):
 
         Shapes and dtypes are those of any replica's gradients.
         """
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """One step of an aggregator that itself adds up what it likes, as one process sees it."""
+
+    num_replicas: int
+    replicas: Sequence[int]
+    """Those hosted here; none where one stand-in takes part, and contributes nothing."""
+    variables: Sequence[Any]
+    gradients_of: Sequence[Gradients]
+    """Of each hosted replica, or of the stand-in."""
+    total: Callable[[Sequence[Sequence[Array]]], list[Array]]
+    """Return the canonical sum over all replicas of each column, which has one array a hosted replica; a collective."""
+
+
+class JointAggregator(GradientAggregator):
+    """Find the result by sums over replicas of its own, so that no process needs the gradients of the others."""
+
+    @abc.abstractmethod
+    def combine_jointly(self, meeting: Meeting) -> list[Array]:
+        """Return one array for each variable, the same bits on every process; every process makes the same sums."""

@@ -29,12 +29,8 @@ class ContributedPairs(Pairs):
 def contributed(extended: Any, aggregator: GradientAggregator, pairs_of: Sequence[Pairs]) -> list[ContributedPairs]:
     """Return the contribution of each hosted replica, from its pairs; row-sparse gradients are made dense.
 
-    Raises: ValueError for replicas that have not noted their samples, and for a variable that is listed twice where
-        something is remembered of it.
+    Raises: ValueError for replicas that have not noted their samples.
     """
-    first = pairs_of[0]
-    if len(set(first.key)) < len(first.key) and aggregator.memory is not None:
-        raise ValueError(f"the {aggregator.full_name} remembers what is left by variable, so none may be listed twice")
     weights = _weights(extended) if aggregator.by_samples else [None] * len(pairs_of)
     found = []
     for context, pairs, weight in zip(extended.contexts, pairs_of, weights, strict=True):
@@ -53,6 +49,16 @@ def contributed(extended: Any, aggregator: GradientAggregator, pairs_of: Sequenc
             code = np.concatenate([code for _, code in said])
         found.append(ContributedPairs(check_gradients(zip(arrays, pairs.variables, strict=True)), code))
     return found
+
+
+def refuse_repeated(aggregator: GradientAggregator, pairs_of: Sequence[Pairs]) -> None:
+    """Refuse a variable that is listed twice where something is remembered of it.
+
+    Raises: ValueError.
+    """
+    key = pairs_of[0].key
+    if aggregator.memory is not None and len(set(key)) < len(key):
+        raise ValueError(f"the {aggregator.full_name} remembers what is left by variable, so none may be listed twice")
 
 
 def _weights(extended: Any) -> list[float]:

@@ -11,14 +11,14 @@ import msgspec
 import numpy as np
 
 from distopt import replica_context
-from distopt.aggregation import Aggregator, GradientAggregator, Mean, Sum, WholeAggregator
+from distopt.aggregation import Aggregator, GradientAggregator, Mean, Sum
 from distopt.agreement import stem_of
 from distopt.autodiff.nodes import state
 from distopt.comm.communicator import Communicator, Hosting
 from distopt.distribute import gathering, values
 from distopt.distribute.checks import Checks
 from distopt.distribute.contexts import StrategyReplicaContext
-from distopt.distribute.contributing import contributed
+from distopt.distribute.contributing import contributed, refuse_repeated
 from distopt.distribute.creations import SAME_VARIABLES, Creations
 from distopt.distribute.inspector import Inspector
 from distopt.distribute.loss_origin import note_origin
@@ -28,7 +28,7 @@ from distopt.distribute.replica_greenlets import ReplicaGreenlets
 from distopt.distribute.variable_access import CrossReplicaAccess
 from distopt.errors import VariablePerReplicaError
 from distopt.indexed_slices import IndexedSlices
-from distopt.optimizers.pipeline import check_gradients
+from distopt.optimizers.pipeline import Pairs, check_gradients
 from distopt.replica_context import Context
 from distopt.types import Array, ReduceOp
 from distopt.variable import VariableAggregation
@@ -146,15 +146,16 @@ class Extended:
         self.inspector.before_hook(aggregator, gradients)
         columns: Sequence[Sequence[Any]]
         columns = [values.local_components(gradient, self.num_hosted) for gradient in gradients]
-        if aggregator.contributes or isinstance(aggregator, WholeAggregator):
+        if aggregator.contributes or not isinstance(aggregator, Aggregator):
             before = self.book.traffic()
+            pairs_of: Sequence[Pairs]
             pairs_of = [check_gradients(zip(row, variables, strict=True)) for row in zip(*columns, strict=True)]
+            refuse_repeated(aggregator, pairs_of)
             if aggregator.contributes:
-                pairs_of = list(contributed(self, aggregator, pairs_of))
+                pairs_of = contributed(self, aggregator, pairs_of)
             combined: list[Any] = self.every_process.combine_whole(aggregator, pairs_of)
             self._note_reduction("gradients (hook)", aggregator, columns, before)
             return combined
-        assert isinstance(aggregator, Aggregator), f"{aggregator.name} is neither element-wise nor whole"
         return self._aggregate("gradients (hook)", aggregator, columns, rows_may_differ=True)
 
     def all_reduce_arrays(self, operation: ReduceOp | str, value: Any) -> Array:
@@ -310,6 +311,7 @@ class Extended:
         if self.inspector.looks_at_applies:
             self.inspector.before_apply(path, pairs_of)
         if path.has_contributions:
+            refuse_repeated(path.aggregator, pairs_of)
             pairs_of = tuple(contributed(self, path.aggregator, pairs_of))
         self.owners.apply(path, pairs_of, self._hypers_of(path.optimizer))
 
@@ -346,6 +348,18 @@ class Extended:
                 optimizer.finish_pairs(own, hypers, replica_id=context.replica_id_in_sync_group)
         optimizer.advance(hypers, variables)
         self.phases.apply += time.perf_counter() - started
+        if path.local_steps and optimizer.steps_taken() % path.local_steps.every == 0:
+            self._average_copies(path.local_steps.average, variables)
+
+    def _average_copies(self, average: GradientAggregator, variables: Sequence[Any]) -> None:
+        """Give every replica's copy of ``variables`` the value that ``average`` makes of all of them; a collective."""
+        ids = [context.replica_id_in_sync_group for context in self.contexts]
+        copies_of = [[v.copy_of(replica).copy() if v.is_split else v.numpy() for v in variables] for replica in ids]
+        before = self.book.traffic()
+        combined = self.every_process.combine_whole(average, [list(zip(c, variables, strict=True)) for c in copies_of])
+        self._note_reduction("variables", average, list(zip(*copies_of, strict=True)), before)
+        for variable, value in zip(variables, combined, strict=True):
+            variable.write_all("assign", value)
 
     def _hypers_of(self, optimizer: Any) -> dict[str, float]:
         """Return the hypers of this step, which callables and schedules are asked for once.

@@ -151,6 +151,8 @@ class Inspector:
                 origin = context.origin
                 if origin is not None and origin.kind is AVERAGED and _mean_by_hand(pairs):
                     self._act(checks.mean_taken_twice, _mean_twice("all_reduce(MEAN)"))
+        if path.local_steps:
+            return
         if checks.never_reduced != "ignore" and not self._alike_everywhere(path.optimizer, pairs_of[0], alike):
             self._act(
                 checks.never_reduced,

@@ -7,6 +7,7 @@ variables. This is where the wire cuts the gradient's path; nothing above knows 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from distopt.aggregation import Aggregator, GradientAggregator, Sum, WholeAggregator
+from distopt.aggregation import Aggregator, GradientAggregator, JointAggregator, Meeting, Sum, WholeAggregator
 from distopt.agreement import Described, disagreement
 from distopt.arena import Span
 from distopt.canonical_sum import Node, add_nodes
@@ -273,10 +274,20 @@ class EveryProcess:
         columns = list(zip(*dense_of, strict=True))
         for arrays in columns:
             check_alike(arrays)
+        aggregator.check_replicas(self._hosting.num_replicas)
         if isinstance(aggregator, Aggregator):
             return self.aggregate(aggregator, columns)
-        assert isinstance(aggregator, WholeAggregator), f"{aggregator.name} is neither element-wise nor whole"
-        aggregator.check_replicas(self._hosting.num_replicas)
+        if isinstance(aggregator, JointAggregator):
+            return aggregator.combine_jointly(
+                Meeting(
+                    self._hosting.num_replicas,
+                    self._hosting.hosted[self._rank],
+                    [variable for _, variable in pairs_of[0]],
+                    dense_of,
+                    functools.partial(self.aggregate, Sum()),
+                )
+            )
+        assert isinstance(aggregator, WholeAggregator), f"{aggregator.name} is none of the known kinds"
         if self._communicator is None:
             return aggregator.combine(dense_of)
         label = label_of_values(aggregator, [column[0] for column in columns])
@@ -458,18 +469,35 @@ class Servers:
 
     def may_split(self, what: str) -> None:
         """Refuse: the servers hold one value for all replicas."""
-        refuse_split(what)
+        refuse_split(what, self.placement)
 
 
-def refuse_split(what: str) -> None:
-    """Refuse to give each replica a value of its own where servers hold one for all.
+def refuse_split(what: str, placement: str) -> None:
+    """Refuse to give each replica a value of its own where owners hold one for all.
 
     Raises: PlacementError.
     """
+    held = "the servers hold one for all" if placement == "server" else "the processes of a host share one"
     raise PlacementError(
-        f"{what} would give each replica a value of its own, but with placement 'server' the servers hold one for all; "
+        f"{what} would give each replica a value of its own, but with placement {placement!r} {held}; "
         "use placement 'replica', or aggregate the value"
     )
+
+
+def refuse_aggregator(path: Any, placement: str) -> None:
+    """Refuse aggregators that no owners of one value for all replicas can carry out.
+
+    Raises: PlacementError.
+    """
+    if path.local_steps:
+        refuse_split(path.local_steps.full_name, placement)
+    aggregator = path.aggregator
+    if placement == "server" and getattr(aggregator, "by_samples", False) and not path.runs_at_owners:
+        raise PlacementError(
+            f"{aggregator.full_name} weighs by the samples that workers note, but "
+            f"{' and '.join(path.whole_gradient_hooks())} would run on the server, which is not told them; use "
+            "placement 'replica', or sum with a loss divided by the global batch"
+        )
 
 
 def whole_gradient_refusal(hooks: Sequence[str], placement: str, num_servers: int = 0) -> str:

@@ -27,7 +27,8 @@ class Receipt:
     """
 
     what: str
-    """``"gradients"`` of an apply call, ``"gradients (hook)"`` where an aggregator ran as a hook, or ``"value"``."""
+    """``"gradients"`` of an apply call, ``"gradients (hook)"`` where an aggregator ran as a hook, ``"variables"``
+    where local steps were averaged, or ``"value"``."""
     variables: tuple[str, ...]
     """The names of the variables whose gradients were reduced; empty for values."""
     participants: tuple[int, ...]

@@ -138,7 +138,7 @@ class _OneValueForAll(EveryProcess):
     placement = "server"
 
     def may_split(self, what: str) -> None:
-        refuse_split(what)
+        refuse_split(what, self.placement)
 
 
 def served(optimizer: Any, layout: Any, spans: Sequence[Span], num_replicas: int) -> ServedSpans | ServedReplicas:

@@ -29,7 +29,15 @@ from distopt.comm.communicator import Communicator, Hosting
 from distopt.comm.shared_memory import HostGroup
 from distopt.distribute.inspector import Inspector
 from distopt.distribute.introduction import Introductions
-from distopt.distribute.owners import EveryProcess, Phases, num_bytes_of, same_variables, whole_gradient_refusal
+from distopt.distribute.owners import (
+    EveryProcess,
+    Phases,
+    num_bytes_of,
+    refuse_aggregator,
+    refuse_split,
+    same_variables,
+    whole_gradient_refusal,
+)
 from distopt.distribute.receipts import Note
 from distopt.distribute.row_exchange import gather_rows, sum_rows
 from distopt.distribute.shared_arena import SharedArena
@@ -78,7 +86,7 @@ class Sharded:
         if inspector.looks_for_non_finite:
             inspector.refuse_non_finite_here(pairs_of, int(optimizer.iterations.storage))
         known = self._introductions.of(optimizer, pairs_of)
-        label = known.label(path.aggregator.name, hypers)
+        label = known.label(path.aggregator.full_name, hypers)
         if known.rows or len(set(pairs_of[0].key)) < len(pairs_of[0].key):
             self._apply_whole(path, pairs_of, hypers, label, by_rows=known.rows)
             return
@@ -162,6 +170,7 @@ class Sharded:
                 "experimental_aggregate_gradients=False would update each replica's own copy, but with placement "
                 "'sharded' the processes of a host share one value; use placement 'replica'"
             )
+        refuse_aggregator(path, self.placement)
         if not path.runs_at_owners:
             raise PlacementError(whole_gradient_refusal(path.whole_gradient_hooks(), self.placement))
         if self._inspector.checks.non_finite == "skip":
@@ -175,10 +184,7 @@ class Sharded:
 
         Raises: PlacementError.
         """
-        raise PlacementError(
-            f"{what} would give each replica a value of its own, but with placement 'sharded' the processes of a host "
-            "share one; use placement 'replica', or aggregate the value"
-        )
+        refuse_split(what, self.placement)
 
 
 class _LayoutSteps:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from distopt.aggregation import Aggregator, GradientAggregator, Sum
+from distopt.aggregation import Aggregator, GradientAggregator, LocalSteps, Sum
 from distopt.errors import GradientDtypeError, GradientShapeError
 from distopt.indexed_slices import IndexedSlices
 from distopt.tensor import Tensor
@@ -200,6 +200,12 @@ class GradientPath:
     def runs_at_owners(self) -> bool:
         """Whether everything after the gradients can run where they are combined, span by span."""
         return self.aggregate and not self.whole_gradient_hooks()
+
+    @property
+    def local_steps(self) -> LocalSteps | None:
+        """The aggregator, if it leaves gradients to the replicas and averages their variables."""
+        aggregator = self.optimizer.gradient_aggregator
+        return aggregator if self.aggregate and isinstance(aggregator, LocalSteps) else None
 
     @property
     def has_contributions(self) -> bool:

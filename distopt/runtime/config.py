@@ -188,6 +188,8 @@ class AggregationConfig(Section, frozen=True, kw_only=True):
     options: dict[str, int | float | bool | str] = {}
     """Keyword arguments of a named aggregator."""
     compression: CompressionConfig | None = None
+    local_steps: Positive = 1
+    """More than 1: replicas update copies of their own, which are averaged (by ``name``) every so many steps."""
 
 
 class StrategyConfig(Section, frozen=True, kw_only=True):

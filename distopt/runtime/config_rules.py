@@ -13,6 +13,7 @@ import msgspec
 import msgspec.inspect
 
 from distopt import optimizers
+from distopt.aggregation import LocalSteps
 from distopt.aggregation.named import AGGREGATORS, COMPRESSIONS, options_of
 from distopt.errors import ConfigError
 from distopt.optimizers.feature_options import FEATURE_OPTIONS
@@ -112,39 +113,54 @@ def _unknown_options(key: str, given: Mapping[str, Any], name: str, allowed: Seq
 
 def _of_aggregation(config: JobConfig) -> Iterator[str]:
     chosen = config.aggregation
-    kind = AGGREGATORS.get(chosen.name)
+    kind: Any = AGGREGATORS.get(chosen.name)
     if kind is None:
-        if chosen.compression is not None:
-            yield exclude(
-                "aggregation.name", chosen.name, "aggregation.compression.name", chosen.compression.name,
-                "compress with your own aggregator's method `compressed`",
-            )  # fmt: skip
-        if chosen.options:
-            yield exclude(
-                "aggregation.name", chosen.name, "aggregation.options", chosen.options,
-                "options are for named aggregators; give your own its arguments where it is made",
-            )  # fmt: skip
+        yield from _of_own_aggregator(config)
         return
     options = yield from _options("aggregation.options", chosen.options, chosen.name, kind)
-    compression = chosen.compression
     if options is None:
         return
     aggregator = kind(**options)
-    if compression is not None:
-        codec = COMPRESSIONS[compression.name]
-        taken = yield from _options("aggregation.compression.options", compression.options, compression.name, codec)
-        if taken is None:
-            return
-        try:
-            aggregator.compressed(codec(**taken))
-        except ValueError as error:
-            yield exclude("aggregation.name", chosen.name, "aggregation.compression.name", compression.name, str(error))
     try:
         aggregator.check_replicas(config.strategy.replicas)
     except ValueError as error:
         yield exclude(
             "aggregation", {"name": chosen.name, **chosen.options}, "strategy.replicas", config.strategy.replicas,
             str(error),
+        )  # fmt: skip
+    compression = chosen.compression
+    if compression is not None:
+        codec: Any = COMPRESSIONS[compression.name]
+        taken = yield from _options("aggregation.compression.options", compression.options, compression.name, codec)
+        if taken is None:
+            return
+        try:
+            aggregator = aggregator.compressed(codec(**taken))
+        except ValueError as error:
+            yield exclude("aggregation.name", chosen.name, "aggregation.compression.name", compression.name, str(error))
+    if chosen.local_steps > 1:
+        try:
+            LocalSteps(aggregator, chosen.local_steps)
+        except ValueError as error:
+            yield exclude("aggregation.name", chosen.name, "aggregation.local_steps", chosen.local_steps, str(error))
+
+
+def _of_own_aggregator(config: JobConfig) -> Iterator[str]:
+    chosen = config.aggregation
+    if chosen.compression is not None:
+        yield exclude(
+            "aggregation.name", chosen.name, "aggregation.compression.name", chosen.compression.name,
+            "compress with your own aggregator's method `compressed`",
+        )  # fmt: skip
+    if chosen.options:
+        yield exclude(
+            "aggregation.name", chosen.name, "aggregation.options", chosen.options,
+            "options are for named aggregators; give your own its arguments where it is made",
+        )  # fmt: skip
+    if chosen.local_steps > 1:
+        yield exclude(
+            "aggregation.name", chosen.name, "aggregation.local_steps", chosen.local_steps,
+            "make distopt.aggregation.LocalSteps of your own aggregator where it is made",
         )  # fmt: skip
 
 

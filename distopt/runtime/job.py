@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 import distopt
-from distopt.aggregation import Aggregator, GradientAggregator
+from distopt.aggregation import Aggregator, GradientAggregator, LocalSteps
 from distopt.aggregation.named import AGGREGATORS, COMPRESSIONS
 from distopt.errors import ConfigError, PlacementError
 from distopt.keras import optimizers
@@ -52,7 +52,11 @@ def build_job(config: JobConfig) -> Job:
     optimizer = make_optimizer(config)
     optimizer.build(variables)
     name = config.aggregation.name
-    named = [] if name in AGGREGATORS and isinstance(optimizer.gradient_aggregator, Aggregator) else [name]
+    if name in AGGREGATORS:
+        aggregator = optimizer.gradient_aggregator
+        named = [] if isinstance(aggregator, Aggregator) else [aggregator.full_name]
+    else:
+        named = [name]
     return Job(config, task, model, variables, optimizer, (*named, *config.optimizer.gradient_transformers))
 
 
@@ -125,11 +129,12 @@ def check_placement(job: Job, placement: str, num_servers: int) -> None:
 
     Raises: PlacementError naming the hooks.
     """
-    if placement == "sharded" or (placement == "server" and num_servers > 1):
-        path = pipeline.GradientPath(job.optimizer, aggregate=True)
-        if not path.runs_at_owners:
-            from distopt.distribute.owners import whole_gradient_refusal
+    if placement in ("sharded", "server"):
+        from distopt.distribute.owners import refuse_aggregator, whole_gradient_refusal
 
+        path = pipeline.GradientPath(job.optimizer, aggregate=True)
+        refuse_aggregator(path, placement)
+        if not path.runs_at_owners and (placement == "sharded" or num_servers > 1):
             hooks = job.hooks or path.whole_gradient_hooks()
             raise PlacementError(whole_gradient_refusal(hooks, placement, num_servers))
 
@@ -164,12 +169,12 @@ def decode_manifest(payload: bytes) -> Manifest:
 
 
 def _aggregator(config: AggregationConfig) -> Any:
-    kind = AGGREGATORS.get(config.name)
-    if kind is not None:
-        aggregator = kind(**config.options)
-        compression = config.compression
-        if compression is None:
-            return aggregator
-        return aggregator.compressed(COMPRESSIONS[compression.name](**compression.options))
-    found = load_object(config.name, "aggregation.name")
-    return found() if isinstance(found, type) and issubclass(found, GradientAggregator) else found
+    kind: Any = AGGREGATORS.get(config.name)
+    if kind is None:
+        found = load_object(config.name, "aggregation.name")
+        return found() if isinstance(found, type) and issubclass(found, GradientAggregator) else found
+    aggregator: GradientAggregator = kind(**config.options)
+    if config.compression is not None:
+        codec: Any = COMPRESSIONS[config.compression.name]
+        aggregator = aggregator.compressed(codec(**config.compression.options))
+    return aggregator if config.local_steps == 1 else LocalSteps(aggregator, config.local_steps)

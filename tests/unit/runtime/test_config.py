@@ -187,6 +187,20 @@ def test_config_with_a_value_out_of_range_names_key_value_and_range(override: st
             ["aggregation.name=a.b:c", "aggregation.compression.name=int8"],
             'aggregation.name = "a.b:c" and aggregation.compression.name = "int8" exclude each other',
         ),
+        (
+            ["aggregation.name=median", "aggregation.compression.name=power_sgd"],
+            'aggregation.name = "median" and aggregation.compression.name = "power_sgd" exclude each other: '
+            "power_sgd compresses the sum",
+        ),
+        (
+            ["aggregation.local_steps=4"],
+            'aggregation.name = "sum" and aggregation.local_steps = 4 exclude each other: local steps average',
+        ),
+        (
+            ["aggregation.name=mean", "aggregation.local_steps=4", "aggregation.compression.name=int8"],
+            'aggregation.name = "mean" and aggregation.local_steps = 4 exclude each other: local steps average '
+            "variables, and mean of int8 compresses",
+        ),
         (["optimizer.amsgrad=true"], 'optimizer.name = "SGD" and optimizer.amsgrad = true exclude each other'),
         (
             ["optimizer.clipvalue=1", "optimizer.gradient_transformers=['a.b:c']"],
