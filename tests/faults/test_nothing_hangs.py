@@ -5,6 +5,7 @@ The harness kills what outlives a job and fails the test for it. Each job trains
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import sys
@@ -98,6 +99,18 @@ def test_task_that_raises_on_one_replica_is_named_with_replica_and_step(tmp_path
     assert "replica 5" in error
     assert "step 3" in error
     assert "the data of this replica are bad" in error
+
+
+@pytest.mark.parametrize("on", ["cluster", "mpi"])
+def test_processes_with_different_hypers_at_a_step_end_with_the_error_that_names_it(tmp_path: Path, on: str) -> None:
+    settings = ("--set", "optimizer.name=tests.faults.tasks:DriftsOnOneReplica")
+    argv = cluster(tmp_path, *settings) if on == "cluster" else ranks(tmp_path, 2, *settings)
+    result = run_job(argv, limit_s=LIMIT_S)
+    assert result.status != 0, result
+    found = re.search(r"(worker|rank) [01] and (the first one of the round|rank [01]) have different hypers at step 3",
+                      the_error(result))  # fmt: skip
+    assert found, result
+    assert "epoch 1/" not in result.stderr
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["kill", "stop"])
