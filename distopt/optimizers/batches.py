@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from distopt import threads
 from distopt.arena import Run, aligned_zeros, runs
-from distopt.optimizers.engine import Engine, Kernel
+from distopt.optimizers.engine import SHARED_BYTES, Call, Engine, Kernel, run_together
 from distopt.optimizers.features import AVERAGE, ScalarSource, Step, Treatment
 from distopt.optimizers.piece import Piece
 from distopt.optimizers.slots import SlotStore
@@ -76,10 +77,10 @@ class Batches:
             for treatment, members in _cut(run, [optimizer.treatment(variable) for variable in run.variables]):
                 batch = self._bind(run, treatment, [(variable, position[id(variable)]) for variable in members])
                 slot_dtype = optimizer.features.dtype_of_slots(treatment.rule, run.segment.dtype)
-                one_pass = batch.piece.average is None and (treatment.is_plain or treatment.fused is not None)
-                group = _Group(treatment, slot_dtype, one_pass, [])
+                group = _Group(treatment, slot_dtype, batch.piece.is_one_pass, [])
                 groups.setdefault((treatment, slot_dtype), group).batches.append(batch)
         self._groups = tuple(groups.values())
+        self._are_large = sum(variable.storage.nbytes for variable in variables) >= SHARED_BYTES // 4
 
     def can_update(self, gradients: Sequence[Array | None]) -> bool:
         """Return whether every gradient is dense and every variable has one value, which may be written to now.
@@ -96,6 +97,7 @@ class Batches:
     def update(self, gradients: Sequence[Any], hypers: Mapping[str, float]) -> None:
         """Update all variables; ``gradients`` are arrays of their variables' shapes and dtypes."""
         step = Step(self._optimizer, hypers)
+        calls: list[Call] | None = [] if self._are_large and threads.num_threads() > 1 else None
         for (rule, weight_decay), slot_dtype, one_pass, batches in self._groups:
             scalars = step.scalars(rule, slot_dtype)
             if weight_decay is not None:
@@ -110,11 +112,15 @@ class Batches:
                     for target, position in copies:
                         target[...] = gradients[position]
                     gradient = flat
-                if one_pass:
-                    kernel(*written, gradient, *scalars)
-                else:
+                if not one_pass:
                     piece.update(Gradient(PLAIN, (gradient,)), step)
                     piece.take_average(step)
+                elif calls is None:
+                    kernel(*written, gradient, *scalars)
+                else:
+                    calls.append((kernel, (*written, gradient, *scalars)))
+        if calls:
+            run_together(calls)
 
     def _bind(self, run: Run, treatment: Treatment, members: Sequence[tuple[Variable, int]]) -> _Batch:
         segment = run.segment

@@ -268,13 +268,65 @@ class _Shared:
         if number == 1:
             self.kernel(*arguments)
             return
-        arrays, scalars = arguments[: self._num_arrays], arguments[self._num_arrays :]
         # Whole blocks, so that no two threads write to one cache line.
         part = -(-size // (number * BLOCK)) * BLOCK
-        threads.run_parts(
-            self.kernel,
-            [(*(a[start : start + part] for a in arrays), *scalars) for start in range(0, size, part)],
-        )
+        threads.run_parts(self.kernel, [self.part(arguments, start, start + part) for start in range(0, size, part)])
+
+    def part(self, arguments: tuple[Any, ...], start: int, stop: int) -> tuple[Any, ...]:
+        """Return the arguments for the elements ``start <= i < stop``."""
+        arrays = [array[start:stop] for array in arguments[: self._num_arrays]]
+        return (*arrays, *arguments[self._num_arrays :])
+
+    def bytes_of(self, arguments: Sequence[Any]) -> int:
+        """Return the bytes of all arrays."""
+        return sum([array.nbytes for array in arguments[: self._num_arrays]])
+
+
+Call = tuple[Kernel, tuple[Any, ...]]
+"""A kernel and its arguments."""
+
+
+def run_together(calls: Sequence[Call]) -> None:
+    """Make calls of kernels that write to different arrays; threads share all of them where that pays.
+
+    Each thread is woken once, not once a call, and gets about as many bytes as the others.
+    """
+    number = threads.num_threads() if len(calls) > 1 else 1
+    weights = [kernel.bytes_of(arguments) for kernel, arguments in calls if type(kernel) is _Shared]
+    if number == 1 or len(weights) < len(calls) or sum(weights) < SHARED_BYTES:
+        for kernel, arguments in calls:
+            kernel(*arguments)
+        return
+    threads.run_parts(_run_calls, [(part,) for part in _divided(calls, weights, number)])
+
+
+def _divided(calls: Sequence[Call], weights: Sequence[int], number: int) -> list[list[Call]]:
+    """Return the calls in ``number`` parts of about equal weights; large ones are cut."""
+    fair = sum(weights) / number
+    parts: list[list[Call]] = [[]]
+    room = fair
+    for (shared, arguments), weight in zip(calls, weights, strict=True):
+        assert type(shared) is _Shared
+        size = arguments[0].size
+        start = 0
+        while start < size:
+            left = weight * (size - start) / size
+            blocks = (
+                size - start if left <= room or len(parts) == number else int(room * size / weight) // BLOCK * BLOCK
+            )
+            if blocks:
+                parts[-1].append((shared.kernel, shared.part(arguments, start, start + blocks)))
+            start += blocks
+            room -= weight * blocks / size
+            if start < size:
+                parts.append([])
+                room = fair
+    return parts
+
+
+def _run_calls(calls: Sequence[Call]) -> None:
+    for kernel, arguments in calls:
+        kernel(*arguments)
 
 
 def _dtype_of(slots: Sequence[Array]) -> np.dtype[Any] | None:

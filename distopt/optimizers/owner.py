@@ -22,7 +22,7 @@ import numpy as np
 
 from distopt import clipping, norms
 from distopt.arena import Span
-from distopt.optimizers.engine import Engine, get_engine
+from distopt.optimizers.engine import Engine, get_engine, run_together
 from distopt.optimizers.features import ACCUMULATOR, AVERAGE, ScalarSource, Step, Treatment
 from distopt.optimizers.layout import Layout
 from distopt.optimizers.piece import Part, Piece
@@ -185,15 +185,8 @@ class SpanOwner:
             return
         if self._optimizer.clips.needs_norms:
             found = self._clipped_by_norms(found, all_partials, add_totals)
-        if self._is_plain:
-            dtype = scalars = rule = None
-            for piece, gradient in zip(self._pieces, found, strict=True):
-                if piece.slot_dtype is not dtype or piece.treatment.rule is not rule:
-                    dtype, rule = piece.slot_dtype, piece.treatment.rule
-                    scalars = self._optimizer.scalars_of(rule, hypers, dtype)
-                assert scalars is not None
-                kernel = piece.kernel_from(gradient.source)
-                kernel(*piece.arrays, *gradient.terms, *gradient.scalars, *scalars)
+        if self._is_one_pass:
+            run_together([piece.call(gradient, step) for piece, gradient in zip(self._pieces, found, strict=True)])
         else:
             for piece, gradient in zip(self._pieces, found, strict=True):
                 if piece.treatment.rule.kind is Kind.AFTER_NORMS:
@@ -256,7 +249,7 @@ class SpanOwner:
                 is_cut = is_cut or (start, stop) != (0, span.stop - span.start)
                 self._pieces.append(self._piece(engine, treatment, own, {n: a[start:stop] for n, a in arrays.items()}))
         self._cuts = cuts if is_cut or len(cuts) < len(self._spans) else None
-        self._is_plain = not optimizer.features.slots and all(piece.treatment.is_plain for piece in self._pieces)
+        self._is_one_pass = all(piece.is_one_pass for piece in self._pieces)
 
     def _piece(
         self, engine: Engine, treatment: Treatment, parts: tuple[Part, ...], arrays: Mapping[str, Array]

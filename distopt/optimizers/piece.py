@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distopt import norms
-from distopt.optimizers.engine import Blocks, Engine, Kernel
+from distopt.optimizers.engine import Blocks, Call, Engine, Kernel
 from distopt.optimizers.features import Step, Treatment
 from distopt.optimizers.rule import Kind
 from distopt.optimizers.rules import ACCUMULATE, ACCUMULATED_MEAN, MOVING_AVERAGE, WEIGHT_DECAY
@@ -116,20 +116,29 @@ class Piece:
             scalars = step.decay(self.treatment.weight_decay, self.dtype)
             self.engine.kernel(WEIGHT_DECAY, self.dtype)(variable, variable, *scalars)
 
+    @property
+    def is_one_pass(self) -> bool:
+        """Whether one call of a kernel carries out the treatment: nothing precedes or follows the rule."""
+        return self.average is None and (self.treatment.is_plain or self.treatment.fused is not None)
+
+    def call(self, gradient: Gradient, step: Step) -> Call:
+        """Return the call of a kernel that carries out the rule, and the weight decay if it is in the same pass."""
+        rule, weight_decay = self.treatment
+        scalars = step.scalars(rule, self.slot_dtype)
+        if weight_decay is not None and rule.decayed is not None:
+            scalars = (*scalars, *step.decay(weight_decay, self.slot_dtype))
+        kernel = self.kernel_from(gradient.source)
+        return kernel, (*self.arrays, *gradient.terms, *gradient.scalars, *scalars)
+
     def update(self, gradient: Gradient, step: Step) -> None:
         """Carry out the treatment with a flat gradient; the rule needs no norms."""
         rule, weight_decay = self.treatment
-        scalars = step.scalars(rule, self.slot_dtype)
-        if weight_decay is not None:
-            if rule.decayed is not None:
-                scalars = (*scalars, *step.decay(weight_decay, self.slot_dtype))
-            else:
-                self.decay(step)
+        if weight_decay is not None and rule.decayed is None:
+            self.decay(step)
         if rule.kind is Kind.WHOLE_VARIABLE:
-            self.kernel(*self.arrays, self.array_of(gradient), *scalars)
-        else:
-            kernel = self.kernel_from(gradient.source)
-            kernel(*self.arrays, *gradient.terms, *gradient.scalars, *scalars)
+            gradient = Gradient(PLAIN, (self.array_of(gradient),))
+        kernel, arguments = self.call(gradient, step)
+        kernel(*arguments)
 
     def find_direction(self, gradient: Array, step: Step) -> list[Array]:
         """Make the first pass of a rule after norms: decay the weights, update the slots, keep the direction.

@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 
 import distopt
+from distopt import threads
+from distopt.arena import BLOCK
 from distopt.autodiff.tape import GradientTape
 from distopt.errors import TapeError
 from distopt.optimizers import SGD, Adagrad, Adam, AdamW, get_engine, rules, set_default_engine
+from distopt.optimizers import batches as batches_module
+from distopt.optimizers import engine as engine_module
 from distopt.optimizers.batches import BATCH_BYTES, SMALL_BYTES, Batches
 from distopt.types import Array
 from distopt.variable import Variable
@@ -18,12 +22,13 @@ from distopt.variable import Variable
 SHAPES: list[tuple[int, ...]] = [(3, 5), (), (7,), (SMALL_BYTES,), (0,), (1,), (2, 3, 4), (65, 63), (11,)]
 
 
+NAMES = ("even", "odd")
+
+
 def variables_and_gradients(dtype: Any, seed: int) -> tuple[list[Variable], list[Array]]:
     rng = np.random.default_rng(seed)
     variables = [
-        Variable(
-            np.asarray(rng.standard_normal(shape), dtype), dtype=np.dtype(dtype), name=("even", "odd")[position % 2]
-        )
+        Variable(np.asarray(rng.standard_normal(shape), dtype), dtype=np.dtype(dtype), name=NAMES[position % 2])
         for position, shape in enumerate(SHAPES)
     ]
     return variables, [np.asarray(rng.standard_normal(shape), dtype) for shape in SHAPES]
@@ -171,3 +176,29 @@ def test_another_engine_is_used_from_the_next_call_on(monkeypatch: pytest.Monkey
     finally:
         set_default_engine("compiled")
     assert asked == [rules.SGD.name]
+
+
+@pytest.mark.parametrize("number", [2, 3, 8])
+def test_threads_share_the_updates_of_many_variables_and_change_no_bit(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = [100, 3 * BLOCK, 7, 50_000, 5 * BLOCK + 3, 0, 20_000, 20_000]
+    parts: list[int] = []
+    run_parts = threads.run_parts
+    monkeypatch.setattr(threads, "run_parts", lambda loop, of: parts.append(len(of)) or run_parts(loop, of))
+    monkeypatch.setattr(engine_module, "SHARED_BYTES", 1)
+    monkeypatch.setattr(batches_module, "SHARED_BYTES", 1)
+    results = []
+    for threads_now in (1, number):
+        monkeypatch.setattr(threads, "num_threads", lambda now=threads_now: now)
+        optimizer = half_decayed()
+        rng = np.random.default_rng(0)
+        variables = [Variable(rng.standard_normal(size).astype(np.float32), name=NAMES[size % 2]) for size in sizes]
+        gradients = [rng.standard_normal(size).astype(np.float32) for size in sizes]
+        for _ in range(2):
+            optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        layout = optimizer.layout(variables)
+        optimizer.finish(layout, layout.pack(gradients), optimizer.step_hypers())
+        results.append([variable.numpy().tobytes() for variable in variables])
+    assert results[0] == results[1]
+    assert parts == [number] * 3
