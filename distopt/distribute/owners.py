@@ -80,6 +80,10 @@ class Owners(Protocol):
         """Raise PlacementError where variables cannot hold one copy a replica."""
         ...
 
+    def gradient_arrays(self, optimizer: Any, variables: Sequence[Any]) -> list[Array] | None:
+        """Return where gradients that are written there are not copied any more; None where there is no such place."""
+        ...
+
 
 class EveryProcess:
     """Placement ``replica``: gradients are all-reduced, then every process makes the same update."""
@@ -330,6 +334,10 @@ class EveryProcess:
     def may_split(self, what: str) -> None:
         """See :class:`Owners`; every process has its own variables, so nothing is refused."""
 
+    def gradient_arrays(self, optimizer: Any, variables: Sequence[Any]) -> list[Array] | None:  # noqa: ARG002
+        """See :class:`Owners`; there is none."""
+        return None
+
     @contextmanager
     def _exchange(self) -> Iterator[None]:
         """Count the time of an exchange as that of sending and waiting, not of combining."""
@@ -470,6 +478,10 @@ class Servers:
     def may_split(self, what: str) -> None:
         """Refuse: the servers hold one value for all replicas."""
         refuse_split(what, self.placement)
+
+    def gradient_arrays(self, optimizer: Any, variables: Sequence[Any]) -> list[Array] | None:  # noqa: ARG002
+        """See :class:`Owners`; there is none."""
+        return None
 
 
 def refuse_split(what: str, placement: str) -> None:

@@ -15,6 +15,7 @@ the next gradients can be written where these were.
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -160,6 +161,10 @@ class Sharded:
             found = layout.kept = _LayoutSteps(optimizer, layout, self._hosting, self._group, summed, found)
         return found
 
+    def gradient_arrays(self, optimizer: Any, variables: Sequence[Any]) -> list[Array] | None:
+        """See :class:`~distopt.distribute.owners.Owners`."""
+        return self._steps(optimizer, variables, optimizer.gradient_aggregator.sums).gradient_arrays
+
     def check(self, path: Any) -> None:
         """Refuse what owners of parts cannot do: unaggregated gradients, and hooks over whole gradients.
 
@@ -225,6 +230,11 @@ class _LayoutSteps:
         self._sums = {node: tuple(layout.take(flat, self._spans)) for node, flat in self._flat_of.items()}
         self._blocks = list(self._owner.blocks)
         self._own: list[Array] | None = None
+        own_nodes = self._nodes_of[group.index]
+        self.gradient_arrays: list[Array] | None = None
+        """Where the one replica of this process may write its gradients; None where there are several, or none."""
+        if own_nodes and own_nodes == hosting.leaves[group.index] and len(own_nodes) == 1:
+            self.gradient_arrays = layout.unpack(self._flat_of[own_nodes[0]])
 
     def is_current(self, group: HostGroup, summed: bool) -> bool:
         """Return whether variables and slots are still where they were, and treated as they were."""
@@ -232,6 +242,9 @@ class _LayoutSteps:
 
     def write(self, pairs_of: Sequence[Any]) -> None:
         """Write what this process contributes into its segment, for the others to read."""
+        own = self.gradient_arrays
+        if own is not None and all(map(operator.is_, pairs_of[0].arrays, own)):
+            return  # they were written where they are read
         leaves = self._hosting.leaves[self._group.index]
         gradients = dict(zip(leaves, pairs_of, strict=False))  # a stand-in contributes nothing
         for node in self._nodes_of[self._group.index]:

@@ -14,7 +14,7 @@ from distopt.comm.communicator import Communicator
 from distopt.distribute import MirroredStrategy, MultiWorkerMirroredStrategy, Strategy
 from distopt.errors import PlacementError, UnaggregatedGradientsError
 from distopt.types import Array
-from tests.conformance.test_strategies import OPTIMIZERS, adam, expected, rows, sgd, trace
+from tests.conformance.test_strategies import OPTIMIZERS, adam, expected, gradient, rows, sgd, trace
 from tests.conftest import Run
 
 REFUSED = ("whole-gradients", "transformer")
@@ -208,4 +208,35 @@ def test_rows_that_begin_in_one_process_alone_have_the_bits_of_one_process(run: 
 
     want = body(MirroredStrategy(3))
     for got in sharded(run, 3, body):
+        assert got == want
+
+
+def test_gradients_written_into_the_arrays_given_for_it_have_the_bits_of_one_process(run: Run) -> None:
+    shapes = ((70, 90), (), (5000,))
+
+    def body(strategy: Strategy) -> list[bytes]:
+        with strategy.scope():
+            variables = [tf.Variable(np.full(shape, 0.5, np.float32)) for shape in shapes]
+        optimizer = adam(global_clipnorm=0.3)
+        arrays = strategy.extended.gradient_arrays(optimizer, variables)
+        for array, variable in zip(arrays, variables, strict=True):
+            assert (array.shape, array.dtype) == (variable.shape, variable.dtype)
+
+        def replica(step: int) -> None:
+            context = tf.distribute.get_replica_context()
+            assert context is not None
+            values = [gradient(step, context.replica_id_in_sync_group, shape).numpy() for shape in shapes]
+            if strategy.extended.num_hosted == 1:
+                for array, value in zip(arrays, values, strict=True):
+                    array[...] = value
+                values = arrays
+            optimizer.apply_gradients(zip(values, variables, strict=True))
+
+        for step in range(3):
+            strategy.run(replica, args=(step,))
+        return bits(optimizer, variables)
+
+    replicas = run.size
+    want = body(MirroredStrategy(replicas))
+    for got in sharded(run, replicas, body):
         assert got == want
