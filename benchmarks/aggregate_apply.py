@@ -110,7 +110,7 @@ class Bench:
         for gradient in gradients:
             gradient[...] = 0.01 * (1 + self.comm.rank)
         pairs = list(zip(map(tf.Tensor, gradients), variables, strict=True))
-        return lambda: strategy.run(optimizer.apply_gradients, (pairs,)) and None
+        return lambda: strategy.run(lambda: optimizer.apply_gradients(pairs)) and None
 
     def mpi4py(self, shapes: Sequence[int], *, one_by_one: bool = False) -> Step:
         """Return a step that adds by hand: one ``Allreduce`` of all gradients, or one for each variable."""

@@ -115,6 +115,9 @@ class Communicator(abc.ABC):
     has_failed: bool = False
     """Whether a wait ended with an error, so that nothing more can be exchanged."""
 
+    shares_memory: bool = False
+    """Whether ranks of one host reduce gradients in memory that they share; else they send each other messages."""
+
     _host_group: HostGroup | None = None
 
     exchange_cost_bytes: int = 1 << 16

@@ -136,6 +136,8 @@ class MpiCommunicator(Communicator):
     Raises: EndpointError if there is no MPI.
     """
 
+    shares_memory = True
+
     def __init__(
         self,
         comm: MPI.Intracomm | None = None,

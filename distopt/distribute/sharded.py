@@ -15,17 +15,13 @@ the next gradients can be written where these were.
 
 from __future__ import annotations
 
-import operator
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from distopt.aggregation import Mean, Sum
-from distopt.arena import ALIGNMENT, Span
-from distopt.canonical_sum import Node, add_nodes
-from distopt.comm import combining
+from distopt.arena import Span
 from distopt.comm.communicator import Communicator, Hosting
 from distopt.comm.shared_memory import HostGroup
 from distopt.distribute.inspector import Inspector
@@ -42,6 +38,7 @@ from distopt.distribute.owners import (
 from distopt.distribute.receipts import Note
 from distopt.distribute.row_exchange import gather_rows, sum_rows
 from distopt.distribute.shared_arena import SharedArena
+from distopt.distribute.shared_gradients import SharedGradients
 from distopt.errors import PlacementError, UnaggregatedGradientsError
 from distopt.optimizers.terms import Terms
 from distopt.types import Array
@@ -82,7 +79,8 @@ class Sharded:
         optimizer = path.optimizer
         started = time.perf_counter()
         for variable in same_variables(pairs_of):
-            variable.check_writable()
+            if variable.readers:
+                variable.check_writable()
         inspector = self._inspector
         if inspector.looks_for_non_finite:
             inspector.refuse_non_finite_here(pairs_of, int(optimizer.iterations.storage))
@@ -95,7 +93,7 @@ class Sharded:
         before = inspector.book.traffic()
         begins_rows = any(pairs.has_rows for pairs in pairs_of)
         if not begins_rows:
-            steps.write(pairs_of)
+            steps.gradients.write(pairs_of)
         written = time.perf_counter()
         traffic = self._communicator.traffic
         waited = traffic.wait_s
@@ -155,7 +153,7 @@ class Sharded:
 
     def _steps(self, optimizer: Any, variables: Sequence[Any], summed: bool) -> _LayoutSteps:
         layout = optimizer.layout(variables)
-        found: _LayoutSteps | None = layout.kept
+        found = layout.kept if isinstance(layout.kept, _LayoutSteps) else None
         if found is None or not found.is_current(self._group, summed):
             self._arena.take(optimizer, layout.segments)
             found = layout.kept = _LayoutSteps(optimizer, layout, self._hosting, self._group, summed, found)
@@ -163,7 +161,8 @@ class Sharded:
 
     def gradient_arrays(self, optimizer: Any, variables: Sequence[Any]) -> list[Array] | None:
         """See :class:`~distopt.distribute.owners.Owners`."""
-        return self._steps(optimizer, variables, optimizer.gradient_aggregator.sums).gradient_arrays
+        steps = self._steps(optimizer, variables, optimizer.gradient_aggregator.sums)
+        return steps.gradients.arrays
 
     def check(self, path: Any) -> None:
         """Refuse what owners of parts cannot do: unaggregated gradients, and hooks over whole gradients.
@@ -193,10 +192,9 @@ class Sharded:
 
 
 class _LayoutSteps:
-    """What the apply calls for the variables of one layout share: segments for gradients and norms, and the owner.
+    """What the apply calls for the variables of one layout share: the gradients, the sums of squares, and the owner.
 
-    ``summed``: each process contributes the sums of the replicas that it hosts, not the gradients of each. ``before``
-    is what this replaces, whose segments are used again if they fit.
+    ``before`` is what this replaces, whose memory is used again if it fits.
     """
 
     def __init__(
@@ -210,56 +208,39 @@ class _LayoutSteps:
     ) -> None:
         self.layout = layout
         self._optimizer = optimizer
-        self._hosting = hosting
         self._group = group
-        self._summed = summed
         self._stamp = self._bindings()
-        self._nodes_of = hosting.covers if summed else hosting.leaves
-        """By rank, what it contributes; the ranks of the group are all there are."""
         self._spans: tuple[Span, ...] = layout.divide(group.size)[group.index]
         self._owner = optimizer.span_owner(layout, self._spans)
+        self._blocks = list(self._owner.blocks)
+        sums_bytes = 2 * len(layout.blocks) * np.dtype(np.float64).itemsize
+        self.gradients: SharedGradients = (
+            before.gradients
+            if before is not None and before._is_of(group, summed)
+            else SharedGradients(layout, hosting, group, summed=summed, extra_bytes=sums_bytes)
+        )
+        self._all_sums: Array = self.gradients.extra.view(np.float64)
+        self._sums = {node: tuple(layout.take(flat, self._spans)) for node, flat in self.gradients.flat_of.items()}
+        self._own: list[Array] | None = None
         own_bytes = sum((s.stop - s.start) * layout.runs[layout.run_of(s)].segment.dtype.itemsize for s in self._spans)
-        num_nodes, num_own = sum(map(len, self._nodes_of)), len(self._nodes_of[group.index])
-        self.num_bytes_read = own_bytes * (num_nodes - num_own)
+        num_own = len(self.gradients.own_nodes)
+        self.num_bytes_read = own_bytes * (self.gradients.num_nodes - num_own)
         """Of the contributions of the other processes to the spans of this one."""
         self.num_bytes_told = (layout.num_bytes - own_bytes) * num_own
         """Of the contributions of this process to the spans of the others."""
-        reused = None if before is None or not before._is_of(group, summed) else before._memory
-        self._memory: tuple[dict[Node, list[Array]], Array] = self._share() if reused is None else reused
-        self._flat_of, self._all_sums = self._memory
-        self._sums = {node: tuple(layout.take(flat, self._spans)) for node, flat in self._flat_of.items()}
-        self._blocks = list(self._owner.blocks)
-        self._own: list[Array] | None = None
-        own_nodes = self._nodes_of[group.index]
-        self.gradient_arrays: list[Array] | None = None
-        """Where the one replica of this process may write its gradients; None where there are several, or none."""
-        if own_nodes and own_nodes == hosting.leaves[group.index] and len(own_nodes) == 1:
-            self.gradient_arrays = layout.unpack(self._flat_of[own_nodes[0]])
 
     def is_current(self, group: HostGroup, summed: bool) -> bool:
         """Return whether variables and slots are still where they were, and treated as they were."""
         return self._is_of(group, summed) and self._stamp == self._bindings()
 
-    def write(self, pairs_of: Sequence[Any]) -> None:
-        """Write what this process contributes into its segment, for the others to read."""
-        own = self.gradient_arrays
-        if own is not None and all(map(operator.is_, pairs_of[0].arrays, own)):
-            return  # they were written where they are read
-        leaves = self._hosting.leaves[self._group.index]
-        gradients = dict(zip(leaves, pairs_of, strict=False))  # a stand-in contributes nothing
-        for node in self._nodes_of[self._group.index]:
-            flat = self._flat_of[node]
-            if node in gradients:
-                self.layout.pack(gradients[node].arrays, flat)
-                continue
-            below = [leaf for leaf in leaves if node.start <= leaf.start < node.stop]
-            for variable, run, start, stop, _ in self.layout.parts:
-                terms = {leaf: np.ascontiguousarray(gradients[leaf].arrays[variable]).reshape(-1) for leaf in below}
-                add_nodes(self._hosting.tree, terms, node, out=flat[run][start:stop])
-
     def update(self, aggregator: Any, hypers: dict[str, float]) -> None:
         """Aggregate the contributions to the spans of this process, and update them."""
-        gradients = self._gradients(aggregator)
+        # Where they are plain terms, the very loop that updates adds them up: each is read once, and no sum is stored.
+        gradients: Terms | list[Array] | None = self.gradients.terms(aggregator, self._sums)
+        if gradients is None:
+            if self._own is None:
+                self._own = [np.empty_like(array) for array in next(iter(self._sums.values()))]
+            gradients = self.gradients.aggregate(aggregator, self._sums, self._own)
         owner = self._owner
         all_sums = self._all_sums[:0]
         if owner.exchanges:
@@ -271,41 +252,8 @@ class _LayoutSteps:
         if self._spans:
             owner.apply(gradients, hypers, all_sums)
 
-    def _gradients(self, aggregator: Any) -> Terms | list[Array]:
-        """Return the aggregate over all replicas for each span, or what it is added up from."""
-        if type(aggregator) in (Sum, Mean):
-            # Added up in the very loop that updates, so each contribution is read once and no sum is stored.
-            return Terms(
-                self._hosting.tree, self._sums, self._hosting.num_replicas if type(aggregator) is Mean else None
-            )
-        if self._own is None:
-            self._own = [np.empty_like(array) for array in next(iter(self._sums.values()))]
-        return combining.aggregate(self._sums, self._hosting, aggregator, self._own, out=self._own)
-
-    def _share(self) -> tuple[dict[Node, list[Array]], Array]:
-        """Return the flat gradients of every node that a process contributes, and the sums of squares of all blocks."""
-        group, layout = self._group, self.layout
-        sizes = [_padded(run.size * run.segment.dtype.itemsize) for run in layout.runs]
-        num_sums = 2 * len(layout.blocks)
-        asked = sum(sizes) * len(self._nodes_of[group.index]) + (8 * num_sums if group.index == 0 else 0)
-        memories = group.share(asked, f"the gradients of {len(layout.variables)} variables")
-        found: dict[Node, list[Array]] = {}
-        for memory, nodes in zip(memories, self._nodes_of, strict=True):
-            start = 0
-            for node in nodes:
-                found[node] = []
-                for run, size in zip(layout.runs, sizes, strict=True):
-                    dtype = run.segment.dtype
-                    found[node].append(memory[start : start + run.size * dtype.itemsize].view(dtype))
-                    start += size
-        return found, memories[0][len(memories[0]) - 8 * num_sums :].view(np.float64)
-
     def _is_of(self, group: HostGroup, summed: bool) -> bool:
-        return self._group is group and self._summed == summed
+        return self.gradients.group is group and self.gradients.summed == summed
 
     def _bindings(self) -> tuple[int, int]:
         return self._optimizer.num_bindings, self._optimizer.slots.num_added
-
-
-def _padded(num_bytes: int) -> int:
-    return -(-num_bytes // ALIGNMENT) * ALIGNMENT

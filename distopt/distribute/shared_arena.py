@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from distopt.arena import ALIGNMENT, Segment
+from distopt.arena import Segment
 from distopt.comm.shared_memory import HostGroup
+from distopt.distribute.shared_gradients import padded
 from distopt.types import Array
 
 
@@ -53,13 +54,13 @@ class SharedArena:
             return
         group = self._group
         optimizer.slots.is_writer = group.index == 0
-        total = sum(_padded(each.array.nbytes) for each in moved)
+        total = sum(padded(each.array.nbytes) for each in moved)
         memory = group.share(total if group.index == 0 else 0, f"{len(moved)} arrays of variables and slots")[0]
         targets = []
         start = 0
         for each in moved:
             targets.append(memory[start : start + each.array.nbytes].view(each.array.dtype))
-            start += _padded(each.array.nbytes)
+            start += padded(each.array.nbytes)
         if group.index == 0:
             for each, target in zip(moved, targets, strict=True):
                 np.copyto(target, each.array)
@@ -84,7 +85,3 @@ class SharedArena:
         if group.index == 0:
             write(stored)
         group.exchange(f"{what} is done")
-
-
-def _padded(num_bytes: int) -> int:
-    return -(-num_bytes // ALIGNMENT) * ALIGNMENT

@@ -124,6 +124,7 @@ def test_conformance_suite_passes_under_mpirun() -> None:
         "-p",
         "no:cacheprovider",
         "tests/conformance/test_communicator.py",
+        "tests/conformance/test_host_group.py",
         "tests/conformance/test_distribute.py",
         "tests/conformance/test_recorded_traces.py",
         "-k",
