@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 
 import distopt
-from distopt import random
 from distopt.aggregation import Aggregator, GradientAggregator, LocalSteps
 from distopt.aggregation.named import AGGREGATORS, COMPRESSIONS
 from distopt.errors import ConfigError, PlacementError
@@ -40,8 +39,6 @@ class Job:
     optimizer: Any
     hooks: tuple[str, ...]
     """Names of the functions of the user's that the gradient's path runs, as configured."""
-    streams: random.Streams
-    """What the training draws its random values from."""
 
 
 def build_job(config: JobConfig) -> Job:
@@ -60,8 +57,7 @@ def build_job(config: JobConfig) -> Job:
         named = [] if isinstance(aggregator, Aggregator) else [aggregator.full_name]
     else:
         named = [name]
-    hooks = (*named, *config.optimizer.gradient_transformers)
-    return Job(config, task, model, variables, optimizer, hooks, random.Streams(config.seed))
+    return Job(config, task, model, variables, optimizer, (*named, *config.optimizer.gradient_transformers))
 
 
 def make_task(config: JobConfig) -> Task:
