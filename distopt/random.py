@@ -3,8 +3,8 @@
 A *stream* is a Philox counter generator whose key is ``(seed, index)`` and whose highest counter word is a *domain*,
 one for each use. Streams of different domains, seeds or indices never overlap: no stream is long enough to count its
 lowest two words through. The third word is for replicas: inside ``strategy.run`` each draws values of its own, which
-depend on its number and on how much *it* drew before, and not on which process hosts it. How much was drawn is no part
-of a checkpoint: a resumed job draws as if it began.
+depend on its number and on how much *it* drew before, and not on which process hosts it. How much was drawn is part of
+a job's checkpoints (:class:`Streams`): a resumed job draws what it would have drawn.
 
 What is drawn as raw integers (shuffles, splits) is the same in every version of NumPy, which keeps the output
 of its bit generators; what goes through its ``Generator`` (normal variates) may change between versions.
@@ -15,12 +15,10 @@ Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; NumPy
 from __future__ import annotations
 
 import enum
-import itertools
 import operator
 import threading
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -83,15 +81,20 @@ def set_seed(seed: int) -> None:
     _current().reset(operator.index(seed))
 
 
-@contextmanager
-def seed_scope(seed: int) -> Iterator[None]:
+def seed_scope(seed: int) -> AbstractContextManager[None]:
     """Have a seed and counts of its own within a ``with`` block of this thread; the ones outside stay as they are.
 
     So what is built inside is a function of ``seed`` alone, whatever other threads draw meanwhile.
 
     Raises: TypeError if ``seed`` is not an integer.
     """
-    token = _scope.set(_Streams(operator.index(seed)))
+    return draw_from(Streams(operator.index(seed)))
+
+
+@contextmanager
+def draw_from(streams: Streams) -> Iterator[None]:
+    """Draw from ``streams`` within a ``with`` block of this thread, going on where they are."""
+    token = _scope.set(streams)
     try:
         yield
     finally:
@@ -193,27 +196,56 @@ def _shape(shape: Any) -> Any:
     return shape.numpy().tolist() if isinstance(shape, Operand) else shape
 
 
-class _Streams:
-    """A seed, and for each domain how many streams were taken."""
+class Streams:
+    """A seed, and how many streams were taken: by domain, by seed, and by who draws, a replica or all of them.
+
+    >>> streams = Streams(7)
+    >>> with draw_from(streams):
+    ...     first, second = uniform([2]), uniform([2])
+    >>> streams.taken()
+    {('VALUES', 7, None): 2}
+    >>> again = Streams(7)
+    >>> again.go_on({("VALUES", 7, None): 1})
+    >>> with draw_from(again):
+    ...     bool((uniform([2]).numpy() == second.numpy()).all())
+    True
+    """
 
     def __init__(self, seed: int) -> None:
         self._lock = threading.Lock()
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
+        """Begin anew, with ``seed``."""
         with self._lock:
             self.seed = seed
-            self._taken: dict[tuple[Domain, int, int], Iterator[int]] = defaultdict(itertools.count)
+            self._taken: dict[tuple[Domain, int, int], int] = {}
 
     def next_stream(self, domain: Domain, seed: int | None = None, part: int = 0) -> np.random.Philox:
-        used = self.seed if seed is None else seed
+        """Return the next stream of a domain, of the seed that was set unless one is given."""
+        key = domain, self.seed if seed is None else seed, part
         with self._lock:
-            return stream(domain, used, next(self._taken[domain, used, part]), part)
+            number = self._taken.get(key, 0)
+            self._taken[key] = number + 1
+        return stream(domain, key[1], number, part)
+
+    def taken(self) -> dict[tuple[str, int, int | None], int]:
+        """Return how many streams were taken, by name of the domain, seed and replica; None: outside of replicas."""
+        with self._lock:
+            return {(d.name, seed, part - 1 if part else None): count for (d, seed, part), count in self._taken.items()}
+
+    def go_on(self, taken: Mapping[tuple[str, int, int | None], int]) -> None:
+        """Draw next what follows on ``taken``, which :meth:`taken` returned."""
+        with self._lock:
+            self._taken = {
+                (Domain[name], seed, 0 if replica is None else replica + 1): count
+                for (name, seed, replica), count in taken.items()
+            }
 
 
-_process = _Streams(0)
-_scope: ContextVar[_Streams | None] = ContextVar("distopt_seed_scope", default=None)
+_process = Streams(0)
+_scope: ContextVar[Streams | None] = ContextVar("distopt_seed_scope", default=None)
 
 
-def _current() -> _Streams:
+def _current() -> Streams:
     return _scope.get() or _process

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -115,6 +115,9 @@ class Communicator(abc.ABC):
     has_failed: bool = False
     """Whether a wait ended with an error, so that nothing more can be exchanged."""
 
+    shares_memory: bool = False
+    """Whether ranks of one host reduce gradients in memory that they share; else they send each other messages."""
+
     _host_group: HostGroup | None = None
 
     exchange_cost_bytes: int = 1 << 16
@@ -127,7 +130,7 @@ class Communicator(abc.ABC):
     @abc.abstractmethod
     def exchange(
         self,
-        sends: Iterable[Send],
+        sends: Sequence[Send],
         receives: Sequence[Receive],
         what: str,
         label: bytes = b"",
@@ -137,7 +140,6 @@ class Communicator(abc.ABC):
         """Carry out all transfers at once; return when all are done: whether a rank heard from ``withdraws``.
 
         Between two ranks buffers arrive in the order in which they were sent. A rank may send to itself.
-        ``sends`` may make each buffer when it is asked for it: those before are on their way meanwhile.
         ``what`` names the collective in errors: "rank 2 waited 8.0 s in step 17 for ranks 0, 3: <what>".
 
         ``label``: an encoded :class:`~distopt.agreement.Label`, or nothing. It and ``withdraws`` belong to every

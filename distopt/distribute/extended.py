@@ -22,7 +22,8 @@ from distopt.distribute.contributing import contributed, refuse_repeated
 from distopt.distribute.creations import SAME_VARIABLES, Creations
 from distopt.distribute.inspector import Inspector
 from distopt.distribute.loss_origin import note_origin
-from distopt.distribute.owners import EveryProcess, Owners, Phases, num_bytes_of, same_variables
+from distopt.distribute.one_host import every_process
+from distopt.distribute.owners import Owners, Phases, num_bytes_of, same_variables
 from distopt.distribute.receipts import Note, Receipt, ReceiptBook, path_name
 from distopt.distribute.replica_greenlets import ReplicaGreenlets
 from distopt.distribute.variable_access import CrossReplicaAccess
@@ -57,7 +58,7 @@ class Extended:
         self.contexts = tuple(StrategyReplicaContext(strategy, replica, i) for i, replica in enumerate(ids))
         self.book = ReceiptBook(hosting, communicator, path_name(hosting, communicator))
         self.inspector = Inspector(strategy, hosting, self.contexts, communicator, self.book, rank)
-        self.every_process = EveryProcess(hosting, rank, communicator, phases, self.inspector)
+        self.every_process = every_process(hosting, rank, communicator, phases, self.inspector)
         self.owners: Owners = self.every_process
         self.num_hosted = len(self.contexts)
         """How many replica contexts run in this process, a stand-in included."""

@@ -35,6 +35,7 @@ from distopt.distribute.row_pushes import goes_by_rows
 from distopt.distribute.variable_parts import VariablePart, parts_of, write_answer
 from distopt.errors import PlacementError, UnaggregatedGradientsError, UnequalDtypesError, UnequalShapesError
 from distopt.indexed_slices import IndexedSlices
+from distopt.optimizers.terms import Terms
 from distopt.types import Array
 
 
@@ -78,6 +79,10 @@ class Owners(Protocol):
 
     def may_split(self, what: str) -> None:
         """Raise PlacementError where variables cannot hold one copy a replica."""
+        ...
+
+    def gradient_arrays(self, optimizer: Any, variables: Sequence[Any]) -> list[Array] | None:
+        """Return where gradients that are written there are not copied any more; None where there is no such place."""
         ...
 
 
@@ -138,16 +143,15 @@ class EveryProcess:
         before = self._inspector.book.traffic()
         if not by_rows and len(set(pairs_of[0].key)) == len(variables):
             layout = optimizer.layout(variables)
-            if begins_rows:
-                flat_of = [[np.zeros_like(array) for array in layout.empty()]] * len(pairs_of)
-                total = self.combine(path.aggregator, flat_of, label, withdraws=True)
-            else:
-                total = self._combined(path.aggregator, layout, pairs_of, label)
+            total = self._total(path, layout, pairs_of, label, withdraws=begins_rows)
             combined = time.perf_counter()
             note = Note("gradients", path.aggregator, layout.num_bytes * len(pairs_of), layout.variables, before)
-            if self._noted(note, optimizer, total, pairs_of):
+            skipped = self._noted(note, optimizer, total, pairs_of)
+            if not skipped:
+                optimizer.finish(layout, total, hypers)
+            self._release(label)
+            if skipped:
                 return None
-            optimizer.finish(layout, total, hypers)
         else:
             columns = [[pairs[i][0] for pairs in pairs_of] for i in range(len(variables))]
             combine_rows = (sum_rows if path.may_sum_rows else gather_rows) if by_rows else None
@@ -159,6 +163,21 @@ class EveryProcess:
                 return None
             optimizer.finish_aggregated(zip(gradients, variables, strict=True), hypers)
         return combined
+
+    def _total(
+        self, path: Any, layout: Any, pairs_of: Sequence[Any], label: bytes, *, withdraws: bool
+    ) -> Sequence[Array] | Terms:
+        """Return the aggregate of dense gradients for each run, which holds until :meth:`_release`.
+
+        Raises: as :meth:`combine`.
+        """
+        if withdraws:
+            flat_of = [[np.zeros_like(array) for array in layout.empty()]] * len(pairs_of)
+            return self.combine(path.aggregator, flat_of, label, withdraws=True)
+        return self._combined(path.aggregator, layout, pairs_of, label)
+
+    def _release(self, label: bytes) -> None:
+        """Give back what :meth:`_total` returned."""
 
     def _introduced(self, path: Any, pairs_of: Sequence[Any], hypers: dict[str, float]) -> tuple[bool, bool, bytes]:
         """Return whether gradients are combined by rows, whether this process begins to have some, and the label.
@@ -174,7 +193,7 @@ class EveryProcess:
         label = known.label(path.aggregator.full_name, hypers)
         return known.rows, have_rows and not known.rows, label
 
-    def _noted(self, note: Note, optimizer: Any, gradients: Sequence[Any], pairs_of: Sequence[Any]) -> bool:
+    def _noted(self, note: Note, optimizer: Any, gradients: Any, pairs_of: Sequence[Any]) -> bool:
         """Leave the receipt of a reduction; return whether the step is to be skipped."""
         inspector = self._inspector
         if inspector.several:
@@ -330,6 +349,10 @@ class EveryProcess:
     def may_split(self, what: str) -> None:
         """See :class:`Owners`; every process has its own variables, so nothing is refused."""
 
+    def gradient_arrays(self, optimizer: Any, variables: Sequence[Any]) -> list[Array] | None:  # noqa: ARG002
+        """See :class:`Owners`; there is none."""
+        return None
+
     @contextmanager
     def _exchange(self) -> Iterator[None]:
         """Count the time of an exchange as that of sending and waiting, not of combining."""
@@ -470,6 +493,10 @@ class Servers:
     def may_split(self, what: str) -> None:
         """Refuse: the servers hold one value for all replicas."""
         refuse_split(what, self.placement)
+
+    def gradient_arrays(self, optimizer: Any, variables: Sequence[Any]) -> list[Array] | None:  # noqa: ARG002
+        """See :class:`Owners`; there is none."""
+        return None
 
 
 def refuse_split(what: str, placement: str) -> None:

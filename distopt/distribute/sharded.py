@@ -9,10 +9,6 @@ How an apply call goes, in each process::
     update    the owner updates variables and slots of its spans in place
     done      all meet; everyone sees the new variables
 
-Each host has the variables and room for the slots. With several hosts, owners get the sums of the other hosts before
-they combine, and send them the new variables of each chunk once it is updated (:mod:`distopt.comm.between_hosts`). The
-slots of a span are then current on its owner's host alone: who reads one, has all hosts gather them.
-
 Until ``ready`` nothing has changed, and from ``done`` on nothing is read: so a mistake is an error before the step, and
 the next gradients can be written where these were.
 """
@@ -20,11 +16,14 @@ the next gradients can be written where these were.
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from distopt.arena import Span
 from distopt.comm.communicator import Communicator, Hosting
+from distopt.comm.shared_memory import HostGroup
 from distopt.distribute.inspector import Inspector
 from distopt.distribute.introduction import Introductions
 from distopt.distribute.owners import (
@@ -38,23 +37,32 @@ from distopt.distribute.owners import (
 )
 from distopt.distribute.receipts import Note
 from distopt.distribute.row_exchange import gather_rows, sum_rows
-from distopt.distribute.sharded_steps import CHUNK_BYTES, LayoutSteps
 from distopt.distribute.shared_arena import SharedArena
+from distopt.distribute.shared_gradients import SharedGradients
 from distopt.errors import PlacementError, UnaggregatedGradientsError
+from distopt.optimizers.terms import Terms
+from distopt.types import Array
 
 
 class Sharded:
-    """Owners of spans of variables that all processes of one host map."""
+    """Owners of spans of variables that all processes of one host map.
+
+    Raises: PlacementError if the processes are not on one host.
+    """
 
     placement = "sharded"
     re_enact_replicas = False
-    chunk_bytes = CHUNK_BYTES
-    """Of what is on its way between hosts at a time."""
 
     def __init__(
         self, hosting: Hosting, rank: int, communicator: Communicator, phases: Phases, inspector: Inspector
     ) -> None:
         self._group = communicator.host_group
+        if not self._group.holds_all:
+            hosts = "; ".join(", ".join(map(str, ranks)) for ranks in self._group.hosts)
+            raise PlacementError(
+                "placement 'sharded' needs all processes on one host, where they can map the same memory, but the "
+                f"ranks by host are: {hosts}; use placement 'replica'"
+            )
         self._hosting = hosting
         self._communicator = communicator
         self._phases = phases
@@ -62,8 +70,6 @@ class Sharded:
         self._introductions = Introductions(communicator)
         self._arena = SharedArena(self._group)
         self._every_process = EveryProcess(hosting, rank, communicator, phases, inspector)
-        self._latest: weakref.WeakKeyDictionary[Any, LayoutSteps] = weakref.WeakKeyDictionary()
-        """By optimizer, whose slots are current at their owners alone."""
 
     def apply(self, path: Any, pairs_of: Sequence[Any], hypers: dict[str, float]) -> None:
         """See :class:`~distopt.distribute.owners.Owners`.
@@ -73,7 +79,8 @@ class Sharded:
         optimizer = path.optimizer
         started = time.perf_counter()
         for variable in same_variables(pairs_of):
-            variable.check_writable()
+            if variable.readers:
+                variable.check_writable()
         inspector = self._inspector
         if inspector.looks_for_non_finite:
             inspector.refuse_non_finite_here(pairs_of, int(optimizer.iterations.storage))
@@ -86,14 +93,11 @@ class Sharded:
         before = inspector.book.traffic()
         begins_rows = any(pairs.has_rows for pairs in pairs_of)
         if not begins_rows:
-            steps.write(pairs_of)
+            steps.gradients.write(pairs_of)
         written = time.perf_counter()
         traffic = self._communicator.traffic
         waited = traffic.wait_s
-        begins_rows = any(
-            self._group.exchange("the gradients of all are ready", label, b"rows" if begins_rows else b"")
-        )
-        if steps.collect(label, withdraws=begins_rows):
+        if any(self._group.exchange("the gradients of all are ready", label, b"rows" if begins_rows else b"")):
             # A replica of some process begins to have rows with this step, which the others could not know.
             self._introductions.begin_rows(optimizer, pairs_of)
             self._apply_whole(path, pairs_of, hypers, label, by_rows=True)
@@ -105,8 +109,6 @@ class Sharded:
             note = Note("gradients", path.aggregator, num_bytes, steps.layout.variables, before)
             note.step = int(optimizer.iterations.storage)
             inspector.book.add(note)
-        if steps.crosses_hosts:
-            self._latest[optimizer] = steps
         steps.update(path.aggregator, hypers)
         self._advance(optimizer, hypers, steps.layout.variables)
         self._group.exchange("the variables of all are updated", label)
@@ -123,9 +125,7 @@ class Sharded:
         started = time.perf_counter()
         variables = pairs_of[0].variables
         optimizer.build(variables)
-        self._gather_slots(optimizer)
-        segments = {id(v.placement[0]): v.placement[0] for v in variables}.values()
-        self._arena.take(optimizer, segments, self._gather_slots)
+        self._arena.take(optimizer, {id(v.placement[0]): v.placement[0] for v in variables}.values())
         columns = [[pairs[i][0] for pairs in pairs_of] for i in range(len(variables))]
         combine_rows = sum_rows if path.may_sum_rows else gather_rows
         before = self._inspector.book.traffic()
@@ -151,24 +151,18 @@ class Sharded:
             self._group.exchange("the accumulated gradients of all are used")
         optimizer.advance(hypers, variables)
 
-    def _steps(self, optimizer: Any, variables: Sequence[Any], summed: bool) -> LayoutSteps:
+    def _steps(self, optimizer: Any, variables: Sequence[Any], summed: bool) -> _LayoutSteps:
         layout = optimizer.layout(variables)
-        found: LayoutSteps | None = layout.kept
-        latest = self._latest.get(optimizer)
-        if latest is not None and latest.layout is not layout:
-            self._gather_slots(optimizer)  # other owners
+        found = layout.kept if isinstance(layout.kept, _LayoutSteps) else None
         if found is None or not found.is_current(self._group, summed):
-            self._arena.take(optimizer, layout.segments, self._gather_slots)
-            found = layout.kept = LayoutSteps(
-                optimizer, layout, self._hosting, self._communicator, summed, found, self.chunk_bytes
-            )
+            self._arena.take(optimizer, layout.segments)
+            found = layout.kept = _LayoutSteps(optimizer, layout, self._hosting, self._group, summed, found)
         return found
 
-    def _gather_slots(self, optimizer: Any) -> None:
-        """Make the slots current on all hosts; a collective, and nothing where they are."""
-        latest = self._latest.pop(optimizer, None)
-        if latest is not None:
-            latest.gather_slots()
+    def gradient_arrays(self, optimizer: Any, variables: Sequence[Any]) -> list[Array] | None:
+        """See :class:`~distopt.distribute.owners.Owners`."""
+        steps = self._steps(optimizer, variables, optimizer.gradient_aggregator.sums)
+        return steps.gradients.arrays
 
     def check(self, path: Any) -> None:
         """Refuse what owners of parts cannot do: unaggregated gradients, and hooks over whole gradients.
@@ -195,3 +189,71 @@ class Sharded:
         Raises: PlacementError.
         """
         refuse_split(what, self.placement)
+
+
+class _LayoutSteps:
+    """What the apply calls for the variables of one layout share: the gradients, the sums of squares, and the owner.
+
+    ``before`` is what this replaces, whose memory is used again if it fits.
+    """
+
+    def __init__(
+        self,
+        optimizer: Any,
+        layout: Any,
+        hosting: Hosting,
+        group: HostGroup,
+        summed: bool,
+        before: _LayoutSteps | None,
+    ) -> None:
+        self.layout = layout
+        self._optimizer = optimizer
+        self._group = group
+        self._stamp = self._bindings()
+        self._spans: tuple[Span, ...] = layout.divide(group.size)[group.index]
+        self._owner = optimizer.span_owner(layout, self._spans)
+        self._blocks = list(self._owner.blocks)
+        sums_bytes = 2 * len(layout.blocks) * np.dtype(np.float64).itemsize
+        self.gradients: SharedGradients = (
+            before.gradients
+            if before is not None and before._is_of(group, summed)
+            else SharedGradients(layout, hosting, group, summed=summed, extra_bytes=sums_bytes)
+        )
+        self._all_sums: Array = self.gradients.extra.view(np.float64)
+        self._sums = {node: tuple(layout.take(flat, self._spans)) for node, flat in self.gradients.flat_of.items()}
+        self._own: list[Array] | None = None
+        own_bytes = sum((s.stop - s.start) * layout.runs[layout.run_of(s)].segment.dtype.itemsize for s in self._spans)
+        num_own = len(self.gradients.own_nodes)
+        self.num_bytes_read = own_bytes * (self.gradients.num_nodes - num_own)
+        """Of the contributions of the other processes to the spans of this one."""
+        self.num_bytes_told = (layout.num_bytes - own_bytes) * num_own
+        """Of the contributions of this process to the spans of the others."""
+
+    def is_current(self, group: HostGroup, summed: bool) -> bool:
+        """Return whether variables and slots are still where they were, and treated as they were."""
+        return self._is_of(group, summed) and self._stamp == self._bindings()
+
+    def update(self, aggregator: Any, hypers: dict[str, float]) -> None:
+        """Aggregate the contributions to the spans of this process, and update them."""
+        # Where they are plain terms, the very loop that updates adds them up: each is read once, and no sum is stored.
+        gradients: Terms | list[Array] | None = self.gradients.terms(aggregator, self._sums)
+        if gradients is None:
+            if self._own is None:
+                self._own = [np.empty_like(array) for array in next(iter(self._sums.values()))]
+            gradients = self.gradients.aggregate(aggregator, self._sums, self._own)
+        owner = self._owner
+        all_sums = self._all_sums[:0]
+        if owner.exchanges:
+            all_sums = self._all_sums[: len(self.layout.blocks) * owner.num_sums]
+            if self._spans:
+                by_block = all_sums.reshape(-1, owner.num_sums)
+                by_block[self._blocks] = owner.partials(gradients, hypers).reshape(-1, owner.num_sums)
+            self._group.exchange("the sums of squares of all are ready")
+        if self._spans:
+            owner.apply(gradients, hypers, all_sums)
+
+    def _is_of(self, group: HostGroup, summed: bool) -> bool:
+        return self.gradients.group is group and self.gradients.summed == summed
+
+    def _bindings(self) -> tuple[int, int]:
+        return self._optimizer.num_bindings, self._optimizer.slots.num_added

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from distopt.arena import ALIGNMENT, Segment
+from distopt.arena import Segment
 from distopt.comm.shared_memory import HostGroup
+from distopt.distribute.shared_gradients import padded
 from distopt.types import Array
 
 
@@ -36,10 +37,8 @@ class SharedArena:
         self._segments: weakref.WeakSet[Segment] = weakref.WeakSet()
         self._slots: weakref.WeakKeyDictionary[Any, set[tuple[int, tuple[str, int]]]] = weakref.WeakKeyDictionary()
 
-    def take(self, optimizer: Any, segments: Iterable[Segment], gather_slots: Callable[[Any], None]) -> None:
+    def take(self, optimizer: Any, segments: Iterable[Segment]) -> None:
         """Move what is not there yet of ``segments`` and of their slots; a collective.
-
-        ``gather_slots``, of the optimizer, is called before a slot is read.
 
         Raises: SharedMemoryError, before anything has moved, if there is not enough memory.
         """
@@ -55,13 +54,13 @@ class SharedArena:
             return
         group = self._group
         optimizer.slots.is_writer = group.index == 0
-        total = sum(_padded(each.array.nbytes) for each in moved)
+        total = sum(padded(each.array.nbytes) for each in moved)
         memory = group.share(total if group.index == 0 else 0, f"{len(moved)} arrays of variables and slots")[0]
         targets = []
         start = 0
         for each in moved:
             targets.append(memory[start : start + each.array.nbytes].view(each.array.dtype))
-            start += _padded(each.array.nbytes)
+            start += padded(each.array.nbytes)
         if group.index == 0:
             for each, target in zip(moved, targets, strict=True):
                 np.copyto(target, each.array)
@@ -70,16 +69,13 @@ class SharedArena:
             if key is None:
                 segment.move(target)
                 self._segments.add(segment)
-                for variable in segment.variables:
-                    variable.shared = self
+                variables = list(segment.variables)
             else:
-                for slot in optimizer.slots.move(segment, key, target):
-                    slot.shared = _Slots(self, optimizer, gather_slots)
+                variables = optimizer.slots.move(segment, key, target)
                 slots.add((segment.index, key))
+            for variable in variables:
+                variable.shared = self
         optimizer.forget_bindings()
-
-    def before_read(self) -> None:
-        """Do nothing: variables are current everywhere."""
 
     def write(self, stored: Array, write: Callable[[Array], Any]) -> None:
         """Carry out ``write(stored)`` once for all processes, none of which is elsewhere meanwhile; a collective."""
@@ -89,21 +85,3 @@ class SharedArena:
         if group.index == 0:
             write(stored)
         group.exchange(f"{what} is done")
-
-
-class _Slots:
-    """What a slot asks of the memory that it lies in; see :class:`~distopt.variable.SharedStorage`."""
-
-    def __init__(self, arena: SharedArena, optimizer: Any, gather: Callable[[Any], None]) -> None:
-        self._optimizer = weakref.ref(optimizer)
-        self._gather = gather
-        self.write = arena.write
-
-    def before_read(self) -> None:
-        optimizer = self._optimizer()
-        if optimizer is not None:
-            self._gather(optimizer)
-
-
-def _padded(num_bytes: int) -> int:
-    return -(-num_bytes // ALIGNMENT) * ALIGNMENT

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from distopt import replica_context
 from distopt.distribute import values
 from distopt.distribute.contexts import require_cross_replica
@@ -18,7 +20,7 @@ from distopt.errors import ReplicaContextError
 from distopt.indexed_slices import IndexedSlices
 from distopt.replica_context import Context
 from distopt.tensor import Tensor
-from distopt.types import ReduceOp
+from distopt.types import Array, ReduceOp
 from distopt.variable import Variable
 
 
@@ -49,6 +51,20 @@ class StrategyExtended(Extended):
     def experimental_require_static_shapes(self) -> bool:
         """False: shapes may change from step to step."""
         return False
+
+    def gradient_arrays(self, optimizer: Any, variables: Sequence[Variable]) -> list[Array]:
+        """Return an array for each of ``variables``, of its shape and dtype, to write a gradient into.
+
+        With placement ``sharded``, where this process hosts one replica, they lie where the owners read: gradients that
+        are written there, and given to ``apply_gradients`` as these very arrays, all in the order of ``variables``, are
+        not copied. Elsewhere they are arrays as any other. What is in them is the caller's until ``apply_gradients``,
+        and again after it. Every process must make the call, at the same point.
+
+        Raises: SharedMemoryError if there is not enough memory.
+        """
+        optimizer.build(variables)
+        shared = self.owners.gradient_arrays(optimizer, variables)
+        return [np.empty(v.shape, v.dtype) for v in variables] if shared is None else list(shared)
 
     def call_for_each_replica(
         self, fn: Callable[..., Any], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None

@@ -36,7 +36,7 @@ from distopt.optimizers.pipeline import Fit, Pair, Pairs, check_gradients
 from distopt.optimizers.rule import Kind, Rows, Rule
 from distopt.optimizers.slots import SlotStore
 from distopt.optimizers.sparse import update_rows
-from distopt.optimizers.terms import PLAIN, Gradient
+from distopt.optimizers.terms import PLAIN, Gradient, Gradients, Terms
 from distopt.tensor import Tensor
 from distopt.types import Array
 from distopt.variable import Variable
@@ -298,15 +298,21 @@ class OptimizerCore:
         """Return the owner of ``spans``, which must be cut at ``layout.cut_points()``."""
         return SpanOwner(self, layout, spans)
 
-    def finish(self, layout: Layout, flat: Sequence[Array], hypers: Mapping[str, float]) -> None:
+    def takes_terms(self, layout: Layout) -> bool:
+        """Return whether :meth:`finish` takes :class:`Terms` for the variables of ``layout`` now, not arrays alone."""
+        return not (self.needs_whole_gradients or layout.has_split())
+
+    def finish(self, layout: Layout, flat: Gradients, hypers: Mapping[str, float]) -> None:
         """Clip aggregated gradients, update all variables of ``layout``, apply constraints, count the step.
 
-        ``flat`` has one array for each run, as ``layout.pack`` returns them; it is not written to. A variable that is
-        split gets the same update on each of its copies. Where gradients are accumulated, most calls only do that.
+        ``flat`` has one array for each run, as ``layout.pack`` returns them, or :class:`Terms` of such where
+        :meth:`takes_terms`; it is not written to. A variable that is split gets the same update on each of its copies.
+        Where gradients are accumulated, most calls only do that.
 
         Raises: ValueError or TapeError before anything changes, as :meth:`SpanOwner.apply` does.
         """
-        if self.needs_whole_gradients or layout.has_split():
+        if not self.takes_terms(layout):
+            assert not isinstance(flat, Terms), "asked by the caller"
             self.finish_aggregated(zip(layout.unpack(flat), layout.variables, strict=True), hypers)
             return
         owner = self._owners.get(id(layout))
@@ -628,7 +634,7 @@ def _sum_of_squares(values: Array) -> Any:
 
 def _copies(slot: Variable) -> tuple[Array, ...]:
     if not slot.is_split:
-        return (slot.local_array().copy(),)
+        return (slot.storage.copy(),)
     return tuple(slot.copy_of(replica_id).copy() for replica_id in slot.replica_ids)
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from distopt import checkpoint
 from distopt.aggregation.memory import PREFIX, of_replicas
@@ -24,15 +26,18 @@ from distopt.runtime.job import Job
 from distopt.types import Array
 from distopt.variable import VariableAggregation, VariableSynchronization
 
+_DRAWN = "random."
+"""What the names begin with of how much was drawn, by domain, seed and replica."""
+
 
 def collect_state(job: Job, strategy: Strategy, position: DataPosition) -> TrainingState | None:
     """Return the job's state on the chief, ``None`` on other ranks; every rank must call this at the same step."""
     extended = strategy.extended
     communicator: Any = extended.communicator
     aggregated = _aggregated(job)
-    if communicator is None:
-        return local_state(job, position, aggregated)
     remembered = _remembered(job, strategy)
+    if communicator is None:
+        return _with_extras(local_state(job, position, aggregated), remembered)
     if strategy.placement == "server":
         if extended.rank != 0:
             return None
@@ -57,12 +62,16 @@ def collect_state(job: Job, strategy: Strategy, position: DataPosition) -> Train
 
 
 def _remembered(job: Job, strategy: Strategy) -> dict[str, Array]:
-    """Return what the job's aggregator remembers of all replicas, by name; a collective where it remembers anything."""
-    if getattr(job.optimizer.gradient_aggregator, "memory", None) is None:
-        return {}
+    """Return what is remembered of all replicas, by name: by the job's aggregator, and of what was drawn; a collective.
+
+    What was drawn outside of replicas is the same everywhere but for what a single process did; rank 0 says it.
+    """
     extended = strategy.extended
     communicator: Any = extended.communicator
-    own = of_replicas(job.optimizer.aggregator_state(), extended.hosted)
+    own = {} if getattr(job.optimizer.gradient_aggregator, "memory", None) is None else job.optimizer.aggregator_state()
+    own = of_replicas(own, extended.hosted) | _drawn(job, {*extended.hosted, *([None] if extended.rank == 0 else [])})
+    if communicator is None:
+        return own
     nowhere = DataPosition(epoch=0, step=0)
     payload = checkpoint.to_bytes(
         TrainingState(iterations=0, variables=(), extras=own, position=nowhere, job_digest="")
@@ -73,8 +82,26 @@ def _remembered(job: Job, strategy: Strategy) -> dict[str, Array]:
     return found
 
 
+def _drawn(job: Job, of: Collection[int | None]) -> dict[str, Array]:
+    """Return how many streams of random values were taken by these replicas, and outside of them (None)."""
+    return {
+        f"{_DRAWN}{domain}.{seed}.{'all' if replica is None else replica}": np.array(count, np.int64)
+        for (domain, seed, replica), count in sorted(job.streams.taken().items(), key=str)
+        if replica in of
+    }
+
+
+def _go_on_drawing(job: Job, extras: Mapping[str, Array]) -> None:
+    taken = {}
+    for name, count in extras.items():
+        if name.startswith(_DRAWN):
+            domain, seed, replica = name.removeprefix(_DRAWN).split(".")
+            taken[domain, int(seed), None if replica == "all" else int(replica)] = int(count)
+    job.streams.go_on(taken)
+
+
 def _with_extras(state: TrainingState, remembered: Mapping[str, Array]) -> TrainingState:
-    """Return ``state`` with what aggregators remember on all processes, instead of on this one."""
+    """Return ``state`` with what is remembered on all processes, instead of on this one."""
     others = {name: array for name, array in state.extras.items() if not name.startswith(PREFIX)}
     return dataclasses.replace(state, extras=others | dict(sorted(remembered.items())))
 
@@ -141,6 +168,7 @@ def restore_state(state: TrainingState, job: Job, strategy: Strategy | None = No
     # A server re-enacts all replicas; what it does not use of theirs does no harm.
     extras = state.extras if strategy is None else of_replicas(state.extras, strategy.extended.hosted)
     job.optimizer.load_state(OptimizerState(state.iterations, slots, extras))
+    _go_on_drawing(job, state.extras)
 
 
 def _aggregated(job: Job) -> dict[int, tuple[Array, ...]]:

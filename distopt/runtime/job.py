@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 import distopt
+from distopt import random
 from distopt.aggregation import Aggregator, GradientAggregator, LocalSteps
 from distopt.aggregation.named import AGGREGATORS, COMPRESSIONS
 from distopt.errors import ConfigError, PlacementError
@@ -39,6 +40,8 @@ class Job:
     optimizer: Any
     hooks: tuple[str, ...]
     """Names of the functions of the user's that the gradient's path runs, as configured."""
+    streams: random.Streams
+    """What the training draws its random values from."""
 
 
 def build_job(config: JobConfig) -> Job:
@@ -57,7 +60,8 @@ def build_job(config: JobConfig) -> Job:
         named = [] if isinstance(aggregator, Aggregator) else [aggregator.full_name]
     else:
         named = [name]
-    return Job(config, task, model, variables, optimizer, (*named, *config.optimizer.gradient_transformers))
+    hooks = (*named, *config.optimizer.gradient_transformers)
+    return Job(config, task, model, variables, optimizer, hooks, random.Streams(config.seed))
 
 
 def make_task(config: JobConfig) -> Task:

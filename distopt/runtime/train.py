@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from distopt import nn, ops, sampling
+from distopt import nn, ops, random, sampling
 from distopt.aggregation import note_samples
 from distopt.autodiff.tape import GradientTape
 from distopt.checkpoint import DataPosition, TrainingState, state_hash
@@ -73,6 +73,10 @@ class TrainLoop:
 
         Raises: ReplicaError if the task's code fails on a replica; what the transports raise.
         """
+        with random.draw_from(self._job.streams):
+            return self._run(resume)
+
+    def _run(self, resume: TrainingState | None) -> Summary:
         job, config = self._job, self._job.config
         position = DataPosition(epoch=0, step=0)
         if resume is not None:

@@ -14,7 +14,7 @@ from distopt.comm.communicator import Communicator
 from distopt.distribute import MirroredStrategy, MultiWorkerMirroredStrategy, Strategy
 from distopt.errors import PlacementError, UnaggregatedGradientsError
 from distopt.types import Array
-from tests.conformance.test_strategies import OPTIMIZERS, adam, expected, rows, sgd, trace
+from tests.conformance.test_strategies import OPTIMIZERS, adam, expected, gradient, rows, sgd, trace
 from tests.conftest import Run
 
 REFUSED = ("whole-gradients", "transformer")
@@ -48,8 +48,50 @@ def bits(optimizer: Any, variables: list[Any]) -> list[bytes]:
     return [array.tobytes() for array in (*(v.numpy() for v in variables), *optimizer.get_weights())]
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in REFUSED])
-@pytest.mark.parametrize("replicas", [2, 5, 8])
+def replica_in_shared_memory(
+    run: Run, replicas: int, body: Callable[[Strategy], Any], exchange_cost_bytes: int
+) -> list[Any]:
+    def worker(comm: Communicator) -> Any:
+        comm.shares_memory = True
+        comm.exchange_cost_bytes = exchange_cost_bytes
+        return body(MultiWorkerMirroredStrategy(replicas=replicas, communicator=comm))
+
+    return run(worker)
+
+
+@pytest.mark.parametrize("exchange_cost_bytes", [0, 1 << 30], ids=["in parts", "whole"])
+@pytest.mark.parametrize("name", ["nesterov-mean", "median", "muon-local-clip", "features"])
+def test_replica_reads_gradients_where_they_lie_with_the_bits_of_one_process(
+    run: Run, name: str, exchange_cost_bytes: int
+) -> None:
+    make = OPTIMIZERS[name]
+    want = expected(5, make)
+    for got in replica_in_shared_memory(run, 5, lambda strategy: trace(strategy, make), exchange_cost_bytes):
+        assert got == want
+    want = expected(1, make, sparse=True)
+    for got in replica_in_shared_memory(run, 1, lambda s: trace(s, make, sparse=True), exchange_cost_bytes):
+        assert got == want
+
+
+def test_replica_in_shared_memory_skips_a_step_that_is_not_finite(run: Run) -> None:
+    def body(strategy: Strategy) -> list[bytes]:
+        strategy.extended.checks = tf.distribute.Checks(non_finite="skip")
+        with strategy.scope():
+            variables = [tf.Variable(np.full(300, 0.5, np.float32))]
+        optimizer = adam()
+        for step, scale in enumerate((1.0, np.nan, 1.0)):
+            apply(strategy, optimizer, variables, step, scale)
+        return bits(optimizer, variables)
+
+    want = body(MirroredStrategy(3))
+    for cost in (0, 1 << 30):
+        for got in replica_in_shared_memory(run, 3, body, cost):
+            assert got == want
+
+
+@pytest.mark.parametrize(
+    ("name", "replicas"), [("adam", 2), ("sgd", 8), *((name, 5) for name in OPTIMIZERS if name not in REFUSED)]
+)
 def test_training_has_the_bits_of_one_process(run: Run, replicas: int, name: str) -> None:
     make = OPTIMIZERS[name]
     want = expected(replicas, make)
@@ -57,13 +99,11 @@ def test_training_has_the_bits_of_one_process(run: Run, replicas: int, name: str
         assert got == want
 
 
-@pytest.mark.parametrize("replicas", [1, 3, 8])
-@pytest.mark.parametrize("make", [sgd, lambda: adam(global_clipnorm=0.3), OPTIMIZERS["features"]])
-def test_training_with_row_sparse_gradients_has_the_bits_of_one_process(
-    run: Run, replicas: int, make: Callable[[], Any]
-) -> None:
-    want = expected(replicas, make, sparse=True)
-    for got in sharded(run, replicas, lambda strategy: trace(strategy, make, sparse=True)):
+@pytest.mark.parametrize("name", ["sgd", "global-clip", "features"])
+def test_training_with_row_sparse_gradients_has_the_bits_of_one_process(run: Run, name: str) -> None:
+    make = OPTIMIZERS[name]
+    want = expected(3, make, sparse=True)
+    for got in sharded(run, 3, lambda strategy: trace(strategy, make, sparse=True)):
         assert got == want
 
 
@@ -208,4 +248,35 @@ def test_rows_that_begin_in_one_process_alone_have_the_bits_of_one_process(run: 
 
     want = body(MirroredStrategy(3))
     for got in sharded(run, 3, body):
+        assert got == want
+
+
+def test_gradients_written_into_the_arrays_given_for_it_have_the_bits_of_one_process(run: Run) -> None:
+    shapes = ((70, 90), (), (5000,))
+
+    def body(strategy: Strategy) -> list[bytes]:
+        with strategy.scope():
+            variables = [tf.Variable(np.full(shape, 0.5, np.float32)) for shape in shapes]
+        optimizer = adam(global_clipnorm=0.3)
+        arrays = strategy.extended.gradient_arrays(optimizer, variables)
+        for array, variable in zip(arrays, variables, strict=True):
+            assert (array.shape, array.dtype) == (variable.shape, variable.dtype)
+
+        def replica(step: int) -> None:
+            context = tf.distribute.get_replica_context()
+            assert context is not None
+            values = [gradient(step, context.replica_id_in_sync_group, shape).numpy() for shape in shapes]
+            if strategy.extended.num_hosted == 1:
+                for array, value in zip(arrays, values, strict=True):
+                    array[...] = value
+                values = arrays
+            optimizer.apply_gradients(zip(values, variables, strict=True))
+
+        for step in range(3):
+            strategy.run(replica, args=(step,))
+        return bits(optimizer, variables)
+
+    replicas = run.size
+    want = body(MirroredStrategy(replicas))
+    for got in sharded(run, replicas, body):
         assert got == want

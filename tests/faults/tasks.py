@@ -1,10 +1,12 @@
-"""Tasks that misbehave, for jobs that name them in their configuration."""
+"""Tasks that misbehave, or draw at random, for jobs that name them in their configuration."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from distopt import replica_context
+from distopt import ops, replica_context
+from distopt.keras import Sequential
+from distopt.keras.layers import Dropout
 from distopt.keras.optimizers import SGD
 from distopt.tasks.digits import Digits
 from distopt.types import Array
@@ -35,3 +37,20 @@ class DriftsOnOneReplica(SGD):
         if replica == 5 and int(self.iterations.storage) == 3:
             self.learning_rate = 0.5
         return super().apply_gradients(*arguments, **options)
+
+
+class WithDropout(Digits):
+    """Digits, of which most pixels are left out at random."""
+
+    name: ClassVar[str] = "with-dropout"
+
+    def build(self, seed: int) -> Sequential:
+        """Return the perceptron behind a layer of dropout."""
+        perceptron = super().build(seed)
+        model = Sequential([Dropout(0.5), Dropout(0.1, seed=3), *perceptron.layers], name=self.name)
+        model.build((None, 64))
+        return model
+
+    def per_example_loss(self, model: Any, x: Array, y: Array) -> Any:
+        """Return the cross-entropy of each row, in training."""
+        return ops.softmax_cross_entropy(y, model(x, training=True))

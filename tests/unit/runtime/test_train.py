@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,33 @@ def test_resume_from_any_step_ends_with_the_same_state(step: int) -> None:
     assert rest.summary is not None
     assert rest.summary.state_hash == whole.summary.state_hash
     assert state_hash(rest.states[-1]) == rest.summary.state_hash
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 3), (2, 1), (3, 2)])
+def test_job_with_dropout_is_resumed_on_other_workers_to_the_same_hash(before: int, after: int) -> None:
+    settings = ("task.name=tests.faults.tasks:WithDropout", "data.epochs=1", "strategy.replicas=5", "seed=4")
+
+    def run(strategy: Any, resume: bytes = b"", stop_at: int = 0) -> tuple[str, bytes]:
+        memory, steps = Memory(), iter(range(1, 100))
+        hooks = Hooks(memory, stop_requested=lambda: next(steps) == stop_at)
+        loop = TrainLoop(build_job(load_config(CONFIG, settings)), strategy, hooks)
+        summary = loop.run(from_bytes(resume, "the state") if resume else None)
+        return summary.state_hash, to_bytes(memory.states[-1]) if memory.states else b""
+
+    want, last = run(MirroredStrategy(5))
+    drawn = {name: int(n) for name, n in from_bytes(last, "the state").extras.items() if name.startswith("random.")}
+    assert drawn == {f"random.{d}.{r}": 12 for d in ("SEEDED_VALUES.3", "VALUES.4") for r in range(5)}
+    stopped, *_ = run_strategy(lambda strategy: run(strategy, stop_at=7), 5, before)
+    resumed, *_ = run_strategy(lambda strategy: run(strategy, stopped[1]), 5, after)
+    assert resumed[0] == want
+    other, *_ = run_strategy(lambda strategy: run(strategy, _without_draws(stopped[1])), 5, after)
+    assert other[0] != want
+
+
+def _without_draws(payload: bytes) -> bytes:
+    state = from_bytes(payload, "the state")
+    kept = {name: array for name, array in state.extras.items() if not name.startswith("random.")}
+    return to_bytes(dataclasses.replace(state, extras=kept))
 
 
 def test_task_that_fails_names_replica_and_step() -> None:

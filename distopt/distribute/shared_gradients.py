@@ -1,0 +1,106 @@
+"""The gradients of one layout in memory that all processes of a host map: written by one, read by all.
+
+Rules of this file: what a process contributes is written before an exchange, and read by others from then on until the
+next one; the caller makes the exchanges.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from distopt.aggregation import Aggregator, Mean, Sum
+from distopt.arena import ALIGNMENT
+from distopt.canonical_sum import Node, add_nodes
+from distopt.comm import combining
+from distopt.comm.communicator import Hosting
+from distopt.comm.shared_memory import HostGroup
+from distopt.optimizers.terms import Terms
+from distopt.types import Array
+
+
+class SharedGradients:
+    """Flat gradients of every node of the sum tree that a process of ``group``, all there are, contributes.
+
+    ``summed``: each process contributes the sums of the replicas that it hosts, not the gradients of each.
+    ``extra_bytes`` of memory that all may write to lie behind those of the first process.
+
+    Making it is a collective.
+
+    Raises: SharedMemoryError if there is not enough memory.
+    """
+
+    def __init__(self, layout: Any, hosting: Hosting, group: HostGroup, *, summed: bool, extra_bytes: int = 0) -> None:
+        self.layout = layout
+        self.group = group
+        self.summed = summed
+        self._hosting = hosting
+        self._nodes_of = hosting.covers if summed else hosting.leaves
+        """By rank, what it contributes; the ranks of the group are all there are."""
+        self.num_nodes = sum(map(len, self._nodes_of))
+        self.own_nodes = self._nodes_of[group.index]
+        self._sizes = [padded(run.size * run.segment.dtype.itemsize) for run in layout.runs]
+        asked = sum(self._sizes) * len(self.own_nodes) + (padded(extra_bytes) if group.index == 0 else 0)
+        memories = group.share(asked, f"the gradients of {len(layout.variables)} variables")
+        self.extra: Array = memories[0][len(memories[0]) - padded(extra_bytes) :][:extra_bytes]
+        self.flat_of: dict[Node, list[Array]] = {}
+        """By node, one flat array a run."""
+        for memory, nodes in zip(memories, self._nodes_of, strict=True):
+            for place, node in enumerate(nodes):
+                self.flat_of[node] = self.flat_arrays(memory[place * sum(self._sizes) :])
+        self.arrays: list[Array] | None = None
+        """Where the one replica of this process may write its gradients; None where there are several, or none."""
+        if len(self.own_nodes) == 1 and self.own_nodes == hosting.leaves[group.index]:
+            self.arrays = layout.unpack(self.flat_of[self.own_nodes[0]])
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the flat gradients of one node."""
+        return sum(self._sizes)
+
+    def flat_arrays(self, memory: Array) -> list[Array]:
+        """Return flat arrays for each run, one after another in ``memory``."""
+        found = []
+        start = 0
+        for run, size in zip(self.layout.runs, self._sizes, strict=True):
+            dtype = run.segment.dtype
+            found.append(memory[start : start + run.size * dtype.itemsize].view(dtype))
+            start += size
+        return found
+
+    def write(self, pairs_of: Sequence[Any]) -> None:
+        """Write what this process contributes, for the others to read."""
+        own = self.arrays
+        if own is not None and all(map(operator.is_, pairs_of[0].arrays, own)):
+            return  # they were written where they are read
+        leaves = self._hosting.leaves[self.group.index]
+        gradients = dict(zip(leaves, pairs_of, strict=False))  # a stand-in contributes nothing
+        for node in self.own_nodes:
+            flat = self.flat_of[node]
+            if node in gradients:
+                self.layout.pack(gradients[node].arrays, flat)
+                continue
+            below = [leaf for leaf in leaves if node.start <= leaf.start < node.stop]
+            for variable, run, start, stop, _ in self.layout.parts:
+                terms = {leaf: np.ascontiguousarray(gradients[leaf].arrays[variable]).reshape(-1) for leaf in below}
+                add_nodes(self._hosting.tree, terms, node, out=flat[run][start:stop])
+
+    def terms(self, aggregator: Aggregator, sums: dict[Node, tuple[Array, ...]]) -> Terms | None:
+        """Return ``sums`` as what the aggregate is added up from; None for one that is no plain sum or mean."""
+        if type(aggregator) is Sum:
+            return Terms(self._hosting.tree, sums)
+        return Terms(self._hosting.tree, sums, self._hosting.num_replicas) if type(aggregator) is Mean else None
+
+    def aggregate(
+        self, aggregator: Aggregator, sums: dict[Node, tuple[Array, ...]], out: Sequence[Array]
+    ) -> list[Array]:
+        """Write the aggregate of ``sums``, whole arrays or alike parts of them, into ``out``, and return that."""
+        return combining.aggregate(sums, self._hosting, aggregator, out, out=out)
+
+
+def padded(num_bytes: int) -> int:
+    """Return ``num_bytes`` rounded up to whole alignment units."""
+    return -(-num_bytes // ALIGNMENT) * ALIGNMENT
