@@ -480,6 +480,7 @@ class Servers:
                 "experimental_aggregate_gradients=False would update each replica's own copy, but with placement "
                 "'server' the servers hold one value for all; use placement 'replica'"
             )
+        refuse_aggregator(path, self.placement)
         if not path.runs_at_owners and not self.re_enact_replicas:
             raise PlacementError(
                 whole_gradient_refusal(path.whole_gradient_hooks(), self.placement, self._communicator.num_servers)
