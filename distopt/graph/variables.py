@@ -1,8 +1,8 @@
 """``GraphVariable``: what ``Variable(...)`` makes while a graph is being built."""
 
-# ruff: noqa: ARG002  (TensorFlow's arguments, in its order, some of which have no meaning here)
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,60 +15,42 @@ from distopt.graph.graph import Graph, GraphKeys, session_for
 from distopt.graph.operations import Deferred, Operation, defer, defer_ufunc, defers, static_shape
 from distopt.tensor import to_array
 from distopt.types import Array
-from distopt.variable import Variable, VariableAggregation, VariableSynchronization
+from distopt.variable import Variable
+
+_SIGNATURE = inspect.signature(Variable.__init__)
 
 
 class GraphVariable(Variable):
     """A variable of a graph: it has a value after a session ran its ``initializer``, and that session owns the value.
 
-    Operations on it are recorded; assigning methods return the deferred new value. ``initial_value`` may be deferred.
-    It joins the graph's collections of variables, or ``collections`` instead.
+    It takes the arguments of :class:`Variable`; ``initial_value`` may be deferred. Operations on it are recorded;
+    assigning methods return the deferred new value. It joins the graph's collections of variables, or ``collections``
+    instead.
 
     Raises: as :class:`Variable`; ValueError for a deferred initial value whose shape is not known.
     """
 
     __slots__ = ("_owner", "_read", "graph", "initial_value", "initializer")
 
-    def __init__(
-        self,
-        initial_value: Any = None,
-        trainable: bool | None = None,
-        validate_shape: bool = True,
-        caching_device: Any = None,
-        name: str | None = None,
-        variable_def: Any = None,
-        dtype: Any = None,
-        import_scope: Any = None,
-        constraint: Callable[[Any], Any] | None = None,
-        synchronization: VariableSynchronization = VariableSynchronization.AUTO,
-        aggregation: VariableAggregation = VariableAggregation.NONE,
-        shape: Sequence[int | None] | None = None,
-        *,
-        collections: Sequence[str] | None = None,
-    ) -> None:
+    def __init__(self, *args: Any, collections: Sequence[str] | None = None, **kwargs: Any) -> None:
+        options = dict(_SIGNATURE.bind(self, *args, **kwargs).arguments)
+        del options["self"]
         graph: Graph = deferral.building()
-        given = initial_value() if callable(initial_value) else initial_value
+        given = options.get("initial_value")
+        given = given() if callable(given) else given
         self.graph = graph
         self._owner: Any = None
         self.initial_value = given
         value = given
         if defers(given):
             value = _zeros_like(given)
-        else:
+        elif given is not None:
             # A concrete value is kept as it was given: the array may change before the initializer runs.
-            value = None if given is None else np.array(to_array(given, None if dtype is None else np.dtype(dtype)))
-            self.initial_value = value
+            dtype = options.get("dtype")
+            value = self.initial_value = np.array(to_array(given, None if dtype is None else np.dtype(dtype)))
+        name = options.pop("name", None)
         with deferral.build(None):
-            super().__init__(
-                value,
-                trainable=trainable,
-                variable_def=variable_def,
-                dtype=dtype,
-                constraint=constraint,
-                synchronization=synchronization,
-                aggregation=aggregation,
-                shape=shape,
-            )
+            super().__init__(**{**options, "initial_value": value})
         name = graph.unique_name((name or "Variable").rstrip("/"))
         self.name = f"{name}:0"
         with graph.control_dependencies(None):

@@ -2,20 +2,8 @@
 
 from __future__ import annotations
 
-from distopt.keras.layers.base import (
-    Activation,
-    Dense,
-    Embedding,
-    Flatten,
-    Input,
-    InputLayer,
-    InputShape,
-    Layer,
-    ReLU,
-    Softmax,
-    is_training,
-    training_phase,
-)
+from distopt.keras.layers.base import Input, InputLayer, InputShape, Layer, is_training, training_phase
+from distopt.keras.layers.core import Activation, Dense, Embedding, Flatten, ReLU, Softmax
 from distopt.keras.layers.images import (
     AveragePooling2D,
     AvgPool2D,

@@ -18,14 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from distopt import initializers, nn, ops
+from distopt import initializers, ops
 from distopt.graph import Deferred
 from distopt.initializers import InitializerLike
-from distopt.keras import activations, regularizers, symbolic
-from distopt.keras.activations import ActivationLike
+from distopt.keras import regularizers, symbolic
 from distopt.keras.regularizers import RegularizerLike
 from distopt.nest import map_structure
-from distopt.ops.dense import ACTIVATIONS
 from distopt.types import Array, Shape
 from distopt.variable import Variable
 
@@ -254,144 +252,6 @@ class Layer:
 
     def _sublayers(self) -> list[Layer]:
         return [item for item in self._tracked() if isinstance(item, Layer)]
-
-
-class Dense(Layer):
-    """``activation(x @ kernel + bias)``; the kernel's shape is ``[features, units]``.
-
-    An activation given by name is part of one fused operation.
-
-    Raises: ValueError if ``units`` is not positive.
-    """
-
-    def __init__(
-        self,
-        units: int,
-        activation: ActivationLike = None,
-        use_bias: bool = True,
-        kernel_initializer: InitializerLike = "glorot_uniform",
-        bias_initializer: InitializerLike = "zeros",
-        kernel_regularizer: RegularizerLike = None,
-        bias_regularizer: RegularizerLike = None,
-        kernel_constraint: Callable[[Any], Any] | None = None,
-        bias_constraint: Callable[[Any], Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        if units < 1:
-            raise ValueError(f"units must be at least 1, not {units}")
-        self.units = units
-        self.activation = activations.get(activation)
-        self.use_bias = use_bias
-        self.kernel_initializer = initializers.get(kernel_initializer)
-        self.bias_initializer = initializers.get(bias_initializer)
-        self.kernel_regularizer = regularizers.get(kernel_regularizer)
-        self.bias_regularizer = regularizers.get(bias_regularizer)
-        self.kernel_constraint = kernel_constraint
-        self.bias_constraint = bias_constraint
-        self.bias: Variable | None = None
-        is_fused = activation is None or activation in ACTIVATIONS
-        self._fused = activation if isinstance(activation, str) and is_fused else None
-        self._after = None if is_fused else self.activation
-
-    def build(self, input_shape: InputShape) -> None:
-        """Make kernel and bias.
-
-        Raises: ValueError if the input has no features to multiply.
-        """
-        if len(input_shape) < 2 or input_shape[-1] is None:
-            raise ValueError(f"{self.name} needs inputs of shape [batch, ..., features], not {list(input_shape)}")
-        self.kernel = self.add_weight(
-            "kernel",
-            (input_shape[-1], self.units),
-            self.kernel_initializer,
-            self.kernel_regularizer,
-            constraint=self.kernel_constraint,
-        )
-        if self.use_bias:
-            self.bias = self.add_weight(
-                "bias", (self.units,), self.bias_initializer, self.bias_regularizer, constraint=self.bias_constraint
-            )
-
-    def call(self, inputs: Any) -> Any:
-        """Return ``[..., units]`` for inputs ``[..., features]``."""
-        outputs = ops.dense(inputs, self.kernel, self.bias, self._fused)
-        return outputs if self._after is None else self._after(outputs)
-
-
-class Activation(Layer):
-    """An activation function, by name or as a callable."""
-
-    def __init__(self, activation: ActivationLike, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.activation = activations.get(activation)
-
-    def call(self, inputs: Any) -> Any:
-        """Return the activation of ``inputs``."""
-        return self.activation(inputs)
-
-
-class ReLU(Activation):
-    """``max(x, 0)``."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(nn.relu, **kwargs)
-
-
-class Softmax(Activation):
-    """Softmax over the last axis."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(nn.softmax, **kwargs)
-
-
-class Flatten(Layer):
-    """``[batch, ...]`` to ``[batch, features]``."""
-
-    def call(self, inputs: Any) -> Any:
-        """Return the rows of ``inputs``, each as one dimension."""
-        return ops.reshape(inputs, (inputs.shape[0], math.prod(inputs.shape[1:])))
-
-
-class Embedding(Layer):
-    """Rows of a table ``[input_dim, output_dim]``; its gradient is row-sparse.
-
-    Raises: ValueError if a dimension is not positive.
-    """
-
-    def __init__(
-        self,
-        input_dim: int,
-        output_dim: int,
-        embeddings_initializer: InitializerLike = "uniform",
-        embeddings_regularizer: RegularizerLike = None,
-        embeddings_constraint: Callable[[Any], Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        if input_dim < 1 or output_dim < 1:
-            raise ValueError(f"an embedding needs positive dimensions, not {input_dim} and {output_dim}")
-        self.input_dim = input_dim
-        self.output_dim = output_dim
-        self.embeddings_initializer = initializers.get(embeddings_initializer)
-        self.embeddings_regularizer = regularizers.get(embeddings_regularizer)
-        self.embeddings_constraint = embeddings_constraint
-
-    def build(self, input_shape: InputShape) -> None:
-        """Make the table."""
-        del input_shape
-        self.embeddings = self.add_weight(
-            "embeddings",
-            (self.input_dim, self.output_dim),
-            self.embeddings_initializer,
-            self.embeddings_regularizer,
-            constraint=self.embeddings_constraint,
-        )
-
-    def call(self, inputs: Any) -> Any:
-        """Return ``[..., output_dim]`` for integer inputs ``[...]``; floating-point ones are truncated."""
-        indices = np.asarray(inputs)
-        return ops.gather(self.embeddings, indices if indices.dtype.kind in "iu" else indices.astype(np.int64))
 
 
 class InputLayer(Layer):

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
-from distopt import initializers, ops
-from distopt.initializers import InitializerLike
-from distopt.keras import activations, regularizers
+from distopt import ops
 from distopt.keras.activations import ActivationLike
 from distopt.keras.layers.base import InputShape, Layer
-from distopt.keras.regularizers import RegularizerLike
+from distopt.keras.layers.core import KernelLayer, KernelOptions
 from distopt.ops.convolution import pair_of
-from distopt.variable import Variable
 
 
-class Conv2D(Layer):
+class Conv2D(KernelLayer):
     """``activation(convolution of the images with the kernel + bias)``.
 
     Shapes: ``[batch, height, width, channels]`` to ``[batch, ..., ..., filters]``; the kernel is ``[kernel height,
     kernel width, channels, filters]``. ``kernel_size``, ``strides`` and ``dilation_rate`` are a number or ``(down,
-    across)``; ``padding`` is ``"valid"`` or ``"same"``.
+    across)``; ``padding`` is ``"valid"`` or ``"same"``. Initializers, regularizers and constraints are given by
+    keyword, as in :class:`~distopt.keras.layers.core.KernelOptions`.
 
     Raises: ValueError for a number of filters that is not positive, images with channels first, or groups.
     """
@@ -36,15 +33,9 @@ class Conv2D(Layer):
         groups: int = 1,
         activation: ActivationLike = None,
         use_bias: bool = True,
-        kernel_initializer: InitializerLike = "glorot_uniform",
-        bias_initializer: InitializerLike = "zeros",
-        kernel_regularizer: RegularizerLike = None,
-        bias_regularizer: RegularizerLike = None,
-        kernel_constraint: Callable[[Any], Any] | None = None,
-        bias_constraint: Callable[[Any], Any] | None = None,
-        **kwargs: Any,
+        **options: Unpack[KernelOptions],
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(activation, use_bias, **options)
         _channels_last(data_format)
         if filters < 1:
             raise ValueError(f"a convolution has at least 1 filter, not {filters}")
@@ -55,15 +46,6 @@ class Conv2D(Layer):
         self.strides = pair_of(strides, "strides")
         self.padding = padding
         self.dilation_rate = pair_of(dilation_rate, "dilation_rate")
-        self.activation = activations.get(activation)
-        self.use_bias = use_bias
-        self.kernel_initializer = initializers.get(kernel_initializer)
-        self.bias_initializer = initializers.get(bias_initializer)
-        self.kernel_regularizer = regularizers.get(kernel_regularizer)
-        self.bias_regularizer = regularizers.get(bias_regularizer)
-        self.kernel_constraint = kernel_constraint
-        self.bias_constraint = bias_constraint
-        self.bias: Variable | None = None
 
     def build(self, input_shape: InputShape) -> None:
         """Make kernel and bias.
@@ -72,17 +54,7 @@ class Conv2D(Layer):
         """
         if len(input_shape) != 4 or input_shape[-1] is None:
             raise ValueError(f"{self.name} needs images [batch, height, width, channels], not {list(input_shape)}")
-        self.kernel = self.add_weight(
-            "kernel",
-            (*self.kernel_size, input_shape[-1], self.filters),
-            self.kernel_initializer,
-            self.kernel_regularizer,
-            constraint=self.kernel_constraint,
-        )
-        if self.use_bias:
-            self.bias = self.add_weight(
-                "bias", (self.filters,), self.bias_initializer, self.bias_regularizer, constraint=self.bias_constraint
-            )
+        self.make_weights((*self.kernel_size, input_shape[-1], self.filters))
 
     def call(self, inputs: Any) -> Any:
         """Return the images of the filters."""
