@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from distopt.aggregation import GradientAggregator, Mean
+from distopt.aggregation import GradientAggregator, Mean, Sum
 from distopt.comm.communicator import Communicator, Hosting
 from distopt.distribute.checks import Action, Checks
 from distopt.distribute.loss_origin import AVERAGED, LOCAL_MEAN
@@ -131,11 +131,13 @@ class Inspector:
         if self.several:
             if any_marked() and checks.reduced_by_hand != "ignore":
                 self._refuse_reduced(pairs_of[0])
-            fits = _kinds_for(path.aggregator)
+            aggregator = path.aggregator
             for i, context in enumerate(self._contexts):
                 origin = context.origin
-                if origin is not None and origin.kind not in fits:
-                    self._refuse_scaling(path.aggregator, origin, pairs_of[i])
+                if origin is None or (origin.kind is AVERAGED and type(aggregator) is Sum):
+                    continue  # as it should be, which is soon seen
+                if origin.kind not in _kinds_for(aggregator):
+                    self._refuse_scaling(aggregator, origin, pairs_of[i])
         if checks.applied_twice != "ignore":
             self._refuse_repeated(path.optimizer, pairs_of)
 

@@ -54,7 +54,7 @@ def note_origin(node: Any, gradients: Sequence[Any]) -> None:
     if context is None:
         return
     context.origin = None
-    kind = _kind_of(node)
+    kind = AVERAGED if node.function in DIVIDED_SUMS else _kind_of(node)
     if kind is None:
         return
     for gradient in gradients:
