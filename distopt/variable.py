@@ -49,6 +49,10 @@ class SharedStorage(Protocol):
         """Carry out ``write(stored)`` in one process, while all are in this call."""
         ...
 
+    def before_read(self) -> None:
+        """See to it that the value is current here; where it is not, a collective."""
+        ...
+
 
 class _OneForAllReplicas(type):
     """Makes variables; where several replicas come to the same point, the first one's is that of all."""
@@ -185,6 +189,8 @@ class Variable(Operand, metaclass=_OneForAllReplicas):
         Not to be written to.
         """
         if self._copies is None:
+            if self.shared is not None:
+                self.shared.before_read()
             return self.storage
         value: Array = replica_context.current().access.read(self)
         return value

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -130,7 +130,7 @@ class Communicator(abc.ABC):
     @abc.abstractmethod
     def exchange(
         self,
-        sends: Sequence[Send],
+        sends: Iterable[Send],
         receives: Sequence[Receive],
         what: str,
         label: bytes = b"",
@@ -140,6 +140,7 @@ class Communicator(abc.ABC):
         """Carry out all transfers at once; return when all are done: whether a rank heard from ``withdraws``.
 
         Between two ranks buffers arrive in the order in which they were sent. A rank may send to itself.
+        ``sends`` may make each buffer when it is asked for it: those before are on their way meanwhile.
         ``what`` names the collective in errors: "rank 2 waited 8.0 s in step 17 for ranks 0, 3: <what>".
 
         ``label``: an encoded :class:`~distopt.agreement.Label`, or nothing. It and ``withdraws`` belong to every

@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -176,7 +176,7 @@ class InProcessGroup:
     def _exchange(
         self,
         comm: InProcessCommunicator,
-        sends: Sequence[Send],
+        sends: Iterable[Send],
         receives: Sequence[Receive],
         what: str,
         label: bytes,
@@ -188,10 +188,14 @@ class InProcessGroup:
             member.num_exchanges += 1
             if self._faults.kills(comm.rank, number):
                 raise KilledByPlan(f"was killed by the fault plan in its exchange {number}")
-            for peer, array in sends:
+        for peer, array in sends:  # which may be made as they are asked for: not under the lock
+            payload = bytes_of(array).copy()
+            comm.traffic.bytes_sent += payload.nbytes if peer != comm.rank else 0
+            with self._changed:
                 due_s = self._clock.now_s + self._faults.delay_s(comm.rank, peer, number)
-                self._members[peer].inboxes[comm.rank].append(_Message(bytes_of(array).copy(), due_s, label, withdraws))
-            self._changed.notify_all()
+                self._members[peer].inboxes[comm.rank].append(_Message(payload, due_s, label, withdraws))
+                self._changed.notify_all()
+        with self._changed:
             started_s = self._clock.now_s
             wanted: dict[int, int] = {}
             for peer, _ in receives:
@@ -293,7 +297,7 @@ class InProcessCommunicator(Communicator):
 
     def exchange(
         self,
-        sends: Sequence[Send],
+        sends: Iterable[Send],
         receives: Sequence[Receive],
         what: str,
         label: bytes = b"",
@@ -311,7 +315,6 @@ class InProcessCommunicator(Communicator):
             self._group.fail(self.rank, error)
             raise
         self.traffic.wait_s += time.perf_counter() - started_s
-        self.traffic.bytes_sent += sum(array.nbytes for peer, array in sends if peer != self.rank)
         self.traffic.bytes_received += sum(array.nbytes for peer, array in receives if peer != self.rank)
         return withdrawn
 

@@ -29,7 +29,7 @@ import sys
 import time
 import zlib
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
@@ -185,7 +185,7 @@ class MpiCommunicator(Communicator):
 
     def exchange(
         self,
-        sends: Sequence[Send],
+        sends: Iterable[Send],
         receives: Sequence[Receive],
         what: str,
         label: bytes = b"",
@@ -201,6 +201,7 @@ class MpiCommunicator(Communicator):
         requests: list[MPI.Request] = []
         peers: list[int] = []
         expected: list[int] = []
+        num_bytes_sent = 0
         self._watchdog.begin(what)
         try:
             for receive in receives:
@@ -208,10 +209,16 @@ class MpiCommunicator(Communicator):
                     requests.append(self._comm.Irecv([chunk, self._mpi.BYTE], receive.peer, any_tag))
                     peers.append(receive.peer)
                     expected.append(len(chunk))
+            are_made_now = not isinstance(sends, Sequence)
             for send in sends:
                 for chunk in _chunks(send.array):
                     requests.append(self._comm.Isend([chunk, self._mpi.BYTE], send.peer, tag))
                     peers.append(send.peer)
+                num_bytes_sent += send.array.nbytes if send.peer != self.rank else 0
+                if are_made_now:
+                    # MPI moves data only while it is called, and the next buffer may take a while.
+                    self._notes.Iprobe(self._mpi.ANY_SOURCE)
+                    self._watchdog.begin(what)
             posted_s = time.monotonic()
             statuses = self._complete(_Wait(what, posted_s, requests, peers, label=label), self._look)
             tags = [status.Get_tag() for status in statuses[: len(expected)]]
@@ -229,7 +236,7 @@ class MpiCommunicator(Communicator):
             self._watchdog.end()
         self.traffic.send_s += posted_s - started_s
         self.traffic.wait_s += time.monotonic() - posted_s
-        self.traffic.bytes_sent += sum(array.nbytes for peer, array in sends if peer != self.rank)
+        self.traffic.bytes_sent += num_bytes_sent
         self.traffic.bytes_received += sum(array.nbytes for peer, array in receives if peer != self.rank)
         return any(found & 1 for found in tags)
 

@@ -61,11 +61,12 @@ class MultiWorkerMirroredStrategy(Strategy):
     contiguous range of them; ranks beyond the replicas host none and still take part. ``placement``: with
     ``"replica"`` every process makes the same update; with ``"sharded"`` each process of a host updates a part of the
     variables, which lie in memory that all of them map, once, as their slots do. ``communicator``: default is MPI's
-    world, through mpi4py. A variable's initial value is that of rank 0.
+    world, through mpi4py. A variable's initial value is that of rank 0. With ``"sharded"`` on several hosts, each host
+    has all variables and updates a part; to read a slot is then a collective, as its owner may be on another host.
 
     The MPI launcher knows the cluster; a ``cluster_resolver`` is only compared with it, where it has a cluster.
 
-    Raises: PlacementError for a placement that needs servers, and for ``"sharded"`` over several hosts; EndpointError
+    Raises: PlacementError for a placement that needs servers; EndpointError
     if MPI cannot be loaded; ValueError for fewer than one replica, arguments of another type, or a ``cluster_resolver``
     that has another number of workers than there are ranks, or takes this one for another.
     """

@@ -90,16 +90,17 @@ class EveryProcessOfHost(EveryProcess):
     def _gradients(self, layout: Any, summed: bool) -> _Gradients:
         found: _Gradients | None = layout.kept
         if not isinstance(found, _Gradients) or found.shared.group is not self._group or found.shared.summed != summed:
-            found = layout.kept = _Gradients(layout, self._hosting, self._group, summed)
+            found = layout.kept = _Gradients(layout, self._hosting, self._ranks, summed)
         return found
 
 
 class _Gradients:
     """Of one layout: the contributions of all, and the totals of parts."""
 
-    def __init__(self, layout: Any, hosting: Hosting, group: HostGroup, summed: bool) -> None:
+    def __init__(self, layout: Any, hosting: Hosting, communicator: Communicator, summed: bool) -> None:
+        group = communicator.host_group
         num_bytes = sum(run.size * run.segment.dtype.itemsize for run in layout.runs)
-        self.shared = SharedGradients(layout, hosting, group, summed=summed, extra_bytes=num_bytes)
+        self.shared = SharedGradients(layout, hosting, communicator, summed=summed, extra_bytes=num_bytes)
         self.whole = {node: tuple(flat) for node, flat in self.shared.flat_of.items()}
         self.totals = self.shared.flat_arrays(self.shared.extra)
         """The aggregate for each run, of which every process adds up a part."""

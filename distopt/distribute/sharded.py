@@ -9,6 +9,10 @@ How an apply call goes, in each process::
     update    the owner updates variables and slots of its spans in place
     done      all meet; everyone sees the new variables
 
+Each host has the variables and room for the slots. With several hosts, owners get the sums of the other hosts before
+they combine, and send them the new variables of each chunk once it is updated (:mod:`distopt.comm.between_hosts`). The
+slots of a span are then current on its owner's host alone: who reads one, has all hosts gather them.
+
 Until ``ready`` nothing has changed, and from ``done`` on nothing is read: so a mistake is an error before the step, and
 the next gradients can be written where these were.
 """
@@ -16,6 +20,7 @@ the next gradients can be written where these were.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,30 +44,24 @@ from distopt.distribute.receipts import Note
 from distopt.distribute.row_exchange import gather_rows, sum_rows
 from distopt.distribute.shared_arena import SharedArena
 from distopt.distribute.shared_gradients import SharedGradients
+from distopt.distribute.span_paths import CHUNK_BYTES, SpanPaths
 from distopt.errors import PlacementError, UnaggregatedGradientsError
 from distopt.optimizers.terms import Terms
 from distopt.types import Array
 
 
 class Sharded:
-    """Owners of spans of variables that all processes of one host map.
-
-    Raises: PlacementError if the processes are not on one host.
-    """
+    """Owners of spans of variables that all processes of one host map."""
 
     placement = "sharded"
     re_enact_replicas = False
+    chunk_bytes = CHUNK_BYTES
+    """Of what is on its way between hosts at a time."""
 
     def __init__(
         self, hosting: Hosting, rank: int, communicator: Communicator, phases: Phases, inspector: Inspector
     ) -> None:
         self._group = communicator.host_group
-        if not self._group.holds_all:
-            hosts = "; ".join(", ".join(map(str, ranks)) for ranks in self._group.hosts)
-            raise PlacementError(
-                "placement 'sharded' needs all processes on one host, where they can map the same memory, but the "
-                f"ranks by host are: {hosts}; use placement 'replica'"
-            )
         self._hosting = hosting
         self._communicator = communicator
         self._phases = phases
@@ -70,6 +69,8 @@ class Sharded:
         self._introductions = Introductions(communicator)
         self._arena = SharedArena(self._group)
         self._every_process = EveryProcess(hosting, rank, communicator, phases, inspector)
+        self._latest: weakref.WeakKeyDictionary[Any, _LayoutSteps] = weakref.WeakKeyDictionary()
+        """By optimizer, whose slots are current at their owners alone."""
 
     def apply(self, path: Any, pairs_of: Sequence[Any], hypers: dict[str, float]) -> None:
         """See :class:`~distopt.distribute.owners.Owners`.
@@ -97,18 +98,23 @@ class Sharded:
         written = time.perf_counter()
         traffic = self._communicator.traffic
         waited = traffic.wait_s
-        if any(self._group.exchange("the gradients of all are ready", label, b"rows" if begins_rows else b"")):
+        begins_rows = any(
+            self._group.exchange("the gradients of all are ready", label, b"rows" if begins_rows else b"")
+        )
+        if steps.paths.collect(label, withdraws=begins_rows):
             # A replica of some process begins to have rows with this step, which the others could not know.
             self._introductions.begin_rows(optimizer, pairs_of)
             self._apply_whole(path, pairs_of, hypers, label, by_rows=True)
             return
-        traffic.bytes_received += steps.num_bytes_read
-        traffic.bytes_sent += steps.num_bytes_told
+        traffic.bytes_received += steps.paths.num_bytes_read
+        traffic.bytes_sent += steps.paths.num_bytes_told
         if inspector.several:
             num_bytes = steps.layout.num_bytes * len(pairs_of)
             note = Note("gradients", path.aggregator, num_bytes, steps.layout.variables, before)
             note.step = int(optimizer.iterations.storage)
             inspector.book.add(note)
+        if steps.paths.crosses_hosts:
+            self._latest[optimizer] = steps
         steps.update(path.aggregator, hypers)
         self._advance(optimizer, hypers, steps.layout.variables)
         self._group.exchange("the variables of all are updated", label)
@@ -125,7 +131,9 @@ class Sharded:
         started = time.perf_counter()
         variables = pairs_of[0].variables
         optimizer.build(variables)
-        self._arena.take(optimizer, {id(v.placement[0]): v.placement[0] for v in variables}.values())
+        self._gather_slots(optimizer)
+        segments = {id(v.placement[0]): v.placement[0] for v in variables}.values()
+        self._arena.take(optimizer, segments, self._gather_slots)
         columns = [[pairs[i][0] for pairs in pairs_of] for i in range(len(variables))]
         combine_rows = sum_rows if path.may_sum_rows else gather_rows
         before = self._inspector.book.traffic()
@@ -154,10 +162,21 @@ class Sharded:
     def _steps(self, optimizer: Any, variables: Sequence[Any], summed: bool) -> _LayoutSteps:
         layout = optimizer.layout(variables)
         found = layout.kept if isinstance(layout.kept, _LayoutSteps) else None
+        latest = self._latest.get(optimizer)
+        if latest is not None and latest.layout is not layout:
+            self._gather_slots(optimizer)  # other owners
         if found is None or not found.is_current(self._group, summed):
-            self._arena.take(optimizer, layout.segments)
-            found = layout.kept = _LayoutSteps(optimizer, layout, self._hosting, self._group, summed, found)
+            self._arena.take(optimizer, layout.segments, self._gather_slots)
+            found = layout.kept = _LayoutSteps(
+                optimizer, layout, self._hosting, self._communicator, summed, found, self.chunk_bytes
+            )
         return found
+
+    def _gather_slots(self, optimizer: Any) -> None:
+        """Make the slots current on all hosts; a collective, and nothing where they are."""
+        latest = self._latest.pop(optimizer, None)
+        if latest is not None:
+            latest.gather_slots()
 
     def gradient_arrays(self, optimizer: Any, variables: Sequence[Any]) -> list[Array] | None:
         """See :class:`~distopt.distribute.owners.Owners`."""
@@ -202,32 +221,27 @@ class _LayoutSteps:
         optimizer: Any,
         layout: Any,
         hosting: Hosting,
-        group: HostGroup,
+        communicator: Communicator,
         summed: bool,
         before: _LayoutSteps | None,
+        chunk_bytes: int,
     ) -> None:
         self.layout = layout
         self._optimizer = optimizer
-        self._group = group
+        self._group = communicator.host_group
         self._stamp = self._bindings()
-        self._spans: tuple[Span, ...] = layout.divide(group.size)[group.index]
+        sums_bytes = 2 * len(layout.blocks) * np.dtype(np.float64).itemsize
+        reused = before if before is not None and before._is_of(self._group, summed) else None
+        if reused is None:
+            self.gradients = SharedGradients(layout, hosting, communicator, summed=summed, extra_bytes=sums_bytes)
+            self.paths = SpanPaths(hosting, communicator, self.gradients, chunk_bytes)
+        else:
+            self.gradients, self.paths = reused.gradients, reused.paths
+        self._spans = self.paths.spans
         self._owner = optimizer.span_owner(layout, self._spans)
         self._blocks = list(self._owner.blocks)
-        sums_bytes = 2 * len(layout.blocks) * np.dtype(np.float64).itemsize
-        self.gradients: SharedGradients = (
-            before.gradients
-            if before is not None and before._is_of(group, summed)
-            else SharedGradients(layout, hosting, group, summed=summed, extra_bytes=sums_bytes)
-        )
         self._all_sums: Array = self.gradients.extra.view(np.float64)
-        self._sums = {node: tuple(layout.take(flat, self._spans)) for node, flat in self.gradients.flat_of.items()}
         self._own: list[Array] | None = None
-        own_bytes = sum((s.stop - s.start) * layout.runs[layout.run_of(s)].segment.dtype.itemsize for s in self._spans)
-        num_own = len(self.gradients.own_nodes)
-        self.num_bytes_read = own_bytes * (self.gradients.num_nodes - num_own)
-        """Of the contributions of the other processes to the spans of this one."""
-        self.num_bytes_told = (layout.num_bytes - own_bytes) * num_own
-        """Of the contributions of this process to the spans of the others."""
 
     def is_current(self, group: HostGroup, summed: bool) -> bool:
         """Return whether variables and slots are still where they were, and treated as they were."""
@@ -235,22 +249,47 @@ class _LayoutSteps:
 
     def update(self, aggregator: Any, hypers: dict[str, float]) -> None:
         """Aggregate the contributions to the spans of this process, and update them."""
+        sums = self.paths.sums
         # Where they are plain terms, the very loop that updates adds them up: each is read once, and no sum is stored.
-        gradients: Terms | list[Array] | None = self.gradients.terms(aggregator, self._sums)
+        gradients: Terms | list[Array] | None = self.gradients.terms(aggregator, sums)
         if gradients is None:
             if self._own is None:
-                self._own = [np.empty_like(array) for array in next(iter(self._sums.values()))]
-            gradients = self.gradients.aggregate(aggregator, self._sums, self._own)
+                self._own = [np.empty_like(array) for array in next(iter(sums.values()))]
+            gradients = self.gradients.aggregate(aggregator, sums, self._own)
         owner = self._owner
         all_sums = self._all_sums[:0]
         if owner.exchanges:
             all_sums = self._all_sums[: len(self.layout.blocks) * owner.num_sums]
-            if self._spans:
-                by_block = all_sums.reshape(-1, owner.num_sums)
-                by_block[self._blocks] = owner.partials(gradients, hypers).reshape(-1, owner.num_sums)
+            by_block = all_sums.reshape(-1, owner.num_sums)
+            own = owner.partials(gradients, hypers) if self._spans else by_block[:0]
+            by_block[self._blocks] = own.reshape(-1, owner.num_sums)
+            self.paths.exchange_sums(own, by_block)
             self._group.exchange("the sums of squares of all are ready")
-        if self._spans:
+        if self.paths.crosses_hosts and not self._optimizer.only_accumulates:
+            made = owner.apply_each(gradients, hypers, all_sums) if self._spans else ()
+            self.paths.spread(made, self._variables_of)
+        elif self._spans:
             owner.apply(gradients, hypers, all_sums)
+
+    def gather_slots(self) -> None:
+        """Bring the slots from their owners to all hosts; a collective."""
+        self._group.exchange("the slots are wanted on all hosts")
+        self.paths.spread(range(len(self._spans)), self._slots_of)
+        self._group.exchange("the slots are on all hosts")
+
+    def _variables_of(self, span: Span) -> list[Array]:
+        return [self._segment_of(span).buffer[span.start : span.stop]]
+
+    def _slots_of(self, span: Span) -> list[Array]:
+        slots, segment = self._optimizer.slots, self._segment_of(span)
+        found = [array[span.start : span.stop] for array in slots.buffers(segment).values()]
+        for variable, offset in zip(segment.variables, segment.offsets, strict=True):
+            if span.start <= offset < span.stop:
+                found += [array.reshape(-1) for array in slots.apart(variable).values()]
+        return found
+
+    def _segment_of(self, span: Span) -> Any:
+        return self.layout.runs[self.layout.run_of(span)].segment
 
     def _is_of(self, group: HostGroup, summed: bool) -> bool:
         return self.gradients.group is group and self.gradients.summed == summed

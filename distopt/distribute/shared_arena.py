@@ -37,8 +37,10 @@ class SharedArena:
         self._segments: weakref.WeakSet[Segment] = weakref.WeakSet()
         self._slots: weakref.WeakKeyDictionary[Any, set[tuple[int, tuple[str, int]]]] = weakref.WeakKeyDictionary()
 
-    def take(self, optimizer: Any, segments: Iterable[Segment]) -> None:
+    def take(self, optimizer: Any, segments: Iterable[Segment], gather_slots: Callable[[Any], None]) -> None:
         """Move what is not there yet of ``segments`` and of their slots; a collective.
+
+        ``gather_slots``, of the optimizer, is called before a slot is read.
 
         Raises: SharedMemoryError, before anything has moved, if there is not enough memory.
         """
@@ -69,13 +71,16 @@ class SharedArena:
             if key is None:
                 segment.move(target)
                 self._segments.add(segment)
-                variables = list(segment.variables)
+                for variable in segment.variables:
+                    variable.shared = self
             else:
-                variables = optimizer.slots.move(segment, key, target)
+                for slot in optimizer.slots.move(segment, key, target):
+                    slot.shared = _Slots(self, optimizer, gather_slots)
                 slots.add((segment.index, key))
-            for variable in variables:
-                variable.shared = self
         optimizer.forget_bindings()
+
+    def before_read(self) -> None:
+        """Do nothing: variables are current everywhere."""
 
     def write(self, stored: Array, write: Callable[[Array], Any]) -> None:
         """Carry out ``write(stored)`` once for all processes, none of which is elsewhere meanwhile; a collective."""
@@ -85,3 +90,17 @@ class SharedArena:
         if group.index == 0:
             write(stored)
         group.exchange(f"{what} is done")
+
+
+class _Slots:
+    """What a slot asks of the memory that it lies in; see :class:`~distopt.variable.SharedStorage`."""
+
+    def __init__(self, arena: SharedArena, optimizer: Any, gather: Callable[[Any], None]) -> None:
+        self._optimizer = weakref.ref(optimizer)
+        self._gather = gather
+        self.write = arena.write
+
+    def before_read(self) -> None:
+        optimizer = self._optimizer()
+        if optimizer is not None:
+            self._gather(optimizer)

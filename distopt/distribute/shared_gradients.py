@@ -16,14 +16,13 @@ from distopt.aggregation import Aggregator, Mean, Sum
 from distopt.arena import ALIGNMENT
 from distopt.canonical_sum import Node, add_nodes
 from distopt.comm import combining
-from distopt.comm.communicator import Hosting
-from distopt.comm.shared_memory import HostGroup
+from distopt.comm.communicator import Communicator, Hosting
 from distopt.optimizers.terms import Terms
 from distopt.types import Array
 
 
 class SharedGradients:
-    """Flat gradients of every node of the sum tree that a process of ``group``, all there are, contributes.
+    """Flat gradients of every node of the sum tree that a process of this host contributes.
 
     ``summed``: each process contributes the sums of the replicas that it hosts, not the gradients of each.
     ``extra_bytes`` of memory that all may write to lie behind those of the first process.
@@ -33,27 +32,30 @@ class SharedGradients:
     Raises: SharedMemoryError if there is not enough memory.
     """
 
-    def __init__(self, layout: Any, hosting: Hosting, group: HostGroup, *, summed: bool, extra_bytes: int = 0) -> None:
+    def __init__(
+        self, layout: Any, hosting: Hosting, communicator: Communicator, *, summed: bool, extra_bytes: int = 0
+    ) -> None:
         self.layout = layout
-        self.group = group
+        self.group = group = communicator.host_group
         self.summed = summed
         self._hosting = hosting
-        self._nodes_of = hosting.covers if summed else hosting.leaves
-        """By rank, what it contributes; the ranks of the group are all there are."""
-        self.num_nodes = sum(map(len, self._nodes_of))
-        self.own_nodes = self._nodes_of[group.index]
+        contributed = hosting.covers if summed else hosting.leaves
+        nodes_of = [contributed[rank] for rank in group.ranks]
+        self.num_nodes = sum(map(len, nodes_of))
+        self.own_nodes = nodes_of[group.index]
+        self._leaves = hosting.leaves[communicator.rank]
         self._sizes = [padded(run.size * run.segment.dtype.itemsize) for run in layout.runs]
         asked = sum(self._sizes) * len(self.own_nodes) + (padded(extra_bytes) if group.index == 0 else 0)
         memories = group.share(asked, f"the gradients of {len(layout.variables)} variables")
         self.extra: Array = memories[0][len(memories[0]) - padded(extra_bytes) :][:extra_bytes]
         self.flat_of: dict[Node, list[Array]] = {}
         """By node, one flat array a run."""
-        for memory, nodes in zip(memories, self._nodes_of, strict=True):
+        for memory, nodes in zip(memories, nodes_of, strict=True):
             for place, node in enumerate(nodes):
                 self.flat_of[node] = self.flat_arrays(memory[place * sum(self._sizes) :])
         self.arrays: list[Array] | None = None
         """Where the one replica of this process may write its gradients; None where there are several, or none."""
-        if len(self.own_nodes) == 1 and self.own_nodes == hosting.leaves[group.index]:
+        if len(self.own_nodes) == 1 and self.own_nodes == self._leaves:
             self.arrays = layout.unpack(self.flat_of[self.own_nodes[0]])
 
     @property
@@ -76,7 +78,7 @@ class SharedGradients:
         own = self.arrays
         if own is not None and all(map(operator.is_, pairs_of[0].arrays, own)):
             return  # they were written where they are read
-        leaves = self._hosting.leaves[self.group.index]
+        leaves = self._leaves
         gradients = dict(zip(leaves, pairs_of, strict=False))  # a stand-in contributes nothing
         for node in self.own_nodes:
             flat = self.flat_of[node]

@@ -634,7 +634,7 @@ def _sum_of_squares(values: Array) -> Any:
 
 def _copies(slot: Variable) -> tuple[Array, ...]:
     if not slot.is_split:
-        return (slot.storage.copy(),)
+        return (slot.local_array().copy(),)
     return tuple(slot.copy_of(replica_id).copy() for replica_id in slot.replica_ids)
 
 

@@ -148,7 +148,7 @@ class FeatureOptions(OptimizerCore):
         for variable in var_list:
             average = self.slots.get(variable, AVERAGE)
             if not variable.is_split:
-                variable.write_all("assign", average.storage.astype(variable.dtype, copy=False))
+                variable.write_all("assign", average.local_array().astype(variable.dtype, copy=False))
                 continue
             for replica_id in variable.replica_ids:
                 value = average.copy_of(replica_id).astype(variable.dtype, copy=False)

@@ -182,6 +182,24 @@ class Layout:
             before += run.size * itemsize
         return tuple(tuple(spans) for spans in owned)
 
+    def num_bytes_of(self, span: Span) -> int:
+        """Return the bytes of a span, padding included."""
+        return (span.stop - span.start) * self.runs[self.run_of(span)].segment.dtype.itemsize
+
+    def chunks(self, spans: Sequence[Span], num_bytes: int) -> tuple[Span, ...]:
+        """Return ``spans`` legally cut into chunks of about ``num_bytes`` each, in order."""
+        points = self.cut_points()
+        found: list[Span] = []
+        for span in spans:
+            run = self.run_of(span)
+            size = max(1, num_bytes // self.runs[run].segment.dtype.itemsize)
+            start = span.start
+            for cut in points[run]:
+                if start < cut <= span.stop and (cut - start >= size or cut == span.stop):
+                    found.append(span._replace(start=start, stop=cut))
+                    start = cut
+        return tuple(found)
+
     def check_spans(self, spans: Sequence[Span]) -> None:
         """Check that every span lies in a run and begins and ends at a legal cut.
 

@@ -14,7 +14,9 @@ gradient and adds up its squares.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import bisect
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -85,6 +87,13 @@ class _Begun(NamedTuple):
     """None if they were only accumulated."""
 
 
+class _Group(NamedTuple):
+    """Pieces that are updated together, and the spans that are up to date after that."""
+
+    pieces: slice
+    spans: range
+
+
 class SpanOwner:
     """Updates ``spans`` of ``layout``; the slots of its variables must exist.
 
@@ -107,7 +116,9 @@ class SpanOwner:
         self._block_range = _ranges([block.variable for block in layout.blocks])
         self._parts_of = [self._parts(span) for span in self._spans]
         self._variables = [layout.variables[part.variable] for parts in self._parts_of for part in parts]
-        self._constrained = [variable for variable in self._variables if variable.constraint is not None]
+        constrained = [[layout.variables[p.variable] for p in parts] for parts in self._parts_of]
+        self._constrained = [[variable for variable in own if variable.constraint is not None] for own in constrained]
+        """By span."""
         treatments = [optimizer.treatment(variable) for variable in layout.variables]
         self._exchanges_for_rules = any(treatment.rule.kind is Kind.AFTER_NORMS for treatment in treatments)
         self._begun: _Begun | None = None
@@ -179,23 +190,46 @@ class SpanOwner:
         Raises: ValueError, before anything changes, if an array has not the length or dtype of its span; TapeError if a
         live tape has read one of the variables.
         """
+        for _ in self._apply(gradients, hypers, all_partials, add_totals):
+            pass
+
+    def apply_each(self, gradients: Gradients, hypers: Mapping[str, float], all_partials: Array) -> Iterator[int]:
+        """Do what :meth:`apply` does, span after span; yield the position of each as soon as it has its new values.
+
+        Nothing is yielded where gradients are only accumulated.
+        """
+        return self._apply(gradients, hypers, all_partials, clipping.add_totals, by_span=True)
+
+    def _apply(
+        self,
+        gradients: Gradients,
+        hypers: Mapping[str, float],
+        all_partials: Array,
+        add_totals: Callable[[Sequence[Any]], Any],
+        *,
+        by_span: bool = False,
+    ) -> Iterator[int]:
         begun, self._begun = self._begun, None
         step, found = self._begin(gradients, hypers) if begun is None else begun
         if found is None:
             return
         if self._optimizer.clips.needs_norms:
             found = self._clipped_by_norms(found, all_partials, add_totals)
-        if self._is_one_pass:
-            run_together([piece.call(gradient, step) for piece, gradient in zip(self._pieces, found, strict=True)])
-        else:
-            for piece, gradient in zip(self._pieces, found, strict=True):
-                if piece.treatment.rule.kind is Kind.AFTER_NORMS:
-                    piece.move(self._sums_of(piece, all_partials), step)
-                else:
-                    piece.update(gradient, step)
-                piece.take_average(step)
-        for variable in self._constrained:
-            apply_constraint(variable, variable.storage)
+        for group in self._span_by_span if by_span else self._all_at_once:
+            pairs = list(zip(self._pieces[group.pieces], found[group.pieces], strict=True))
+            if self._is_one_pass:
+                run_together([piece.call(gradient, step) for piece, gradient in pairs])
+            else:
+                for piece, gradient in pairs:
+                    if piece.treatment.rule.kind is Kind.AFTER_NORMS:
+                        piece.move(self._sums_of(piece, all_partials), step)
+                    else:
+                        piece.update(gradient, step)
+                    piece.take_average(step)
+            for index in group.spans:
+                for variable in self._constrained[index]:
+                    apply_constraint(variable, variable.storage)
+                yield index
 
     def _begin(self, gradients: Gradients, hypers: Mapping[str, float]) -> _Begun:
         """Check the gradients, divide them among the pieces, clip by value; accumulate, if that is asked for."""
@@ -248,6 +282,10 @@ class SpanOwner:
                 cuts.append((index, start, stop))
                 is_cut = is_cut or (start, stop) != (0, span.stop - span.start)
                 self._pieces.append(self._piece(engine, treatment, own, {n: a[start:stop] for n, a in arrays.items()}))
+        self._all_at_once = [_Group(slice(0, len(cuts)), range(len(self._spans)))]
+        spans_of = [index for index, _, _ in cuts]
+        ends = [bisect.bisect_right(spans_of, index) for index in range(-1, len(self._spans))]
+        self._span_by_span = [_Group(slice(*pair), range(i, i + 1)) for i, pair in enumerate(itertools.pairwise(ends))]
         self._cuts = cuts if is_cut or len(cuts) < len(self._spans) else None
         self._is_one_pass = all(piece.is_one_pass for piece in self._pieces)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -164,7 +164,7 @@ class ServerCommunicator(Communicator):
 
     def exchange(
         self,
-        sends: Sequence[Send],  # noqa: ARG002
+        sends: Iterable[Send],  # noqa: ARG002
         receives: Sequence[Receive],  # noqa: ARG002
         what: str,
         label: bytes = b"",  # noqa: ARG002

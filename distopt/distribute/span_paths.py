@@ -1,0 +1,165 @@
+"""The ways of gradients to the owners of spans, and of what these make of them to all hosts, for one layout.
+
+Every process owns spans. Where there are several hosts, spans are divided among hosts first, then among the ranks of
+each, and are cut into chunks, which are on their way to and from other hosts while the next ones are worked on; see
+:mod:`distopt.comm.between_hosts`. On one host nothing is on its way: owners read where others have written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from distopt.arena import Span, aligned_zeros
+from distopt.canonical_sum import Node, add_nodes
+from distopt.comm.between_hosts import BetweenHosts, Chunk
+from distopt.comm.communicator import Communicator, Hosting
+from distopt.distribute.shared_gradients import SharedGradients
+from distopt.types import Array
+
+CHUNK_BYTES: Final = 1 << 19
+"""Long enough that a message costs little beside its bytes, short enough to stay in the cache."""
+
+
+class SpanPaths:
+    """Between ``gradients``, those of the processes of this host, and the owners of everything."""
+
+    def __init__(
+        self, hosting: Hosting, communicator: Communicator, gradients: SharedGradients, chunk_bytes: int = CHUNK_BYTES
+    ) -> None:
+        layout, group = gradients.layout, gradients.group
+        self._hosting = hosting
+        self._gradients = gradients
+        self._layout = layout
+        spans_of = _spans_of_ranks(layout, group.hosts)
+        self.crosses_hosts = not group.holds_all
+        """Whether there are other hosts."""
+        if self.crosses_hosts:
+            spans_of = [layout.chunks(spans, chunk_bytes) for spans in spans_of]
+        self._spans_of = spans_of
+        self.spans: tuple[Span, ...] = spans_of[communicator.rank]
+        """Of this process, cut into chunks."""
+        self.sums = {node: tuple(layout.take(flat, self.spans)) for node, flat in gradients.flat_of.items()}
+        """By node, what was contributed to ``spans``; current between :meth:`collect` and the end of the apply call."""
+        own_bytes = sum(map(layout.num_bytes_of, self.spans))
+        host_bytes = sum(layout.num_bytes_of(span) for rank in group.ranks for span in spans_of[rank])
+        self.num_bytes_read = own_bytes * (gradients.num_nodes - len(gradients.own_nodes))
+        """Of what the other processes of this host contribute to the spans of this one."""
+        self.num_bytes_told = (host_bytes - own_bytes) * len(gradients.own_nodes)
+        """Of what this process contributes to the spans of the others of this host."""
+        if not self.crosses_hosts:
+            return
+        nodes_of_hosts = [_nodes_of_host(hosting, ranks, gradients.summed) for ranks in group.hosts]
+        num_bytes_of = [list(map(layout.num_bytes_of, spans)) for spans in spans_of]
+        self._between = BetweenHosts(communicator, group.hosts, nodes_of_hosts, num_bytes_of)
+        self._received: dict[Node, tuple[Array, ...]] = {}
+        for ranks, nodes in zip(group.hosts, nodes_of_hosts, strict=True):
+            for node in nodes if ranks != group.ranks else ():
+                memory = [aligned_zeros(span.stop - span.start, self._segment_of(span).dtype) for span in self.spans]
+                self._received[node] = tuple(memory)
+        self.sums.update(self._received)
+        self._added: dict[tuple[Chunk, Node], Array] = {}
+        self._blocks_of: list[list[int]] | None = None
+
+    def collect(self, label: bytes, *, withdraws: bool) -> bool:
+        """Get what the other hosts contribute to ``spans``; return whether a process withdrew.
+
+        The contributions of all processes of this host are ready, and these agree on whether they withdraw.
+        """
+        if not self.crosses_hosts:
+            return withdraws
+        return self._between.collect(self._add, self._received, label, withdraws=withdraws)
+
+    def spread(self, made: Iterable[int], arrays_of: Callable[[Span], Sequence[Array]]) -> None:
+        """Send each of ``spans`` to the other hosts as soon as ``made`` yields its position, and receive theirs.
+
+        ``arrays_of`` returns where a span lies in memory that all processes of this host map.
+        """
+        if self.crosses_hosts:
+            self._between.spread(made, lambda chunk: arrays_of(self._spans_of[chunk.owner][chunk.number]))
+            return
+        for _ in made:
+            pass
+
+    def exchange_sums(self, own: Array, by_block: Array) -> None:
+        """Write the sums of squares of the blocks of owners on other hosts into ``by_block``, of shape [blocks, n].
+
+        ``own`` are those of ``spans``. Each process of this host writes what it is told.
+        """
+        if not self.crosses_hosts:
+            return
+        if self._blocks_of is None:
+            self._blocks_of = [_blocks_in(self._layout, spans) for spans in self._spans_of]
+        blocks_of, num_sums = self._blocks_of, by_block.shape[1]
+        found = self._between.exchange_parts(own, lambda owner: (len(blocks_of[owner]) * num_sums, by_block.dtype))
+        for owner, sums in found.items():
+            by_block[blocks_of[owner]] = sums.reshape(-1, num_sums)
+
+    def _add(self, chunk: Chunk, node: Node) -> Array:
+        """Return what this host contributes of ``node`` to a chunk of an owner elsewhere."""
+        span = (self._spans_of[chunk.owner][chunk.number],)
+        flat_of = self._gradients.flat_of
+        if node in flat_of:
+            (view,) = self._layout.take(flat_of[node], span)
+            return np.asarray(view)
+        terms = {
+            below: self._layout.take(flat, span)[0]
+            for below, flat in flat_of.items()
+            if node.start <= below.start < node.stop
+        }
+        target = self._added.get((chunk, node))
+        if target is None:
+            first = next(iter(terms.values()))
+            target = self._added[chunk, node] = aligned_zeros(first.size, first.dtype)
+        return add_nodes(self._hosting.tree, terms, node, out=target)
+
+    def _segment_of(self, span: Span) -> Any:
+        return self._layout.runs[self._layout.run_of(span)].segment
+
+
+def _spans_of_ranks(layout: Any, hosts: Sequence[Sequence[int]]) -> list[tuple[Span, ...]]:
+    """Return the spans of every rank: equal parts for the hosts, of these equal parts for the ranks of each."""
+    units_of_host = math.lcm(*map(len, hosts))
+    units = layout.divide(len(hosts) * units_of_host)
+    found: dict[int, tuple[Span, ...]] = {}
+    for host, ranks in enumerate(hosts):
+        own = units_of_host // len(ranks)
+        for place, rank in enumerate(ranks):
+            first = host * units_of_host + place * own
+            found[rank] = _joined([span for unit in units[first : first + own] for span in unit])
+    return [found[rank] for rank in sorted(found)]
+
+
+def _joined(spans: Sequence[Span]) -> tuple[Span, ...]:
+    """Return the same elements in as few spans as they fit in.
+
+    >>> _joined([Span(0, 0, 2), Span(0, 2, 3), Span(1, 3, 4)])
+    (Span(segment_index=0, start=0, stop=3), Span(segment_index=1, start=3, stop=4))
+    """
+    found: list[Span] = []
+    for span in spans:
+        if found and found[-1].segment_index == span.segment_index and found[-1].stop == span.start:
+            found[-1] = found[-1]._replace(stop=span.stop)
+        else:
+            found.append(span)
+    return tuple(found)
+
+
+def _nodes_of_host(hosting: Hosting, ranks: Sequence[int], summed: bool) -> tuple[Node, ...]:
+    """Return what the ranks of one host contribute together: the fewest nodes, or a node for each replica."""
+    if summed:
+        return hosting.tree.cover(replica for rank in ranks for replica in hosting.hosted[rank])
+    return tuple(sorted(node for rank in ranks for node in hosting.leaves[rank]))
+
+
+def _blocks_in(layout: Any, spans: Sequence[Span]) -> list[int]:
+    """Return the positions of the norm blocks that lie in ``spans``, in the order of an owner of them."""
+    return [
+        index
+        for span in _joined(spans)
+        for index, block in enumerate(layout.blocks)
+        if block.segment_index == span.segment_index and span.start <= block.start < span.stop
+    ]

@@ -1,0 +1,129 @@
+"""Several hosts: the bits of one process; see ``tests/conftest.py`` for where the bodies run.
+
+Hosts are emulated: ranks whose group was made with another namespace share no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import distopt as tf
+from distopt.comm.communicator import Communicator
+from distopt.comm.shared_memory import meet_on_host
+from distopt.distribute import MirroredStrategy, MultiWorkerMirroredStrategy, Strategy
+from tests.conformance.test_sharded import DTYPES, REFUSED, apply, bits
+from tests.conformance.test_strategies import OPTIMIZERS, adam, expected, rows, sgd, trace
+from tests.conftest import Run
+
+HOSTS = {2: ("01",), 3: ("001", "012"), 5: ("00112", "01111"), 8: ("00001111", "01201201")}
+"""By the number of ranks, the host of each."""
+
+
+@pytest.fixture(params=[0, 1])
+def host_of(request: pytest.FixtureRequest, run: Run) -> str:
+    hosts = HOSTS.get(run.size, ())
+    if request.param >= len(hosts):
+        pytest.skip("no other hosts for so many ranks")
+    return hosts[request.param]
+
+
+def on_hosts(
+    run: Run, host_of: str, replicas: int, body: Callable[[Strategy], Any], chunk_bytes: int = 4096
+) -> list[Any]:
+    def worker(comm: Communicator) -> Any:
+        if comm._host_group is not None:
+            comm._host_group.close()
+        comm._host_group = meet_on_host(comm, namespace=f"host {host_of[comm.rank]}")
+        strategy = MultiWorkerMirroredStrategy(replicas=replicas, communicator=comm, placement="sharded")
+        strategy.extended.owners.chunk_bytes = chunk_bytes
+        found = body(strategy)
+        comm._host_group.close()
+        comm._host_group = None
+        return found
+
+    return run(worker)
+
+
+@pytest.mark.parametrize("replicas", [3, 8])
+def test_training_has_the_bits_of_one_process(run: Run, host_of: str, replicas: int) -> None:
+    makers = [OPTIMIZERS[name] for name in OPTIMIZERS if name not in REFUSED]
+
+    def body(strategy: Strategy) -> list[Any]:
+        return [trace(strategy, make) for make in makers]
+
+    want = [expected(replicas, make) for make in makers]
+    for got in on_hosts(run, host_of, replicas, body):
+        assert got == want
+
+
+def test_any_chunks_mixed_dtypes_and_subsets_have_the_bits_of_one_process(run: Run, host_of: str) -> None:
+    def body(strategy: Strategy) -> list[bytes]:
+        with strategy.scope():
+            shapes = ((9000,), (), (0, 3), (33, 7))
+            variables = [tf.Variable(np.full(shape, 0.5).astype(dtype)) for dtype in DTYPES for shape in shapes]
+        optimizer = adam(global_clipnorm=0.7)
+        apply(strategy, optimizer, variables[::2], 0)
+        apply(strategy, optimizer, variables, 1)
+        with strategy.scope():
+            variables.append(tf.Variable(np.ones(9000, np.float32)))
+        apply(strategy, optimizer, variables[::-1], 2)
+        apply(strategy, optimizer, variables[5:], 3)
+        apply(strategy, optimizer, variables, 4)
+        return bits(optimizer, variables)
+
+    want = body(MirroredStrategy(5))
+    for chunk_bytes in (1, 1 << 16, 1 << 30):
+        for got in on_hosts(run, host_of, 5, body, chunk_bytes):
+            assert got == want
+
+
+def test_two_optimizers_averages_and_constraints_have_the_bits_of_one_process(run: Run, host_of: str) -> None:
+    def body(strategy: Strategy) -> list[bytes]:
+        with strategy.scope():
+            variables = [tf.Variable(np.full(shape, 0.5, np.float32)) for shape in ((9000,), (3,), (17, 400))]
+            variables.append(tf.Variable(np.full(9000, 0.5, np.float32), constraint=lambda w: w / tf.norm(w)))
+        first = adam(use_ema=True, ema_overwrite_frequency=3, weight_decay=0.01)
+        second = sgd(clipnorm=0.5, gradient_accumulation_steps=2)
+        for step in range(4):
+            apply(strategy, first, variables[step % 2 :], step)
+            apply(strategy, second, variables[:2], 10 + step)
+        weights, state = first.get_weights(), second.state()
+        variables[0].assign(variables[0] * 0.5)
+        apply(strategy, first, variables, 20)
+        apply(strategy, second, variables[:2], 21)
+        first.set_weights(weights)
+        second.load_state(state)
+        apply(strategy, first, variables, 22)
+        apply(strategy, second, variables[:2], 23)
+        first.finalize_variable_values(variables)
+        return [*bits(first, variables), *bits(second, variables)]
+
+    want = body(MirroredStrategy(3))
+    for got in on_hosts(run, host_of, 3, body):
+        assert got == want
+
+
+def test_rows_that_begin_in_one_process_alone_have_the_bits_of_one_process(run: Run, host_of: str) -> None:
+    def body(strategy: Strategy) -> list[bytes]:
+        with strategy.scope():
+            table = tf.Variable(np.ones((6, 3), np.float32))
+        optimizer = adam()
+
+        def replica(step: int) -> None:
+            context = tf.distribute.get_replica_context()
+            assert context is not None
+            slices = rows(step, context.replica_id_in_sync_group)
+            has_rows = step > 1 and context.replica_id_in_sync_group == 0
+            optimizer.apply_gradients([(slices if has_rows else tf.Tensor(slices.to_dense()), table)])
+
+        for step in range(4):
+            strategy.run(replica, args=(step,))
+        return bits(optimizer, [table])
+
+    want = body(MirroredStrategy(3))
+    for got in on_hosts(run, host_of, 3, body):
+        assert got == want
