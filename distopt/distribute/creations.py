@@ -29,12 +29,23 @@ SAME_VARIABLES = "make variables alike on every replica, or once, under `strateg
 
 
 class Creations:
-    """What the replicas ``replica_ids``, all of one process, have made in one run; the first of them goes first."""
+    """What the replicas ``replica_ids``, all of one process, have made in one run; the first of them goes first.
+
+    True if they have made anything.
+    """
 
     def __init__(self, replica_ids: Sequence[int]) -> None:
         self._replica_ids = replica_ids
         self._made: dict[str, list[Variable]] = {}
         self._taken: dict[int, Counter[str]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._made)
+
+    def clear(self) -> None:
+        """Forget it all: the run is over."""
+        self._made.clear()
+        self._taken.clear()
 
     def add(self, variable: Variable) -> None:
         """Note what the first replica has made."""

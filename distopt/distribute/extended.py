@@ -67,8 +67,8 @@ class Extended:
         """Hypers that were evaluated elsewhere, for a server that re-enacts replicas."""
         self._host_of_first_replica = next(rank for rank, replicas in enumerate(hosting.hosted) if 0 in replicas)
         self.strategy = strategy
-        self.creations: Creations | None = None
-        """What replicas have made in the run that is under way, where it is of several in this process."""
+        self.creations = Creations(ids) if len(ids) > 1 else None
+        """What replicas have made in the run that is under way; None where there is one replica in this process."""
         self._greenlets = ReplicaGreenlets()
         self._merging_s = 0.0
 
@@ -127,12 +127,13 @@ class Extended:
                 )
                 for i, context in enumerate(self.contexts)
             ]
-            self.creations = Creations([context.replica_id_in_sync_group for context in self.contexts])
             results = self._greenlets.run(calls, self._merge_laps)
-            self.creations.check()
+            if self.creations:
+                self.creations.check()
             return results
         finally:
-            self.creations = None
+            if self.creations:
+                self.creations.clear()
             state.watcher = watcher
             self.phases.gradient += time.perf_counter() - started - self._merging_s
 
@@ -379,7 +380,7 @@ class Extended:
     def _merge_laps(
         self, merge_fn: Callable[..., Any], args_of: Sequence[tuple[Any, ...]], kwargs_of: Sequence[dict[str, Any]]
     ) -> list[Any]:
-        if self.creations is not None:
+        if self.creations:
             self.creations.check()
         args, kwargs = values.regroup(args_of), values.regroup(kwargs_of)
         return [self._merge_now(merge_fn, args, kwargs)] * self.num_hosted
