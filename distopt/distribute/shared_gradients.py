@@ -14,6 +14,7 @@ import numpy as np
 
 from distopt.aggregation import Aggregator, Mean, Sum
 from distopt.arena import ALIGNMENT
+from distopt.autodiff.places import GradientPlace
 from distopt.canonical_sum import Node, add_nodes
 from distopt.comm import combining
 from distopt.comm.communicator import Communicator, Hosting
@@ -55,8 +56,10 @@ class SharedGradients:
                 self.flat_of[node] = self.flat_arrays(memory[place * sum(self._sizes) :])
         self.arrays: list[Array] | None = None
         """Where the one replica of this process may write its gradients; None where there are several, or none."""
+        self._places: list[GradientPlace] = []
         if len(self.own_nodes) == 1 and self.own_nodes == self._leaves:
             self.arrays = layout.unpack(self.flat_of[self.own_nodes[0]])
+            self._places = [GradientPlace(v.storage, a) for v, a in zip(layout.variables, self.arrays, strict=True)]
 
     @property
     def num_bytes(self) -> int:
@@ -78,6 +81,11 @@ class SharedGradients:
         own = self.arrays
         if own is not None and all(map(operator.is_, pairs_of[0].arrays, own)):
             return  # they were written where they are read
+        if own is not None:
+            for array, target, place in zip(pairs_of[0].arrays, own, self._places, strict=True):
+                if not place.holds(array):
+                    target[...] = array
+            return
         leaves = self._leaves
         gradients = dict(zip(leaves, pairs_of, strict=False))  # a stand-in contributes nothing
         for node in self.own_nodes:

@@ -11,6 +11,7 @@ import numpy as np
 from autograd.extend import defvjp_argnums, primitive
 
 from distopt.autodiff.nodes import FUSED, Fused, Node
+from distopt.autodiff.places import place_for
 from distopt.ops import loops
 from distopt.ops.elementwise import relu_of, sigmoid_of
 from distopt.tensor import Tensor, call
@@ -72,7 +73,7 @@ def _backward(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
         gradients.append(np.matmul(gradient, kernel.T))
     if 1 in needed:
         columns = x.T if x.ndim == 2 else x.reshape(-1, x.shape[-1]).T
-        gradients.append(np.matmul(columns, rows))
+        gradients.append(np.matmul(columns, rows, out=place_for(kernel)))
     if 2 in needed:
         gradients.append(loops.sum_columns(rows) if bias_gradient is None else bias_gradient)
     dtype = gradient.dtype

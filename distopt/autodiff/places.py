@@ -1,0 +1,74 @@
+"""Where gradients of some variables are best written: into memory that others read them from.
+
+Theory of operation. Whoever reads the gradients of a variable where they lie makes a :class:`GradientPlace` for it and
+keeps that; an operation whose backward pass makes a gradient of the variable may write it there (:func:`place_for`),
+and the array that comes out goes its way as any other. Where that array arrives, :meth:`GradientPlace.holds` says that
+nothing has to be copied. A place is handed out again only when nobody holds the array, or a view of it, any more: so a
+gradient that is kept does not change, and a second one of the same variable goes elsewhere.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import numpy as np
+
+from distopt.types import Array
+
+_places: weakref.WeakValueDictionary[int, GradientPlace] = weakref.WeakValueDictionary()
+"""By the identity of the storage whose gradients they are for."""
+
+
+class GradientPlace:
+    """Memory for the gradient of the variable that is stored in ``storage``: that of ``array``, which is like it.
+
+    Made known to operations as long as it lives.
+
+    >>> storage = np.zeros(2)
+    >>> place = GradientPlace(storage, np.empty(2))
+    >>> first = place_for(storage)
+    >>> place.holds(first), place_for(storage) is None
+    (True, True)
+    >>> del first
+    >>> place_for(storage) is None
+    False
+    """
+
+    __slots__ = ("__weakref__", "_buffer", "_dtype", "_handed", "_root", "_shape", "_storage")
+
+    def __init__(self, storage: Array, array: Array) -> None:
+        self._shape, self._dtype = array.shape, array.dtype
+        self._buffer: Any = memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]  # NumPy's stubs
+        self._storage = weakref.ref(storage)
+        self._root: Any = _nothing
+        self._handed: Any = _nothing
+        if array.size:
+            _places[id(storage)] = self
+
+    def holds(self, array: Array) -> bool:
+        """Return whether ``array`` is the one that was handed out last."""
+        return self._handed() is array
+
+    def take(self, storage: Array) -> Array | None:
+        """Return an array in this place; None if somebody holds one, or ``storage`` is another one by now."""
+        if self._storage() is not storage or self._root() is not None:
+            return None
+        # An array on a buffer is the base of all views of it, of views of those as well, and lives as long as they do.
+        root = np.frombuffer(self._buffer, self._dtype)
+        array: Array = root.reshape(self._shape)
+        self._root = weakref.ref(root)
+        self._handed = weakref.ref(array)
+        return array
+
+
+def place_for(storage: Array) -> Array | None:
+    """Return where a gradient of the variable in ``storage`` is best written; None if there is no such place now."""
+    if not _places:
+        return None
+    place = _places.get(id(storage))
+    return None if place is None else place.take(storage)
+
+
+def _nothing() -> None:
+    return None
