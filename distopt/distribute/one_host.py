@@ -69,11 +69,10 @@ class EveryProcessOfHost(EveryProcess):
         traffic.bytes_sent += gradients.num_bytes_told
         terms = gradients.shared.terms(path.aggregator, gradients.whole)
         wants_terms = path.optimizer.takes_terms(layout) and not self._inspector.looks_for_non_finite
-        in_parts = gradients.bytes_saved_by_parts > self._ranks.exchange_cost_bytes
-        if terms is not None and wants_terms and not in_parts:
+        if terms is not None and wants_terms and not gradients.in_parts:
             return terms
-        if not in_parts:
-            return gradients.shared.aggregate(path.aggregator, gradients.whole, layout.empty())
+        if not gradients.in_parts:
+            return gradients.shared.aggregate(path.aggregator, gradients.whole, gradients.totals)
         gradients.shared.aggregate(path.aggregator, gradients.own_parts, gradients.own_totals)
         with self._exchange():
             self._group.exchange("the parts of all are added up", label)
@@ -100,19 +99,22 @@ class _Gradients:
     def __init__(self, layout: Any, hosting: Hosting, communicator: Communicator, summed: bool) -> None:
         group = communicator.host_group
         num_bytes = sum(run.size * run.segment.dtype.itemsize for run in layout.runs)
-        self.shared = SharedGradients(layout, hosting, communicator, summed=summed, extra_bytes=num_bytes)
+        index, size = group.index, group.size
+        num_nodes = sum(map(len, hosting.covers if summed else hosting.leaves))
+        # Each process reads all contributions; or a part of them, writes a part of the totals, and reads these.
+        self.bytes_saved_by_parts = num_bytes * (size * num_nodes - num_nodes - 2 - size) // size
+        extra_bytes = num_bytes if self.bytes_saved_by_parts > communicator.exchange_cost_bytes else 0
+        self.shared = SharedGradients(layout, hosting, communicator, summed=summed, extra_bytes=extra_bytes)
         self.whole = {node: tuple(flat) for node, flat in self.shared.flat_of.items()}
-        self.totals = self.shared.flat_arrays(self.shared.extra)
-        """The aggregate for each run, of which every process adds up a part."""
-        index, size, num_nodes = group.index, group.size, self.shared.num_nodes
+        self.in_parts = extra_bytes > 0
+        self.totals = self.shared.flat_arrays(self.shared.extra) if self.in_parts else layout.empty()
+        """The aggregate for each run: in parts every process adds up a part, for all; else this one all of it."""
         parts = [_part(run.size, index, size) for run in layout.runs]
         self.own_parts = {
             node: tuple(array[part] for array, part in zip(flat, parts, strict=True))
             for node, flat in self.shared.flat_of.items()
         }
         self.own_totals = [array[part] for array, part in zip(self.totals, parts, strict=True)]
-        # Each process reads all contributions; or a part of them, writes a part of the totals, and reads these.
-        self.bytes_saved_by_parts = num_bytes * (size * num_nodes - num_nodes - 2 - size) // size
         self.num_bytes_read = num_bytes * (num_nodes - len(self.shared.own_nodes))
         self.num_bytes_told = num_bytes * len(self.shared.own_nodes)
 
