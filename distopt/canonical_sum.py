@@ -30,11 +30,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 import numpy as np
 
+from distopt import sum_loops
+from distopt.sum_loops import Additions
 from distopt.types import Array
+
+_COMPILED_FROM: Final = 2**15
+"""Elements from which a compiled loop adds three terms or more; what is smaller is not worth a first use."""
 
 _BLOCK: Final = 32768
 """Elements that are added up at a time where there are intermediate sums."""
@@ -48,10 +53,6 @@ class Node(NamedTuple):
 
     def __str__(self) -> str:
         return f"replica {self.start}" if self.stop - self.start == 1 else f"replicas {self.start}..{self.stop - 1}"
-
-
-Additions: TypeAlias = "int | tuple[Additions, Additions]"
-"""A sum written out: the position of a term, or two sums that are added."""
 
 
 class SumTree:
@@ -146,6 +147,9 @@ def add_nodes(tree: SumTree, sums: Mapping[Node, Array], wanted: Node | None = N
     plan = _Plan(tree, sums, node)
     if out is None:
         out = np.empty_like(plan.terms[0])
+    if out.size >= _COMPILED_FROM and len(plan.terms) > 2 and sum_loops.can_add(out, plan.terms):
+        sum_loops.add(plan.sum_of, plan.terms, out)
+        return out
     if out.ndim != 1 or len(out) <= _BLOCK or len(plan.terms) < 3:
         plan.run(plan.terms, out, [np.empty_like(out) for _ in range(plan.num_temporaries)])
         return out
@@ -168,7 +172,7 @@ class _Plan:
         self._sums = sums
         self._additions: list[tuple[int, int, int]] = []
         """Operands and result by index: from 0 up a term, ``-1 - k`` buffer k, of which buffer 0 is the result."""
-        self._visit(node, 0)
+        _, self.sum_of = self._visit(node, 0)
 
     def run(self, terms: Sequence[Array], out: Array, temporaries: Sequence[Array]) -> None:
         buffers = [out, *temporaries]
@@ -179,20 +183,20 @@ class _Plan:
                 out=buffers[-1 - result],
             )
 
-    def _visit(self, node: Node, buffer: int) -> int:
-        """Plan the sum of ``node`` into ``buffer``, those after it being free; return where the sum is."""
+    def _visit(self, node: Node, buffer: int) -> tuple[int, Additions]:
+        """Plan the sum of ``node`` into ``buffer``, those after it being free; return where it is, and of what."""
         present = self._sums.get(node)
         if present is not None:
             self.terms.append(present)
-            return len(self.terms) - 1
+            return len(self.terms) - 1, len(self.terms) - 1
         if node.stop - node.start < 2:
             raise ValueError(f"no contribution covers {node}")
         left_node, right_node = self._tree.children(node)
         self.num_temporaries = max(self.num_temporaries, buffer)
-        left = self._visit(left_node, buffer)
-        right = self._visit(right_node, buffer + (left < 0))
+        left, of_left = self._visit(left_node, buffer)
+        right, of_right = self._visit(right_node, buffer + (left < 0))
         self._additions.append((left, right, -1 - buffer))
-        return -1 - buffer
+        return -1 - buffer, (of_left, of_right)
 
 
 def additions(tree: SumTree, nodes: Sequence[Node]) -> Additions:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 
 from distopt import kernels
 from distopt.arena import BLOCK
-from distopt.canonical_sum import Additions
-from distopt.optimizers.terms import MOST_STREAMS, PLAIN, Source, clip_value
+from distopt.optimizers.terms import PLAIN, Source, clip_value
+from distopt.sum_loops import MOST_STREAMS, Additions
 
 _BLOCK = 2048
 """Elements that are added up at a time where there are sums: 8 of them take half of a small second-level cache."""

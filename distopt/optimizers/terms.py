@@ -6,8 +6,8 @@ that does everything to an element while it is in a register costs one. So what 
 rule is described by a :class:`Source`, and engines run a rule from a source: the compiled one by a kernel that is
 generated for the two, the NumPy one on blocks that stay in the cache. Both have the bits of the passes one by one.
 
-With more than ``MOST_STREAMS`` terms, a processor cannot follow all arrays at once: a kernel then adds up groups of
-them block by block into memory that stays in the cache.
+With more terms than :data:`distopt.sum_loops.MOST_STREAMS`, a processor cannot follow all arrays at once: a kernel then
+adds up groups of them block by block into memory that stays in the cache.
 """
 
 from __future__ import annotations
@@ -15,16 +15,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from distopt.canonical_sum import Additions, Node, SumTree, additions
+from distopt.canonical_sum import Node, SumTree, additions
 from distopt.optimizers.choose import maximum, minimum
+from distopt.sum_loops import Additions, count
 from distopt.types import Array
-
-MOST_STREAMS: Final = 8
-"""Terms that one loop reads."""
 
 
 class Terms(NamedTuple):
@@ -144,15 +142,6 @@ def clip_value(gradient: Any, low: Any, high: Any) -> Any:
     array([-1. ,  0.5,  nan])
     """
     return minimum(maximum(gradient, low), high)
-
-
-def count(sum_of: Additions) -> int:
-    """Return how many terms are added.
-
-    >>> count(((0, (1, 2)), 3))
-    4
-    """
-    return 1 if isinstance(sum_of, int) else count(sum_of[0]) + count(sum_of[1])
 
 
 def _added(sum_of: Additions, terms: Sequence[Array]) -> Array:

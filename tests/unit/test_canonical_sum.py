@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distopt import kernels
 from distopt.canonical_sum import Node, SumTree, add_nodes, add_rows, contiguous_ranges
 from distopt.types import Array
 
@@ -165,3 +167,31 @@ def test_contiguous_ranges_are_equal_up_to_one_and_larger_first() -> None:
         assert [replica for r in ranges for replica in r] == list(range(num_replicas))
         assert lengths == sorted(lengths, reverse=True)
         assert max(lengths) - min(lengths) <= 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, ml_dtypes.bfloat16])
+@pytest.mark.parametrize(("num_replicas", "hosts"), [(3, 3), (5, 2), (8, 8), (11, 11)])
+def test_long_sums_have_the_same_bits_compiled_and_not(num_replicas: int, hosts: int, dtype: Any) -> None:
+    tree = SumTree(num_replicas)
+    rng = np.random.default_rng(1)
+    length = 2**15 + 5
+    rows = {Node(r, r + 1): rng.standard_normal(length).astype(dtype) for r in range(num_replicas)}
+    held = {
+        node: add_nodes(tree, rows, node)
+        for host in range(hosts)
+        for node in tree.cover(range(host, num_replicas, hosts))
+    }
+    results = []
+    for compiled in (True, False):
+        kernels.use_compiled_loops(compiled)
+        results.append(add_nodes(tree, held).tobytes())
+    kernels.use_compiled_loops(True)
+    assert results[0] == results[1]
+
+
+def test_arrays_in_another_order_or_shape_are_added_without_a_compiled_loop() -> None:
+    rows = np.random.default_rng(2).standard_normal((3, 300, 200)).astype(np.float32)
+    expected = (rows[0] + rows[1]) + rows[2]
+    np.testing.assert_array_equal(add_rows(rows), expected)
+    strided = np.repeat(rows.reshape(3, -1), 2, axis=1)[:, ::2]
+    np.testing.assert_array_equal(add_rows(strided), expected.reshape(-1))
