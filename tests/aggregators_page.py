@@ -98,22 +98,23 @@ def outcome(cell: Cell) -> str:
 
 @functools.cache
 def _expected(cell: Cell) -> list[bytes]:
-    return _train(MirroredStrategy(REPLICAS), cell)
+    return train_cell(MirroredStrategy(REPLICAS), cell)
 
 
 def _run(cell: Cell) -> list[list[bytes]]:
     if cell.placement.endswith(("server", "servers")):
         servers = LoopbackServers(cell.make, REPLICAS, int(cell.placement[0]))
-        return [_train(SyncParameterServerStrategy(servers, replicas=REPLICAS), cell)]
+        return [train_cell(SyncParameterServerStrategy(servers, replicas=REPLICAS), cell)]
 
     def worker(comm: Communicator) -> list[bytes]:
         strategy = MultiWorkerMirroredStrategy(replicas=REPLICAS, communicator=comm, placement=cell.placement)
-        return _train(strategy, cell)
+        return train_cell(strategy, cell)
 
     return run_replicas(worker, 2)
 
 
-def _train(strategy: Strategy, cell: Cell) -> list[bytes]:
+def train_cell(strategy: Strategy, cell: Cell) -> list[bytes]:
+    """Return the bytes of the variables after some steps with gradients that differ by step and replica."""
     with strategy.scope():
         optimizer, variables = cell.make()
 

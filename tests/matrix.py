@@ -51,7 +51,14 @@ VARIANTS = {
     "global_clipnorm": {"optimizer.global_clipnorm": "0.5"},
     "element_wise_hook": {"aggregation.name": "tests.hooks:MedianOfReplicas"},
     "whole_gradient_hook": {"aggregation.name": "tests.hooks:unit_length_before_sum"},
+    "median_of_int8": {"aggregation.name": "median", "aggregation.compression.name": "int8"},
+    "krum_of_top_k": {
+        "aggregation.name": "krum",
+        "aggregation.compression": "{name = 'top_k', options = {ratio = 0.1}}",
+    },
 }
+_WHOLE = {"whole_gradient_hook": "tests.hooks:unit_length_before_sum", "krum_of_top_k": "krum of top_k"}
+"""Variants that need whole gradients, and what a refusal calls them."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +154,7 @@ def run_cell(cell: Cell, *, limit_s: float = 90.0) -> str:
         output = f"{job.stdout}\n{job.stderr}"
         if deployment.refuses(cell.variant):
             assert job.status != 0, f"{cell}: was not refused\n{output}"
-            assert "tests.hooks:unit_length_before_sum" in output, output
+            assert _WHOLE[cell.variant] in output, output
             assert "needs whole gradients" in output, output
             return "refused"
         assert job.status == 0, f"{cell}: status {job.status}\n{output}"

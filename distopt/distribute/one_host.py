@@ -3,6 +3,7 @@
 Nothing is sent. Each process writes what it contributes, all meet, each adds up the contributions of all in the loop
 that updates its own variables, and all meet again before anything is overwritten. Where there are so many contributions
 that adding all of them up in every process costs more than another meeting, each process adds up a part for all.
+Compressed contributions whose codes are shorter than the sums are exchanged as codes instead.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from distopt.arena import ALIGNMENT
 from distopt.comm.communicator import Communicator, Hosting, Withdrawn
 from distopt.comm.shared_memory import HostGroup
+from distopt.distribute.codes import sends_codes
 from distopt.distribute.inspector import Inspector
 from distopt.distribute.owners import EveryProcess, Phases
 from distopt.distribute.shared_gradients import SharedGradients
@@ -56,6 +58,8 @@ class EveryProcessOfHost(EveryProcess):
     def _total(
         self, path: Any, layout: Any, pairs_of: Sequence[Any], label: bytes, *, withdraws: bool
     ) -> Sequence[Array] | Terms:
+        if sends_codes(path.aggregator, self._hosting, self._ranks, pairs_of[0].arrays):
+            return super()._total(path, layout, pairs_of, label, withdraws=withdraws)
         gradients = self._gradients(layout, path.aggregator.sums)
         if not withdraws:
             gradients.shared.write(pairs_of)

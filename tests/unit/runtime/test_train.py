@@ -128,6 +128,42 @@ def test_job_with_dropout_is_resumed_on_other_workers_to_the_same_hash(before: i
     assert other[0] != want
 
 
+AGGREGATIONS = {
+    "top_k": ("aggregation.compression={name='top_k', options={ratio=0.05}}",),
+    "power_sgd": ("aggregation.compression.name=power_sgd",),
+    "median of int8": ("aggregation.name=median", "aggregation.compression.name=int8"),
+    "krum of top_k": ("aggregation.name=krum", "aggregation.compression.name=top_k"),
+    "local steps": ("aggregation.name=mean", "aggregation.local_steps=4"),
+}
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (2, 1), (3, 2)])
+@pytest.mark.parametrize("name", AGGREGATIONS)
+def test_job_with_an_aggregator_is_resumed_on_other_workers_to_the_same_hash(
+    name: str, before: int, after: int
+) -> None:
+    settings = ("data.epochs=1", "strategy.replicas=5", "task.hidden=[16]", *AGGREGATIONS[name])
+
+    def run(strategy: Any, resume: bytes = b"", stop_at: int = 0) -> tuple[str, bytes]:
+        memory, steps = Memory(), iter(range(1, 100))
+        hooks = Hooks(memory, stop_requested=lambda: next(steps) == stop_at)
+        loop = TrainLoop(build_job(load_config(CONFIG, settings)), strategy, hooks)
+        summary = loop.run(from_bytes(resume, "the state") if resume else None)
+        return summary.state_hash, to_bytes(memory.states[-1]) if memory.states else b""
+
+    want, _ = run(MirroredStrategy(5))
+    stopped, *_ = run_strategy(lambda strategy: run(strategy, stop_at=7), 5, before)
+    resumed, *_ = run_strategy(lambda strategy: run(strategy, stopped[1]), 5, after)
+    assert resumed[0] == want
+    state = from_bytes(stopped[1], "the state")
+    left = {extra: array for extra, array in state.extras.items() if extra.startswith("aggregator.")}
+    if name != "local steps":
+        assert {f"aggregator.residual.{replica}.0" for replica in range(5)} <= set(left)
+        kept = {extra: array for extra, array in state.extras.items() if extra not in left}
+        forgotten, _ = run(MirroredStrategy(5), to_bytes(dataclasses.replace(state, extras=kept)))
+        assert forgotten != want
+
+
 def _without_draws(payload: bytes) -> bytes:
     state = from_bytes(payload, "the state")
     kept = {name: array for name, array in state.extras.items() if not name.startswith("random.")}
