@@ -183,6 +183,11 @@ class MpiCommunicator(Communicator):
         if host_peers.are_on_one_host(identities):
             self.exchange_cost_bytes = _EXCHANGE_COST_BYTES_ON_ONE_HOST
 
+    def limit_waits(self, timeout_s: float) -> None:
+        """Let waits last ``timeout_s`` at most from now on."""
+        self.timeout_s = timeout_s
+        self._watchdog.set_limit(timeout_s + _GRACE_S)
+
     def exchange(
         self,
         sends: Iterable[Send],

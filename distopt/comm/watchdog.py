@@ -14,12 +14,16 @@ class Watchdog:
 
     def __init__(self, limit_s: float, on_stuck: Callable[[str], None], *, tick_s: float = 0.5) -> None:
         self._tick_s = tick_s
-        self._max_ticks = max(1, round(limit_s / tick_s))
+        self.set_limit(limit_s)
         self._on_stuck = on_stuck
         self._what: str | None = None
         self._serial = 0
         self._closed = threading.Event()
         threading.Thread(target=self._run, name="distopt watchdog", daemon=True).start()
+
+    def set_limit(self, limit_s: float) -> None:
+        """Change the limit, from now on."""
+        self._max_ticks = max(1, round(limit_s / self._tick_s))
 
     def begin(self, what: str) -> None:
         """Start counting anew; costs two assignments."""

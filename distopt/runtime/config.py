@@ -231,11 +231,12 @@ class DeploymentConfig(Section, frozen=True, kw_only=True):
     peer_timeout_s: Seconds = 5.0
     """A process that is silent for so long is lost."""
     join_timeout_s: Seconds = 60.0
-    """How long the coordinator waits for all processes to join."""
+    """How long the coordinator waits for all processes to join, and MPI ranks for each other until the first step is
+    done."""
     round_timeout_s: Seconds = 60.0
     """How long a step may wait for the contributions of live workers."""
     collective_timeout_s: Seconds = 10.0
-    """How long an MPI rank waits in one collective."""
+    """How long an MPI rank waits in one collective, after the first step."""
 
 
 class RunConfig(Section, frozen=True, kw_only=True):

@@ -66,7 +66,8 @@ def run_process(config: JobConfig, folder: RunFolder | None, resume: Path | None
 
 def run_mpi(config: JobConfig, resume: Path | None) -> int:
     """Train the job as one rank of an MPI job; return the exit status. An error ends all ranks."""
-    communicator = MpiCommunicator(timeout_s=config.deployment.collective_timeout_s)
+    deployment = config.deployment
+    communicator = MpiCommunicator(timeout_s=max(deployment.join_timeout_s, deployment.collective_timeout_s))
     rank = communicator.rank
     recorder: LocalRecorder | None = None
 
@@ -83,7 +84,7 @@ def run_mpi(config: JobConfig, resume: Path | None) -> int:
             state = _load(config, resume) if rank == 0 else None
             blob = communicator.broadcast_bytes(checkpoint.to_bytes(state) if state is not None else b"")
             state = checkpoint.from_bytes(blob) if blob else None
-            placement = config.deployment.placement
+            placement = deployment.placement
             strategy = MultiWorkerMirroredStrategy(
                 replicas=config.strategy.replicas,
                 placement="replica" if placement == "auto" else placement,
@@ -93,8 +94,15 @@ def run_mpi(config: JobConfig, resume: Path | None) -> int:
             if rank == 0:
                 recorder = LocalRecorder(folder, make_display(sys.stderr), sys.stdout)
 
+            steps_begun: set[int] = set()
+
             def progress(step: int, phase: str) -> None:
                 communicator.phase = phase
+                if len(steps_begun) < 2:
+                    steps_begun.add(step)
+                    if len(steps_begun) == 2:
+                        # Until now each rank has imported, and compiled what the first step needs, in its own time.
+                        communicator.limit_waits(deployment.collective_timeout_s)
                 _log_step(step, phase)
 
             TrainLoop(job, strategy, Hooks(recorder=recorder, deployment="mpi", progress=progress)).run(state)

@@ -31,3 +31,11 @@ def test_watchdog_is_quiet_about_what_is_ended_or_begun_anew() -> None:
     threading.Event().wait(0.005)
     watchdog.close()
     assert stuck == []
+
+
+def test_watchdog_takes_a_new_limit() -> None:
+    called = threading.Event()
+    watchdog = Watchdog(60.0, lambda _: called.set(), tick_s=0.01)
+    watchdog.set_limit(0.03)
+    watchdog.begin("short")
+    assert called.wait(10.0)
