@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 import distopt as tf
+from distopt.aggregation import Compression, Int8, Sum, TopK
 from distopt.comm.communicator import Communicator
+from distopt.comm.shared_memory import segments
 from distopt.distribute import MirroredStrategy, MultiWorkerMirroredStrategy, Strategy
-from distopt.errors import PlacementError, UnaggregatedGradientsError
+from distopt.errors import PlacementError, SharedMemoryError, UnaggregatedGradientsError
 from distopt.types import Array
 from tests.conformance.test_strategies import OPTIMIZERS, adam, expected, gradient, rows, sgd, trace
 from tests.conftest import Run
@@ -279,4 +281,32 @@ def test_gradients_written_into_the_arrays_given_for_it_have_the_bits_of_one_pro
     replicas = run.size
     want = body(MirroredStrategy(replicas))
     for got in sharded(run, replicas, body):
+        assert got == want
+
+
+def test_too_little_memory_is_an_error_on_every_process_before_anything_changes(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "available_bytes", lambda root: 5_000)
+
+    def body(strategy: Strategy) -> tuple[str, int, float]:
+        with strategy.scope():
+            variable = tf.Variable(np.ones(3000, np.float32))
+        optimizer = adam()
+        with pytest.raises(SharedMemoryError) as raised:
+            apply(strategy, optimizer, [variable], 0)
+        return str(raised.value), int(optimizer.iterations.numpy()), float(variable.numpy().sum())
+
+    for message, iterations, total in sharded(run, run.size, body):
+        assert "rank 0: 48,128 bytes of shared memory are needed, 5,000 are available" in message
+        assert (iterations, total) == (0, 3000.0)
+
+
+@pytest.mark.parametrize("compression", [Int8(), TopK(0.1)], ids=repr)
+def test_compressed_contributions_have_the_bits_of_one_process(run: Run, compression: Compression) -> None:
+    def make() -> Any:
+        return adam(gradient_aggregator=Sum().compressed(compression))
+
+    want = expected(3, make)
+    for got in sharded(run, 3, lambda strategy: trace(strategy, make)):
         assert got == want

@@ -38,8 +38,9 @@ _HEAD: Final = struct.Struct("<QHH")
 _MAX_PHASE_BYTES: Final = 256
 _MAX_LABEL_BYTES: Final = 64
 
-_YIELDS: Final = 200
-"""So many times the core is offered to others before a wait begins to sleep: waking up costs 20 us."""
+_SPIN_S: Final = 100e-6
+"""So long the core is only offered to others before a wait sleeps: waking up costs 20 us. By time, not by number: on a
+busy machine each offer may cost a whole slice of another process."""
 
 _LOOK_EVERY_S: Final = 0.1
 _GAP_S: Final = 2.0
@@ -226,13 +227,11 @@ class HostGroup:
                 raise wait.lost(place, str(error)) from error
 
     def _receive(self, wait: _Wait, place: int, link: socket.socket) -> bytes:
-        yields = 0
         while True:
             try:
                 length = link.recv_into(self._buffer)
             except BlockingIOError:
-                if yields < _YIELDS:
-                    yields += 1
+                if time.monotonic() - wait.started_s < _SPIN_S:
                     os.sched_yield()
                 else:
                     wait.look(self._poll_of(link))
