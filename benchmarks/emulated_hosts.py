@@ -80,7 +80,7 @@ class EmulatedHosts:
             [
                 str(launcher) if launcher.exists() else "mpirun",
                 *("--prtemca", "plm_ssh_agent", str(self.agent), "--prtemca", "plm_ssh_no_tree_spawn", "1"),
-                *("--mca", "pml", "ob1", "--mca", "btl", "self,sm,tcp"),
+                *("--mca", "pml", "ob1", "--mca", "btl", "self,sm,tcp", "--mca", "mpi_yield_when_idle", "1"),
                 *("--mca", "btl_tcp_if_include", f"{self.subnet}.0/24"),
                 *("--prtemca", "prte_if_include", f"{self.subnet}.0/24"),
                 *("--host", where, "-n", str(sum(slots)), "--map-by", "slot:OVERSUBSCRIBE", "--bind-to", "none"),

@@ -20,9 +20,9 @@ from distopt.distribute.checks import Checks
 from distopt.distribute.contexts import StrategyReplicaContext
 from distopt.distribute.contributing import contributed, refuse_repeated
 from distopt.distribute.creations import SAME_VARIABLES, Creations
+from distopt.distribute.in_host_memory import every_process
 from distopt.distribute.inspector import Inspector
 from distopt.distribute.loss_origin import note_origin
-from distopt.distribute.one_host import every_process
 from distopt.distribute.owners import Owners, Phases, num_bytes_of, same_variables
 from distopt.distribute.receipts import Note, Receipt, ReceiptBook, path_name
 from distopt.distribute.replica_greenlets import ReplicaGreenlets

@@ -25,20 +25,29 @@ CHUNK_BYTES: Final = 1 << 19
 
 
 class SpanPaths:
-    """Between ``gradients``, those of the processes of this host, and the owners of everything."""
+    """Between ``gradients``, those of the processes of this host, and the owners of everything.
+
+    ``anywhere``: spans may also be cut in variables that are not to be divided between those who update them.
+    """
 
     def __init__(
-        self, hosting: Hosting, communicator: Communicator, gradients: SharedGradients, chunk_bytes: int = CHUNK_BYTES
+        self,
+        hosting: Hosting,
+        communicator: Communicator,
+        gradients: SharedGradients,
+        chunk_bytes: int = CHUNK_BYTES,
+        *,
+        anywhere: bool = False,
     ) -> None:
         layout, group = gradients.layout, gradients.group
         self._hosting = hosting
         self._gradients = gradients
         self._layout = layout
-        spans_of = _spans_of_ranks(layout, group.hosts)
+        spans_of = _spans_of_ranks(layout, group.hosts, anywhere)
         self.crosses_hosts = not group.holds_all
         """Whether there are other hosts."""
         if self.crosses_hosts:
-            spans_of = [layout.chunks(spans, chunk_bytes) for spans in spans_of]
+            spans_of = [layout.chunks(spans, chunk_bytes, anywhere=anywhere) for spans in spans_of]
         self._spans_of = spans_of
         self.spans: tuple[Span, ...] = spans_of[communicator.rank]
         """Of this process, cut into chunks."""
@@ -120,10 +129,10 @@ class SpanPaths:
         return self._layout.runs[self._layout.run_of(span)].segment
 
 
-def _spans_of_ranks(layout: Any, hosts: Sequence[Sequence[int]]) -> list[tuple[Span, ...]]:
+def _spans_of_ranks(layout: Any, hosts: Sequence[Sequence[int]], anywhere: bool) -> list[tuple[Span, ...]]:
     """Return the spans of every rank: equal parts for the hosts, of these equal parts for the ranks of each."""
     units_of_host = math.lcm(*map(len, hosts))
-    units = layout.divide(len(hosts) * units_of_host)
+    units = layout.divide(len(hosts) * units_of_host, anywhere=anywhere)
     found: dict[int, tuple[Span, ...]] = {}
     for host, ranks in enumerate(hosts):
         own = units_of_host // len(ranks)

@@ -144,28 +144,28 @@ class Layout:
                 return index
         raise ValueError(f"{Span(*span)} lies in no run of this layout; its runs are {', '.join(map(str, self.spans))}")
 
-    def cut_points(self) -> tuple[tuple[int, ...], ...]:
+    def cut_points(self, *, anywhere: bool = False) -> tuple[tuple[int, ...], ...]:
         """Return for each run where it may be cut, from its start to its stop, both included, in segment elements.
 
         A variable may be cut at its first element and at every ``BLOCK`` after it; one whose constraint or rule needs
-        the whole variable, only at its first element.
+        the whole variable, only at its first element. ``anywhere``: for those who do not update, the latter as others.
         """
         points: list[tuple[int, ...]] = []
         for run in self.runs:
             starts: list[int] = []
             for variable in run.variables:
                 offset, size = variable.placement[1], variable.storage.size
-                uncut = variable.constraint is not None or id(variable) in self._whole
+                uncut = not anywhere and (variable.constraint is not None or id(variable) in self._whole)
                 starts += [offset] if uncut else range(offset, offset + max(size, 1), BLOCK)
             points.append((*starts, run.stop))
         return tuple(points)
 
-    def divide(self, owners: int) -> tuple[tuple[Span, ...], ...]:
+    def divide(self, owners: int, *, anywhere: bool = False) -> tuple[tuple[Span, ...], ...]:
         """Return the spans of each of ``owners`` owners: in order, about equally many bytes each, legally cut.
 
-        Owners beyond the number of pieces get none.
+        Owners beyond the number of pieces get none. ``anywhere``: as :meth:`cut_points` takes it.
         """
-        points = self.cut_points()
+        points = self.cut_points(anywhere=anywhere)
         total = sum(run.size * run.segment.dtype.itemsize for run in self.runs)
         owned: list[list[Span]] = [[] for _ in range(owners)]
         before = 0
@@ -186,9 +186,12 @@ class Layout:
         """Return the bytes of a span, padding included."""
         return (span.stop - span.start) * self.runs[self.run_of(span)].segment.dtype.itemsize
 
-    def chunks(self, spans: Sequence[Span], num_bytes: int) -> tuple[Span, ...]:
-        """Return ``spans`` legally cut into chunks of about ``num_bytes`` each, in order."""
-        points = self.cut_points()
+    def chunks(self, spans: Sequence[Span], num_bytes: int, *, anywhere: bool = False) -> tuple[Span, ...]:
+        """Return ``spans`` legally cut into chunks of about ``num_bytes`` each, in order.
+
+        ``anywhere``: as :meth:`cut_points` takes it.
+        """
+        points = self.cut_points(anywhere=anywhere)
         found: list[Span] = []
         for span in spans:
             run = self.run_of(span)

@@ -32,13 +32,19 @@ def host_of(request: pytest.FixtureRequest, run: Run) -> str:
 
 
 def on_hosts(
-    run: Run, host_of: str, replicas: int, body: Callable[[Strategy], Any], chunk_bytes: int = 4096
+    run: Run,
+    host_of: str,
+    replicas: int,
+    body: Callable[[Strategy], Any],
+    placement: str = "sharded",
+    chunk_bytes: int = 4096,
 ) -> list[Any]:
     def worker(comm: Communicator) -> Any:
         if comm._host_group is not None:
             comm._host_group.close()
         comm._host_group = meet_on_host(comm, namespace=f"host {host_of[comm.rank]}")
-        strategy = MultiWorkerMirroredStrategy(replicas=replicas, communicator=comm, placement="sharded")
+        comm.shares_memory, comm.exchange_cost_bytes = True, 0
+        strategy = MultiWorkerMirroredStrategy(replicas=replicas, communicator=comm, placement=placement)
         strategy.extended.owners.chunk_bytes = chunk_bytes
         found = body(strategy)
         comm._host_group.close()
@@ -48,15 +54,15 @@ def on_hosts(
     return run(worker)
 
 
-@pytest.mark.parametrize("replicas", [3, 8])
-def test_training_has_the_bits_of_one_process(run: Run, host_of: str, replicas: int) -> None:
-    makers = [OPTIMIZERS[name] for name in OPTIMIZERS if name not in REFUSED]
+@pytest.mark.parametrize("placement", ["sharded", "replica"])
+def test_training_has_the_bits_of_one_process(run: Run, host_of: str, placement: str) -> None:
+    makers = [OPTIMIZERS[name] for name in OPTIMIZERS if placement == "replica" or name not in REFUSED]
 
     def body(strategy: Strategy) -> list[Any]:
         return [trace(strategy, make) for make in makers]
 
-    want = [expected(replicas, make) for make in makers]
-    for got in on_hosts(run, host_of, replicas, body):
+    want = [expected(8, make) for make in makers]
+    for got in on_hosts(run, host_of, 8, body, placement):
         assert got == want
 
 
@@ -76,8 +82,8 @@ def test_any_chunks_mixed_dtypes_and_subsets_have_the_bits_of_one_process(run: R
         return bits(optimizer, variables)
 
     want = body(MirroredStrategy(5))
-    for chunk_bytes in (1, 1 << 16, 1 << 30):
-        for got in on_hosts(run, host_of, 5, body, chunk_bytes):
+    for placement, chunk_bytes in (("sharded", 1), ("sharded", 1 << 16), ("sharded", 1 << 30), ("replica", 1)):
+        for got in on_hosts(run, host_of, 5, body, placement, chunk_bytes):
             assert got == want
 
 
@@ -107,7 +113,10 @@ def test_two_optimizers_averages_and_constraints_have_the_bits_of_one_process(ru
         assert got == want
 
 
-def test_rows_that_begin_in_one_process_alone_have_the_bits_of_one_process(run: Run, host_of: str) -> None:
+@pytest.mark.parametrize("placement", ["sharded", "replica"])
+def test_rows_that_begin_in_one_process_alone_have_the_bits_of_one_process(
+    run: Run, host_of: str, placement: str
+) -> None:
     def body(strategy: Strategy) -> list[bytes]:
         with strategy.scope():
             table = tf.Variable(np.ones((6, 3), np.float32))
@@ -125,5 +134,5 @@ def test_rows_that_begin_in_one_process_alone_have_the_bits_of_one_process(run: 
         return bits(optimizer, [table])
 
     want = body(MirroredStrategy(3))
-    for got in on_hosts(run, host_of, 3, body):
+    for got in on_hosts(run, host_of, 3, body, placement):
         assert got == want
