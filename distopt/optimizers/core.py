@@ -603,6 +603,11 @@ def dense_gradient(gradient: Any, variable: Variable) -> Array:
 
 def _check_strategy(variable: Variable) -> None:
     context = replica_context.current()
+    if context.is_default and variable.shared is not None:
+        raise ForeignVariableError(
+            f"variable {variable.name!r} lies in memory that several processes share, under {variable.strategy}; "
+            "update it in that strategy's `run`, where all of them take part"
+        )
     if variable.strategy is None or context.is_default or variable.strategy is context.strategy:
         return
     creator = variable.strategy

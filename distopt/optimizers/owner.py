@@ -238,7 +238,8 @@ class SpanOwner:
             self._bind(engine)
         given = self._checked(gradients)
         for variable in self._variables:
-            variable.check_writable()
+            if variable.readers:
+                variable.check_writable()
         found = given if self._cuts is None else [given[i].part(start, stop) for i, start, stop in self._cuts]
         step = Step(self._optimizer, hypers)
         steps = self._optimizer.features.accumulation_steps

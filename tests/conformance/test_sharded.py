@@ -14,7 +14,7 @@ from distopt.aggregation import Compression, Int8, Sum, TopK
 from distopt.comm.communicator import Communicator
 from distopt.comm.shared_memory import segments
 from distopt.distribute import MirroredStrategy, MultiWorkerMirroredStrategy, Strategy
-from distopt.errors import PlacementError, SharedMemoryError, UnaggregatedGradientsError
+from distopt.errors import ForeignVariableError, PlacementError, SharedMemoryError, UnaggregatedGradientsError
 from distopt.types import Array
 from tests.conformance.test_strategies import OPTIMIZERS, adam, expected, gradient, rows, sgd, trace
 from tests.conftest import Run
@@ -310,3 +310,16 @@ def test_compressed_contributions_have_the_bits_of_one_process(run: Run, compres
     want = expected(3, make)
     for got in sharded(run, 3, lambda strategy: trace(strategy, make)):
         assert got == want
+
+
+def test_shared_variable_is_not_updated_by_one_process_alone(run: Run) -> None:
+    def body(strategy: Strategy) -> float:
+        with strategy.scope():
+            variable = tf.Variable(np.ones(10, np.float32))
+        apply(strategy, sgd(), [variable], 0)
+        before = variable.numpy()
+        with pytest.raises(ForeignVariableError, match="memory that several processes share"):
+            sgd().apply_gradients([(np.ones(10, np.float32), variable)])
+        return float(np.abs(variable.numpy() - before).sum())
+
+    assert set(sharded(run, 2, body)) == {0.0}
