@@ -17,7 +17,11 @@ from distopt.distribute import MirroredStrategy, MultiWorkerMirroredStrategy, St
 from distopt.errors import ForeignVariableError, PlacementError, SharedMemoryError, UnaggregatedGradientsError
 from distopt.types import Array
 from tests.conformance.test_strategies import OPTIMIZERS, adam, expected, gradient, rows, sgd, trace
-from tests.conftest import Run
+from tests.conftest import GROUPS, MPI_WORLD_SIZE, Run
+
+FEW = GROUPS if MPI_WORLD_SIZE > 1 else ["in_process-2", "in_process-5"]
+few = pytest.mark.parametrize("run", FEW, indirect=True)
+"""For what does not depend on the number of processes, but that there are some, also more than replicas."""
 
 REFUSED = ("whole-gradients", "transformer")
 DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16, np.float64)
@@ -61,6 +65,7 @@ def replica_in_shared_memory(
     return run(worker)
 
 
+@few
 @pytest.mark.parametrize("exchange_cost_bytes", [0, 1 << 30], ids=["in parts", "whole"])
 @pytest.mark.parametrize("name", ["nesterov-mean", "median", "muon-local-clip", "features"])
 def test_replica_reads_gradients_where_they_lie_with_the_bits_of_one_process(
@@ -75,6 +80,7 @@ def test_replica_reads_gradients_where_they_lie_with_the_bits_of_one_process(
         assert got == want
 
 
+@few
 def test_replica_in_shared_memory_skips_a_step_that_is_not_finite(run: Run) -> None:
     def body(strategy: Strategy) -> list[bytes]:
         strategy.extended.checks = tf.distribute.Checks(non_finite="skip")
@@ -101,6 +107,7 @@ def test_training_has_the_bits_of_one_process(run: Run, replicas: int, name: str
         assert got == want
 
 
+@few
 @pytest.mark.parametrize("name", ["sgd", "global-clip", "features"])
 def test_training_with_row_sparse_gradients_has_the_bits_of_one_process(run: Run, name: str) -> None:
     make = OPTIMIZERS[name]
@@ -109,6 +116,7 @@ def test_training_with_row_sparse_gradients_has_the_bits_of_one_process(run: Run
         assert got == want
 
 
+@few
 @pytest.mark.parametrize("replicas", [1, 5])
 def test_mixed_dtypes_late_variables_and_subsets_have_the_bits_of_one_process(run: Run, replicas: int) -> None:
     def body(strategy: Strategy) -> list[bytes]:
@@ -129,6 +137,7 @@ def test_mixed_dtypes_late_variables_and_subsets_have_the_bits_of_one_process(ru
         assert got == want
 
 
+@few
 def test_two_optimizers_that_share_variables_and_averages_of_subsets_have_the_bits_of_one_process(run: Run) -> None:
     def body(strategy: Strategy) -> list[bytes]:
         with strategy.scope():
@@ -146,6 +155,7 @@ def test_two_optimizers_that_share_variables_and_averages_of_subsets_have_the_bi
         assert got == want
 
 
+@few
 def test_constraints_are_applied_by_the_owner_of_the_whole_variable(run: Run) -> None:
     def body(strategy: Strategy) -> list[bytes]:
         with strategy.scope():
@@ -162,6 +172,7 @@ def test_constraints_are_applied_by_the_owner_of_the_whole_variable(run: Run) ->
         assert got == want
 
 
+@few
 def test_assignments_and_restored_weights_are_made_once(run: Run) -> None:
     def body(strategy: Strategy) -> list[bytes]:
         with strategy.scope():
@@ -205,6 +216,7 @@ def test_every_process_maps_the_same_variables_and_slots(run: Run) -> None:
         assert found == [rank + 1.0 for rank in range(size)] + [rank + 2.0 for rank in range(size)]
 
 
+@few
 @pytest.mark.parametrize("name", REFUSED)
 def test_hooks_over_whole_gradients_are_refused_by_name_before_anything_changes(run: Run, name: str) -> None:
     def body(strategy: Strategy) -> tuple[str, int, Array]:
@@ -231,6 +243,7 @@ def test_values_of_single_replicas_are_refused(run: Run) -> None:
     sharded(run, run.size + 1, body)
 
 
+@few
 def test_rows_that_begin_in_one_process_alone_have_the_bits_of_one_process(run: Run) -> None:
     def body(strategy: Strategy) -> list[bytes]:
         with strategy.scope():
@@ -253,6 +266,7 @@ def test_rows_that_begin_in_one_process_alone_have_the_bits_of_one_process(run: 
         assert got == want
 
 
+@few
 def test_gradients_written_into_the_arrays_given_for_it_have_the_bits_of_one_process(run: Run) -> None:
     shapes = ((70, 90), (), (5000,))
 
@@ -284,6 +298,7 @@ def test_gradients_written_into_the_arrays_given_for_it_have_the_bits_of_one_pro
         assert got == want
 
 
+@few
 def test_too_little_memory_is_an_error_on_every_process_before_anything_changes(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,6 +317,7 @@ def test_too_little_memory_is_an_error_on_every_process_before_anything_changes(
         assert (iterations, total) == (0, 3000.0)
 
 
+@few
 @pytest.mark.parametrize("compression", [Int8(), TopK(0.1)], ids=repr)
 def test_compressed_contributions_have_the_bits_of_one_process(run: Run, compression: Compression) -> None:
     def make() -> Any:
@@ -312,6 +328,7 @@ def test_compressed_contributions_have_the_bits_of_one_process(run: Run, compres
         assert got == want
 
 
+@few
 def test_shared_variable_is_not_updated_by_one_process_alone(run: Run) -> None:
     def body(strategy: Strategy) -> float:
         with strategy.scope():
