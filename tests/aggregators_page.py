@@ -177,14 +177,15 @@ def _table(corner: str, rows: Any, columns: Any, cell_of: Callable[[str, str], C
 def traffic() -> str:
     """Return the table of the bytes that the gradients of the digits' perceptron take to cross a boundary."""
     lines = [
-        "| contributions | 1 replica each | 4 replicas each | pushed to a server by 4 replicas |",
-        "|---|---|---|---|",
+        "| contributions | 1 replica each | 4 replicas each | pushed by 1 replica | pushed by 4 replicas |",
+        "|---|---|---|---|---|",
     ]
     for compression in (NONE, *COMPRESSIONS):
-        figures = [_bytes_received(compression, 2), _bytes_received(compression, 8), _bytes_pushed(compression, 4)]
+        received = [_bytes_received(compression, 2), _bytes_received(compression, 8)]
+        figures = [*received, _bytes_pushed(compression, 1), _bytes_pushed(compression, 4)]
         lines.append(f"| {compression} | {' | '.join(f'{figure:,}' for figure in figures)} |")
     krum = _bytes_received(NONE, 8, "krum")
-    lines.append(f"| none, to krum | – | {krum:,} | – |")
+    lines.append(f"| none, to krum | – | {krum:,} | – | – |")
     return "\n".join(lines) + "\n"
 
 

@@ -38,7 +38,7 @@ class LoopbackServers(ServerCommunicator):
             optimizer, variables = make()
             layout = optimizer.layout(variables)
             self.spans = relative_division(layout, num_servers)
-            self.owners.append(served(optimizer, layout, self.spans[server], num_replicas))
+            self.owners.append(served(optimizer, layout, self.spans[server], num_replicas, self.hosting))
 
     def close(self) -> None:
         """See :meth:`Communicator.close`."""
@@ -88,6 +88,8 @@ class LoopbackServers(ServerCommunicator):
                 partials += [] if update.partials is None else [update.partials]
                 continue
             sums = {node: one.buffers for node, one in given.items()}
+            if owner.code_bytes is not None:
+                sums = {node: owner.decode(code) for node, (code,) in sums.items()}
             flat = combining.aggregate(sums, self.hosting, owner.aggregator, next(iter(sums.values())))
             partials.append(owner.partials(flat, hypers))
             finishes.append(_apply(owner, flat, hypers))

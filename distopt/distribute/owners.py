@@ -25,6 +25,7 @@ from distopt.comm import combining
 from distopt.comm.communicator import Communicator, Contribution, Hosting, Withdrawn
 from distopt.comm.hosting import Answer, Parcel
 from distopt.distribute import row_pushes
+from distopt.distribute.coded_pushes import coded_parcels, pushes_codes
 from distopt.distribute.codes import gather_codes, sends_codes
 from distopt.distribute.inspector import Inspector
 from distopt.distribute.introduction import Introductions, Known, label_of_values
@@ -408,7 +409,7 @@ class Servers:
         before = inspector.book.traffic()
         own_hypers = hypers if 0 in self._hosting.hosted[self._rank] else None
         into = list(zip(relative_spans(layout), (run.view() for run in layout.runs), strict=True))
-        parcels = self._row_parcels(path, layout, pairs_of)
+        parcels = self._coded_parcels(path, layout, pairs_of) or self._row_parcels(path, layout, pairs_of)
         parts: list[Contribution] = []
         if parcels is None:
             flat_of = self._scratch.pack(layout, pairs_of)
@@ -432,6 +433,16 @@ class Servers:
             note.step = int(optimizer.iterations.storage)
             inspector.book.add(note)
         optimizer.advance(hypers)
+
+    def _coded_parcels(self, path: Any, layout: Any, pairs_of: Sequence[Any]) -> list[list[Parcel]] | None:
+        """Return what each server gets where codes are pushed, else None."""
+        aggregator = path.aggregator
+        if getattr(aggregator, "compression", None) is None or not path.runs_at_owners:
+            return None
+        if not self._hosting.hosted[self._rank] or not pushes_codes(aggregator, self._hosting, layout.variables):
+            return None
+        parts = self._parts_of_servers(layout)
+        return coded_parcels(aggregator.compression, self._hosting, self._rank, pairs_of, parts)
 
     def _row_parcels(self, path: Any, layout: Any, pairs_of: Sequence[Any]) -> list[list[Parcel]] | None:
         """Return what each server gets where a hosted replica has a row-sparse gradient, else None."""

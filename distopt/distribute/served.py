@@ -12,6 +12,8 @@ from distopt import threads
 from distopt.aggregation import Aggregator, Sum
 from distopt.arena import Span
 from distopt.canonical_sum import Node, SumTree
+from distopt.comm.communicator import Hosting
+from distopt.distribute.coded_pushes import CodedSpans, pushes_codes
 from distopt.distribute.mirrored import MirroredStrategy
 from distopt.distribute.owners import EveryProcess, absolute_spans, refuse_split
 from distopt.distribute.served_rows import Contributed, RowUpdate, ServedRows
@@ -31,7 +33,7 @@ class OwnerState(NamedTuple):
 class ServedSpans:
     """Stages 6 to 10 of the gradient's path on ``spans``, whose segments are numbered within ``layout``."""
 
-    def __init__(self, optimizer: Any, layout: Any, spans: Sequence[Span]) -> None:
+    def __init__(self, optimizer: Any, layout: Any, spans: Sequence[Span], hosting: Hosting | None = None) -> None:
         chosen = optimizer.gradient_aggregator
         threads.share_processors_by_default()
         # A hook over whole gradients never gets here with spans: it runs on the replicas, or is re-enacted.
@@ -41,6 +43,20 @@ class ServedSpans:
         self._segments = {segment.index: segment for segment in layout.segments}
         self._owner = optimizer.span_owner(layout, self._spans)
         self._rows = ServedRows(optimizer, layout, self._spans, self.aggregator)
+        compression = self.aggregator.compression
+        self._codes: CodedSpans | None = None
+        if compression is not None and hosting is not None and pushes_codes(chosen, hosting, layout.variables):
+            self._codes = CodedSpans(compression, layout.variables, self._rows.parts)
+
+    @property
+    def code_bytes(self) -> int | None:
+        """The length of the code that is pushed of each replica; None where sums of numbers are pushed."""
+        return None if self._codes is None else self._codes.num_bytes
+
+    def decode(self, code: Array) -> tuple[Array, ...]:
+        """Return the flat spans of one replica's contribution."""
+        assert self._codes is not None, "no codes are pushed here"
+        return tuple(self._rows.flat_spans(self._spans, self._codes.decode(code)))
 
     def partials(self, flat_spans: Sequence[Array], hypers: Mapping[str, float]) -> Array:
         """Begin an update, and return the sums of squares of these spans' blocks that it needs."""
@@ -141,10 +157,15 @@ class _OneValueForAll(EveryProcess):
         refuse_split(what, self.placement)
 
 
-def served(optimizer: Any, layout: Any, spans: Sequence[Span], num_replicas: int) -> ServedSpans | ServedReplicas:
-    """Return what a server runs for ``optimizer``: span by span where it can, else whole."""
+def served(
+    optimizer: Any, layout: Any, spans: Sequence[Span], num_replicas: int, hosting: Hosting | None = None
+) -> ServedSpans | ServedReplicas:
+    """Return what a server runs for ``optimizer``: span by span where it can, else whole.
+
+    ``hosting`` decides whether compressed contributions come as codes; without it they do not.
+    """
     if GradientPath(optimizer, aggregate=True).runs_at_owners:
-        return ServedSpans(optimizer, layout, spans)
+        return ServedSpans(optimizer, layout, spans, hosting)
     return ServedReplicas(optimizer, layout, num_replicas)
 
 

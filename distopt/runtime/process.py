@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from distopt import blas, checkpoint, threads
 from distopt.aggregation import Aggregator
 from distopt.checkpoint import TrainingState
+from distopt.comm.communicator import Hosting
 from distopt.comm.mpi import MpiCommunicator
 from distopt.comm.zmq.client import ServerCommunicator
 from distopt.comm.zmq.control import ControlLink
@@ -278,7 +279,8 @@ def _owner(job: Job, assignment: Assignment) -> ServedSpans | ServedReplicas:
     layout = job.optimizer.layout(tuple(job.variables))
     if not any(assignment.spans):
         return ServedSpans(job.optimizer, layout, ())
-    return served(job.optimizer, layout, assignment.spans[assignment.rank], assignment.num_replicas)
+    hosting = Hosting(assignment.num_replicas, assignment.hosting)
+    return served(job.optimizer, layout, assignment.spans[assignment.rank], assignment.num_replicas, hosting)
 
 
 def _own_host(coordinator: str) -> str | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import zmq
@@ -59,6 +59,15 @@ class SpanOwner(Protocol):
     """Updates the spans of one server from the aggregate of all replicas."""
 
     aggregator: Aggregator
+
+    @property
+    def code_bytes(self) -> int | None:
+        """The length of the code that is pushed of each replica; None where flat spans are pushed."""
+        ...
+
+    def decode(self, code: Array) -> tuple[Array, ...]:
+        """Return the flat spans of one replica's contribution."""
+        ...
 
     def partials(self, flat_spans: Sequence[Array], hypers: Mapping[str, float]) -> Array:
         """Begin an update; return the sums of squares that it needs, by block; empty where it needs no norms."""
@@ -145,7 +154,7 @@ class ServerLoop:
             self._takes_leaves = True
         else:
             self._owner = owner
-            self._takes_leaves = not owner.aggregator.sums
+            self._takes_leaves = not owner.aggregator.sums or owner.code_bytes is not None
         self._variables = owner.variables
         self._check_rows = owner.check_rows
         self._state = owner.state
@@ -162,7 +171,10 @@ class ServerLoop:
         self._own_identity = data_identity(assignment.session, Role.SERVER, self.rank)
         self._other_endpoints = [peer.endpoint for peer in assignment.servers if peer.rank != self.rank]
         self._others: list[Link] = []
+        self._takes: list[tuple[Any, np.dtype[Any]]]
         self._takes = [(array.shape, array.dtype) for array in owner.variables()]
+        if self._owner is not None and self._owner.code_bytes is not None:
+            self._takes = [((self._owner.code_bytes,), np.dtype(np.uint8))]
         self._number = 0
         self._updates = 0
         self._round: Round | None = None
@@ -256,7 +268,8 @@ class ServerLoop:
     def _check_push(self, round_: Round, push: Push, buffers: Sequence[Array]) -> None:
         """Refuse what could not be combined, before it is accepted."""
         head = round_.head
-        kinds = [(array.shape, array.dtype) for array in buffers]
+        kinds: list[tuple[Any, np.dtype[Any]]] = [(array.shape, array.dtype) for array in buffers]
+        expected: list[tuple[Any, np.dtype[Any]]]
         if head.kind is RoundKind.GATHER:
             expected = [((buffers[0].size if buffers else 0,), np.dtype(np.uint8))]
             needs_leaf = True
@@ -295,17 +308,20 @@ class ServerLoop:
         elif kind is RoundKind.GATHER:
             self._answer(round_, [round_.contributions[Node(r, r + 1)][0] for r in range(round_.head.width)])
         else:
-            self._answer(round_, self._combined(round_, self._aggregators[round_.head.aggregator]))
+            aggregator = self._aggregators[round_.head.aggregator]
+            self._answer(round_, self._combined(round_, round_.contributions, aggregator))
 
-    def _combined(self, round_: Round, aggregator: Aggregator) -> list[Array]:
-        like = next(iter(round_.contributions.values()))
+    def _combined(
+        self, round_: Round, contributions: Mapping[Node, tuple[Array, ...]], aggregator: Aggregator
+    ) -> list[Array]:
+        like = next(iter(contributions.values()))
         key = tuple((len(array), array.dtype) for array in like)
         out = self._scratch.get(key)
         if out is None:
             out = [np.empty(len(array), array.dtype) for array in like]
             # One set at a time: jobs repeat the same round, and large arrays should not pile up.
             self._scratch = {key: out}
-        return combining.aggregate(round_.contributions, self._hosting_of(round_.head), aggregator, like, out)
+        return combining.aggregate(contributions, self._hosting_of(round_.head), aggregator, like, out)
 
     def _update(self, round_: Round) -> None:
         contributed = {
@@ -359,7 +375,10 @@ class ServerLoop:
 
     def _begin_dense(self, owner: SpanOwner, round_: Round) -> tuple[Array | None, Callable[[Array], Contributed]]:
         """Begin an update without rows; return the sums of squares for the other servers, if any, and how to end it."""
-        flat_spans = self._combined(round_, owner.aggregator)
+        contributions: Mapping[Node, tuple[Array, ...]] = round_.contributions
+        if owner.code_bytes is not None:
+            contributions = {leaf: owner.decode(code) for leaf, (code,) in contributions.items()}
+        flat_spans = self._combined(round_, contributions, owner.aggregator)
         partials = owner.partials(flat_spans, round_.hypers)
 
         def finish(all_partials: Array) -> Contributed:

@@ -52,6 +52,11 @@ class GradientDescent:
         self.seen_partials: list[Array] = []
         self._values = [np.zeros(span.stop - span.start, np.float32) for span in spans]
 
+    code_bytes = None
+
+    def decode(self, code: Array) -> tuple[Array, ...]:
+        raise AssertionError("nothing is compressed here")
+
     def partials(self, flat_spans: Sequence[Array], hypers: Mapping[str, float]) -> Array:
         if not self.norm or not flat_spans:
             return np.empty(0, np.float32)
