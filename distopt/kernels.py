@@ -55,6 +55,7 @@ _directory: list[Path | None] = []
 loops_compiled = True
 """Whether operations run their loops compiled; :func:`use_compiled_loops` decides."""
 _loading = threading.Lock()
+_parsing = threading.Lock()
 _warned: list[str] = []
 
 
@@ -155,9 +156,15 @@ def _is_unedited(function: types.FunctionType) -> bool:
     return function.__code__ in compiled.co_consts
 
 
+def parse(source: str) -> ast.Module:
+    """Return ``ast.parse(source)``, in one thread at a time: CPython counts the depth for all threads together."""
+    with _parsing:
+        return ast.parse(source)
+
+
 def _bare(source: str, name: str) -> ast.FunctionDef:
     """Return the function that ``source`` defines under ``name``, without docstring and annotations."""
-    definition = ast.parse(source).body[0]
+    definition = parse(source).body[0]
     assert isinstance(definition, ast.FunctionDef)
     definition.name = name
     definition.returns = None

@@ -50,7 +50,10 @@ class OptimizerSettings:
         return True
 
     def _read(self) -> None:
-        config: dict[str, Any] = self._get_config()
+        try:
+            config: dict[str, Any] = self._get_config()
+        except NotImplementedError:  # of a schedule of the user's, which has no configuration: the attributes must do
+            config = {name: value for name, value in self._attributes.items() if not name.startswith("_")}
         plain = {
             name: repr(value)
             for name, value in config.items()

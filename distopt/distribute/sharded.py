@@ -46,6 +46,7 @@ from distopt.distribute.shared_arena import SharedArena
 from distopt.distribute.shared_gradients import SharedGradients
 from distopt.distribute.span_paths import CHUNK_BYTES, SpanPaths
 from distopt.errors import PlacementError, UnaggregatedGradientsError
+from distopt.optimizers.features import makes_step
 from distopt.optimizers.terms import Terms
 from distopt.types import Array
 
@@ -265,7 +266,7 @@ class _LayoutSteps:
             by_block[self._blocks] = own.reshape(-1, owner.num_sums)
             self.paths.exchange_sums(own, by_block)
             self._group.exchange("the sums of squares of all are ready")
-        if self.paths.crosses_hosts and not self._optimizer.only_accumulates:
+        if self.paths.crosses_hosts and makes_step(hypers):
             made = owner.apply_each(gradients, hypers, all_sums) if self._spans else ()
             self.paths.spread(made, self._variables_of)
         elif self._spans:

@@ -27,7 +27,16 @@ from distopt.norms import add_sums
 from distopt.optimizers import hypers as hyper_arithmetic
 from distopt.optimizers.batches import Batches
 from distopt.optimizers.engine import Engine, Kernel, get_engine
-from distopt.optimizers.features import ACCUMULATOR, AVERAGE, Features, Step, Treatment
+from distopt.optimizers.features import (
+    ACCUMULATED_CALLS,
+    ACCUMULATOR,
+    AVERAGE,
+    Features,
+    Step,
+    Treatment,
+    calls_of_mean,
+    makes_step,
+)
 from distopt.optimizers.hypers import HyperTable
 from distopt.optimizers.layout import Layout
 from distopt.optimizers.owner import Clips, SpanOwner, apply_constraint
@@ -98,6 +107,7 @@ class OptimizerCore:
         self._batches: dict[tuple[int, ...], Batches] = {}
         self._bound_engine: Engine | None = None
         self._accumulated: Variable | None = None
+        self._completes_accumulation = False
         self._has_rules_after_norms = False
         self.tells_iterations = False
         """Whether the hypers of a step say how many came before it, for servers that have not counted all of them."""
@@ -236,11 +246,18 @@ class OptimizerCore:
             self._own_weights["gradients_accumulated"] = self._accumulated
             self._weights.append(self._accumulated)
 
-    @property
-    def only_accumulates(self) -> bool:
-        """Whether the next apply call adds its gradients up and makes no step."""
-        count = self._accumulated
-        return count is not None and int(count.storage) + 1 < self.features.accumulation_steps
+    def complete_accumulation(self) -> None:
+        """Let the next apply call make a step, with the mean of what was accumulated and its own gradients.
+
+        For the last batch of a training whose number of batches ``gradient_accumulation_steps`` does not divide. To be
+        called on every replica, or once outside of them; without accumulation nothing happens.
+        """
+        self._completes_accumulation = True
+
+    def _accumulated_calls(self) -> int:
+        """Return of how many calls the next one makes a step; 0 if it only accumulates."""
+        calls = 1 if self._accumulated is None else self._accumulated.storage.item() + 1
+        return calls if self._completes_accumulation or calls >= self.features.accumulation_steps else 0
 
     def initial_slot(self, name: str) -> Any:  # noqa: ARG002 - for those that do not start at zero
         """Return the initializer of the slot ``name``, as ``SlotStore.add`` takes it."""
@@ -259,6 +276,8 @@ class OptimizerCore:
             values["learning_rate"] = self._decayed(values["learning_rate"], iterations)
         if self.tells_iterations:
             values[ITERATIONS] = float(iterations)
+        if self.features.accumulation_steps > 1:
+            values[ACCUMULATED_CALLS] = float(self._accumulated_calls())
         return values
 
     def follow(self, hypers: Mapping[str, float]) -> None:
@@ -330,7 +349,7 @@ class OptimizerCore:
         if self.features.accumulation_steps > 1:
             pairs = check_gradients(pairs)
             variables = [variable for _, variable in pairs]
-            pairs = self._accumulated_means(pairs)
+            pairs = self._accumulated_means(pairs, calls_of_mean(hypers))
         elif self.features.ema_momentum is not None:
             pairs = check_gradients(pairs)
             variables = [variable for _, variable in pairs]
@@ -338,8 +357,10 @@ class OptimizerCore:
             self.finish_pairs(self.clip(pairs), hypers)
         self.advance(hypers, variables)
 
-    def _accumulated_means(self, pairs: Pairs) -> Pairs:
+    def _accumulated_means(self, pairs: Pairs, last_of: int | None) -> Pairs:
         """Add gradients to the accumulators; return what a step is made with, nothing if it is not yet made.
+
+        ``last_of`` is what :func:`~distopt.optimizers.features.calls_of_mean` returned.
 
         Raises: ValueError for a variable listed twice.
         """
@@ -348,7 +369,6 @@ class OptimizerCore:
         for _, variable in pairs:
             variable.check_writable()
         engine = get_engine()
-        last_of = None if self.only_accumulates else self.features.accumulation_steps
         means: list[Pair] = []
         for gradient, variable in pairs:
             self.build([variable])
@@ -500,10 +520,12 @@ class OptimizerCore:
         the others go on as well.
         """
         if self._accumulated is not None:
-            only_accumulated, count = self.only_accumulates, self._accumulated.storage
-            count[()] = count.item() + 1 if only_accumulated else 0
-            if only_accumulated:
+            count = self._accumulated.storage
+            if not makes_step(hypers):
+                count[()] = count.item() + 1
                 return
+            count[()] = 0
+            self._completes_accumulation = False
             self.slots.clear(ACCUMULATOR)
         if updated is not None and self.features.ema_momentum is not None and self.slots.is_writer:
             self._average_others({id(variable) for variable in updated}, Step(self, hypers))

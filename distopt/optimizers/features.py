@@ -23,6 +23,23 @@ AVERAGE = "average"
 """The slot that holds the moving average of a variable."""
 
 
+ACCUMULATED_CALLS = "accumulated_calls"
+"""What the hypers of a step call the number of apply calls that it takes the mean of; 0 if it only accumulates."""
+
+
+def calls_of_mean(hypers: Mapping[str, float]) -> int | None:
+    """Return of how many apply calls, this one included, a step is made; None if gradients are only added up now.
+
+    ``hypers`` are those of an optimizer that accumulates.
+    """
+    return int(hypers[ACCUMULATED_CALLS]) or None
+
+
+def makes_step(hypers: Mapping[str, float]) -> bool:
+    """Return whether the apply call with these hypers makes a step, or only accumulates gradients."""
+    return hypers.get(ACCUMULATED_CALLS) != 0
+
+
 @dataclass
 class Features:
     """The features of one optimizer.

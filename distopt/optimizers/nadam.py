@@ -9,6 +9,7 @@ import numpy as np
 
 from distopt import schedules
 from distopt.optimizers import rules
+from distopt.optimizers.features import makes_step
 from distopt.optimizers.hypers import BACKEND_EPSILON, power, through_float32
 from distopt.optimizers.keras_legacy import Optimizer
 from distopt.optimizers.rule import Rule
@@ -91,7 +92,7 @@ class Nadam(Optimizer):
 
     def advance(self, hypers: Mapping[str, float], updated: Iterable[Variable] | None = None) -> None:
         """Count one step, and take its momentum into ``momentum_cache``."""
-        if not self.only_accumulates:
+        if makes_step(hypers):
             cache = self._own_weights["momentum_cache"]
             cache.check_writable()
             stored = cache.storage

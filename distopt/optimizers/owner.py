@@ -25,7 +25,7 @@ import numpy as np
 from distopt import clipping, norms
 from distopt.arena import Span
 from distopt.optimizers.engine import Engine, get_engine, run_together
-from distopt.optimizers.features import ACCUMULATOR, AVERAGE, ScalarSource, Step, Treatment
+from distopt.optimizers.features import ACCUMULATOR, AVERAGE, ScalarSource, Step, Treatment, calls_of_mean
 from distopt.optimizers.layout import Layout
 from distopt.optimizers.piece import Part, Piece
 from distopt.optimizers.rule import Kind
@@ -68,11 +68,6 @@ class RuleUser(ScalarSource, Protocol):
 
     slots: SlotStore
     clips: Clips
-
-    @property
-    def only_accumulates(self) -> bool:
-        """Whether this apply call adds its gradients up and makes no step."""
-        ...
 
     def treatment(self, variable: Variable) -> Treatment:
         """Return how a variable is updated."""
@@ -242,9 +237,8 @@ class SpanOwner:
                 variable.check_writable()
         found = given if self._cuts is None else [given[i].part(start, stop) for i, start, stop in self._cuts]
         step = Step(self._optimizer, hypers)
-        steps = self._optimizer.features.accumulation_steps
-        if steps > 1:
-            last_of = None if self._optimizer.only_accumulates else steps
+        if self._optimizer.features.accumulation_steps > 1:
+            last_of = calls_of_mean(hypers)
             for index, (gradient, piece) in enumerate(zip(found, self._pieces, strict=True)):
                 found[index] = Gradient(PLAIN, (piece.accumulate(piece.array_of(gradient), last_of),))
             if last_of is None:

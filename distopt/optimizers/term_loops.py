@@ -166,7 +166,7 @@ class Loops:
         return [*left, *right], f"({first} + {second})"
 
     def _function(self, name: str, arguments: Sequence[str], body: Sequence[str]) -> str:
-        definition = ast.parse(f"def {name}({', '.join(arguments)}):\n" + "".join(f"    {line}\n" for line in body))
+        definition = kernels.parse(f"def {name}({', '.join(arguments)}):\n" + "".join(f"    {line}\n" for line in body))
         function = definition.body[0]
         assert isinstance(function, ast.FunctionDef)
         return _FUNCTION.format(

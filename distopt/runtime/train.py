@@ -96,6 +96,8 @@ class TrainLoop:
             for step_in_epoch in range(position.step, steps_per_epoch):
                 hooks.progress(step, "gradient")
                 rows = order[step_in_epoch * batch_size : (step_in_epoch + 1) * batch_size]
+                if step + 1 == epochs * steps_per_epoch:
+                    job.optimizer.complete_accumulation()
                 self._train_step(rows, step)
                 step += 1
                 trained += len(rows)

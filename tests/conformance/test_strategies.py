@@ -80,6 +80,8 @@ def trace(strategy: Strategy, make: Callable[[], Any], sparse: bool = False, agg
         optimizer.apply_gradients(zip(gradients, variables, strict=True), experimental_aggregate_gradients=aggregate)
 
     for step in range(STEPS):
+        if step == STEPS - 1:
+            optimizer.complete_accumulation()
         strategy.run(replica_step, args=(step,))
     return [array.tobytes() for array in (*(v.numpy() for v in variables), *optimizer.get_weights())]
 

@@ -56,6 +56,32 @@ def test_every_optimizer_accumulates_to_the_step_that_the_mean_makes(make: Any) 
     )
 
 
+@pytest.mark.parametrize("make", EVERY)
+def test_every_optimizer_completes_an_accumulation_that_ends_early(make: Any) -> None:
+    accumulating, plain = make(0.1, gradient_accumulation_steps=5), make(0.1)
+    first, second = variable_of(np.ones((3, 2))), variable_of(np.ones((3, 2)))
+    parts = [gradient(part) for part in range(3)]
+    for part in parts:
+        if part is parts[-1]:
+            accumulating.complete_accumulation()
+        accumulating.apply_gradients([(part, first)])
+    plain.apply_gradients([((parts[0] + parts[1] + parts[2]) / np.float32(3), second)])
+    assert int(accumulating.iterations.numpy()) == 1
+    np.testing.assert_allclose(first.numpy(), second.numpy(), rtol=1e-6)
+    before = first.numpy()
+    accumulating.apply_gradients([(parts[0], first)])
+    np.testing.assert_array_equal(first.numpy(), before, "the next accumulation begins anew")
+
+
+def test_completing_without_an_accumulation_changes_nothing() -> None:
+    plain, asked = optimizers.SGD(0.1), optimizers.SGD(0.1)
+    asked.complete_accumulation()
+    first, second = variable_of(np.ones((3, 2))), variable_of(np.ones((3, 2)))
+    plain.apply_gradients([(gradient(0), first)])
+    asked.apply_gradients([(gradient(0), second)])
+    np.testing.assert_array_equal(first.numpy(), second.numpy())
+
+
 # Ftrl computes its variable anew in each step, from what it has accumulated.
 @pytest.mark.parametrize("make", [make for make in EVERY if make is not optimizers.Ftrl])
 def test_every_optimizer_decays_its_variables_apart_from_the_gradient(make: Any) -> None:
