@@ -17,6 +17,7 @@ class OneWorkerOf:
     """Stands for a worker's link to its servers, of which none may be spoken to."""
 
     rank = 0
+    shares_memory = False
     size: int
     num_servers: int
 
