@@ -52,7 +52,8 @@ class OptimizerSettings:
     def _read(self) -> None:
         try:
             config: dict[str, Any] = self._get_config()
-        except NotImplementedError:  # of a schedule of the user's, which has no configuration: the attributes must do
+        except (NotImplementedError, AttributeError):
+            # Of a class, or a schedule, of the user's, which has no configuration that works: the attributes must do.
             config = {name: value for name, value in self._attributes.items() if not name.startswith("_")}
         plain = {
             name: repr(value)
