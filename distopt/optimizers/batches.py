@@ -99,7 +99,7 @@ class Batches:
         step = Step(self._optimizer, hypers)
         calls: list[Call] | None = [] if self._are_large and threads.num_threads() > 1 else None
         for (rule, weight_decay), slot_dtype, one_pass, batches in self._groups:
-            scalars = step.scalars(rule, slot_dtype)
+            scalars = self._optimizer.scalars_of(rule, hypers, slot_dtype)
             if weight_decay is not None:
                 scalars = (*scalars, *step.decay(weight_decay, slot_dtype))
             for kernel, written, flat, copies, piece in batches:

@@ -354,7 +354,7 @@ class OptimizerCore:
             pairs = check_gradients(pairs)
             variables = [variable for _, variable in pairs]
         if pairs:
-            self.finish_pairs(self.clip(pairs), hypers)
+            self.finish_pairs(self.clip(pairs) if self.clips.active else pairs, hypers)
         self.advance(hypers, variables)
 
     def _accumulated_means(self, pairs: Pairs, last_of: int | None) -> Pairs:
