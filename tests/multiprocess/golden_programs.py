@@ -7,9 +7,12 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+import distopt as tf
 from distopt.comm.mpi import MpiCommunicator
 from distopt.distribute import MultiWorkerMirroredStrategy
-from distopt.optimizers import set_default_engine
+from distopt.optimizers import SGD, LossScaleOptimizer, set_default_engine
 from tests.parity import test_keras3, test_v1
 from tests.parity import test_keras_legacy as legacy
 from tests.parity.deployments import REPLICAS, run_steps, share_of
@@ -62,7 +65,33 @@ def v1(comm: MpiCommunicator) -> int:
     return len(test_v1.DENSE)
 
 
-FACES: dict[str, Callable[[MpiCommunicator], int]] = {"keras3": keras3, "keras_legacy": keras_legacy, "v1": v1}
+def made_in_replicas(comm: MpiCommunicator) -> int:
+    """Make a variable in every replica and train it, with a scaled loss that overflows on one rank, then on none."""
+    strategy = MultiWorkerMirroredStrategy(replicas=REPLICAS, communicator=comm)
+    made: list[Any] = []
+    optimizer = LossScaleOptimizer(SGD(0.25), initial_scale=4.0)
+
+    def replica(worst: float) -> None:
+        context = tf.distribute.get_replica_context()
+        assert context is not None
+        me = context.replica_id_in_sync_group
+        if not made:
+            made.append(tf.Variable(np.float32([1.0, 2.0]) + me, name="made"))
+        optimizer.apply_gradients([(np.float32([me, worst if me else 1.0]), made[0])])
+
+    for worst in (np.inf, 1.0):
+        strategy.run(replica, args=(worst,))
+    assert made[0].numpy().tolist() == [1.0 - 0.25, 2.0 - 0.5]  # begins as rank 0 has it
+    assert (float(optimizer.loss_scale), int(optimizer.iterations)) == (2.0, 2)
+    return len(made)
+
+
+FACES: dict[str, Callable[[MpiCommunicator], int]] = {
+    "keras3": keras3,
+    "keras_legacy": keras_legacy,
+    "v1": v1,
+    "made_in_replicas": made_in_replicas,
+}
 
 
 def main() -> None:

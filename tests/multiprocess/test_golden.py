@@ -1,4 +1,4 @@
-"""The recorded cases of the reference, with the two replicas on two MPI ranks."""
+"""The recorded cases of the reference, and variables made in replicas, with the two replicas on two MPI ranks."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def test_two_mpi_ranks_follow_every_recorded_case() -> None:
         "keras3": len(test_keras3.CASES),
         "keras_legacy": 2 * len(test_keras_legacy.DENSE),
         "v1": len(test_v1.DENSE),
+        "made_in_replicas": 1,
     }
     for _, counts, sent in lines:
         assert json.loads(counts) == wanted
