@@ -2,19 +2,21 @@
 
 A kernel call costs about as much as the update of some thousand elements. So the gradients of small neighbours are
 copied into one flat array, which stays in the cache, and one call updates them all, padding included; a large variable
-is updated from its own gradient. No bit depends on it.
+is updated from its own gradient. Clips by value and by the global norm are made in the loops that update. No bit
+depends on any of this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from distopt import threads
+from distopt import clipping, norms, threads
 from distopt.arena import Run, aligned_zeros, runs
-from distopt.optimizers.engine import SHARED_BYTES, Call, Engine, Kernel, run_together
+from distopt.optimizers.clips import NO_CLIPS, Clips
+from distopt.optimizers.engine import SHARED_BYTES, Blocks, Call, Engine, Kernel, run_together
 from distopt.optimizers.features import AVERAGE, ScalarSource, Step, Treatment
 from distopt.optimizers.piece import Piece
 from distopt.optimizers.slots import SlotStore
@@ -94,9 +96,10 @@ class Batches:
                 variable.check_writable()
         return True
 
-    def update(self, gradients: Sequence[Any], hypers: Mapping[str, float]) -> None:
-        """Update all variables; ``gradients`` are arrays of their variables' shapes and dtypes."""
+    def update(self, gradients: Sequence[Any], hypers: Mapping[str, float], clips: Clips = NO_CLIPS) -> None:
+        """Clip as ``clips`` say, but by norm, and update; ``gradients`` have their variables' shapes and dtypes."""
         step = Step(self._optimizer, hypers)
+        clip = self._clip(gradients, clips) if clips.active else None
         calls: list[Call] | None = [] if self._are_large and threads.num_threads() > 1 else None
         for (rule, weight_decay), slot_dtype, one_pass, batches in self._groups:
             scalars = self._optimizer.scalars_of(rule, hypers, slot_dtype)
@@ -112,8 +115,9 @@ class Batches:
                     for target, position in copies:
                         target[...] = gradients[position]
                     gradient = flat
-                if not one_pass:
-                    piece.update(Gradient(PLAIN, (gradient,)), step)
+                if not one_pass or clip is not None:
+                    found = Gradient(PLAIN, (gradient,))
+                    piece.update(found if clip is None else clip(found), step)
                     piece.take_average(step)
                 elif calls is None:
                     kernel(*written, gradient, *scalars)
@@ -121,6 +125,29 @@ class Batches:
                     calls.append((kernel, (*written, gradient, *scalars)))
         if calls:
             run_together(calls)
+
+    def _clip(self, gradients: Sequence[Any], clips: Clips) -> Callable[[Gradient], Gradient]:
+        """Return what clips the gradient of a batch; for that, the norm of all gradients is computed here."""
+        value = clips.value
+
+        def by_value(gradient: Gradient) -> Gradient:
+            return gradient if value is None else gradient.clipped(value)
+
+        if clips.global_norm is None:
+            return by_value
+        totals = []
+        for array in gradients:
+            flat = np.require(array, requirements=["C", "A"]).reshape(-1)
+            gradient = by_value(Gradient(PLAIN, (flat,)))
+            if gradient.source == PLAIN:
+                sums = self.engine.block_sums(flat)
+            else:
+                sums = self.engine.gather(gradient, None, Blocks([(0, flat.size)]))
+            totals.append(norms.add_sums(sums))
+        total = clipping.add_totals(totals)
+        dtypes = {array.dtype for array in gradients}
+        factors = {dtype: clipping.global_scale(total, clips.global_norm, dtype) for dtype in dtypes}
+        return lambda gradient: by_value(gradient).scaled(factors[gradient.dtype])
 
     def _bind(self, run: Run, treatment: Treatment, members: Sequence[tuple[Variable, int]]) -> _Batch:
         segment = run.segment

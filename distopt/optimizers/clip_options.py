@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from distopt.optimizers.clips import Clips
 from distopt.optimizers.core import OptimizerCore
-from distopt.optimizers.owner import Clips
 from distopt.optimizers.pipeline import Pair
 
 Transformer = Callable[[list[Pair]], Iterable[Pair]]

@@ -26,6 +26,7 @@ from distopt.indexed_slices import IndexedSlices, scatter_rows
 from distopt.norms import add_sums
 from distopt.optimizers import hypers as hyper_arithmetic
 from distopt.optimizers.batches import Batches
+from distopt.optimizers.clips import NO_CLIPS, Clips
 from distopt.optimizers.engine import Engine, Kernel, get_engine
 from distopt.optimizers.features import (
     ACCUMULATED_CALLS,
@@ -39,7 +40,7 @@ from distopt.optimizers.features import (
 )
 from distopt.optimizers.hypers import HyperTable
 from distopt.optimizers.layout import Layout
-from distopt.optimizers.owner import Clips, SpanOwner, apply_constraint
+from distopt.optimizers.owner import SpanOwner, apply_constraint
 from distopt.optimizers.piece import Part, Piece, accumulate, take_average
 from distopt.optimizers.pipeline import Fit, Pair, Pairs, check_gradients
 from distopt.optimizers.rule import Kind, Rows, Rule
@@ -354,8 +355,15 @@ class OptimizerCore:
             pairs = check_gradients(pairs)
             variables = [variable for _, variable in pairs]
         if pairs:
-            self.finish_pairs(self.clip(pairs) if self.clips.active else pairs, hypers)
+            self._clip_and_finish(pairs, hypers)
         self.advance(hypers, variables)
+
+    def _clip_and_finish(self, pairs: Iterable[Pair], hypers: Mapping[str, float]) -> None:
+        if self.clips.in_passing:
+            pairs = check_gradients(pairs)
+            if self._finish_in_batches(pairs, hypers, self.clips):
+                return
+        self.finish_pairs(self.clip(pairs) if self.clips.active else pairs, hypers)
 
     def _accumulated_means(self, pairs: Pairs, last_of: int | None) -> Pairs:
         """Add gradients to the accumulators; return what a step is made with, nothing if it is not yet made.
@@ -425,8 +433,8 @@ class OptimizerCore:
             if variable.constraint is not None:
                 apply_constraint(variable, storage)
 
-    def _finish_in_batches(self, pairs: Pairs, hypers: Mapping[str, float]) -> bool:
-        """Make all updates at once, as far as :class:`Batches` can, and return whether it could."""
+    def _finish_in_batches(self, pairs: Pairs, hypers: Mapping[str, float], clips: Clips = NO_CLIPS) -> bool:
+        """Clip, and make all updates at once, as far as :class:`Batches` can, and return whether it could."""
         key, engine = pairs.key, get_engine()
         batches = self._batches.pop(key, None)  # so that no other thread uses it meanwhile
         if batches is None or batches.engine is not engine:
@@ -438,7 +446,7 @@ class OptimizerCore:
             batches = Batches(self, engine, variables)
         done = batches.can_update(pairs.arrays)
         if done:
-            batches.update(pairs.arrays, hypers)
+            batches.update(pairs.arrays, hypers, clips)
         self._batches[key] = batches
         return done
 

@@ -17,13 +17,13 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from distopt import clipping, norms
 from distopt.arena import Span
+from distopt.optimizers.clips import Clips
 from distopt.optimizers.engine import Engine, get_engine, run_together
 from distopt.optimizers.features import ACCUMULATOR, AVERAGE, ScalarSource, Step, Treatment, calls_of_mean
 from distopt.optimizers.layout import Layout
@@ -39,28 +39,6 @@ _NOTHING: Array = np.empty(0)
 
 READ_TWICE = 2
 """Terms up to which to add them up twice, for the norm and for the rule, moves less than to store their sum."""
-
-
-@dataclass
-class Clips:
-    """The clip limits of an optimizer; ``None``: not clipped that way."""
-
-    value: float | None = None
-    norm: float | None = None
-    global_norm: float | None = None
-
-    @property
-    def active(self) -> bool:
-        return self.value is not None or self.norm is not None or self.global_norm is not None
-
-    @property
-    def needs_norms(self) -> bool:
-        return self.norm is not None or self.global_norm is not None
-
-    @property
-    def chained(self) -> bool:
-        """Whether the global norm is that of gradients that were clipped by their norms: two exchanges, not one."""
-        return self.norm is not None and self.global_norm is not None
 
 
 class RuleUser(ScalarSource, Protocol):

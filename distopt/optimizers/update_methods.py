@@ -20,6 +20,7 @@ import numpy as np
 from distopt import replica_context
 from distopt.errors import ReplicaContextError
 from distopt.indexed_slices import IndexedSlices
+from distopt.optimizers.clips import NO_CLIPS, Clips
 from distopt.optimizers.core import VALID_DTYPES, OptimizerCore
 from distopt.optimizers.engine import get_engine
 from distopt.optimizers.owner import apply_constraint
@@ -93,6 +94,10 @@ class UpdateMethods(UpdateSteps, OptimizerCore):
         self.split_slots(variables)
         for copy in sorted(copies):
             self._update_by_methods(checked, hypers, copy)
+
+    def _finish_in_batches(self, pairs: Pairs, hypers: Mapping[str, float], clips: Clips = NO_CLIPS) -> bool:
+        by_methods = clips.active and self.updates_by_methods  # without clips, finish_pairs has asked
+        return not by_methods and super()._finish_in_batches(pairs, hypers, clips)
 
     def _update_by_methods(self, pairs: Pairs, hypers: Mapping[str, float], replica_id: int | None) -> None:
         before, self._step = self._step, _Step(hypers, replica_id)

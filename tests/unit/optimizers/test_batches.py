@@ -47,6 +47,10 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
     "a decay of its own pass, and averages": lambda: SGD(
         0.1, momentum=0.9, weight_decay=0.5, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=2
     ),
+    "clipped by value": lambda: Adam(0.1, clipvalue=0.3),
+    "clipped by global norm": lambda: SGD(0.1, momentum=0.9, global_clipnorm=0.5),
+    "clipped by both, with averages": lambda: Adam(0.1, clipvalue=0.3, global_clipnorm=0.5, use_ema=True),
+    "clipped by norm": lambda: Adam(0.1, clipnorm=0.5),
     "accumulated": lambda: Adagrad(0.1, weight_decay=0.5, gradient_accumulation_steps=2),
 }
 
@@ -60,7 +64,7 @@ def run(optimizer: Any, how: str, dtype: Any) -> list[bytes]:
         if how == "as owners do":
             layout = optimizer.layout(updated)
             optimizer.finish(layout, layout.pack([gradient for gradient, _ in pairs]), hypers)
-        elif how == "all at once" or optimizer.features.accumulation_steps > 1:
+        elif how == "all at once" or optimizer.features.accumulation_steps > 1 or optimizer.clips.active:
             optimizer.finish_aggregated(pairs, hypers)
         else:
             for pair in pairs:
@@ -202,3 +206,14 @@ def test_threads_share_the_updates_of_many_variables_and_change_no_bit(
         results.append([variable.numpy().tobytes() for variable in variables])
     assert results[0] == results[1]
     assert parts == [number] * 3
+
+
+@pytest.mark.parametrize("clip", [{"clipvalue": 0.0}, {"clipvalue": 0.5}, {"global_clipnorm": 1.0}], ids=str)
+def test_what_cannot_be_clipped_in_passing_is_clipped_before(clip: dict[str, float]) -> None:
+    optimizer = SGD(1.0, **clip)
+    variables = [Variable(np.zeros(2, np.float32)) for _ in range(2)]
+    variables[0].constraint = lambda value: value
+    gradients = [np.array([3.0, 0.0], np.float32), np.array([0.0, 4.0], np.float32)]
+    optimizer.finish_aggregated(zip(gradients, variables, strict=True), optimizer.step_hypers())
+    largest = clip.get("clipvalue", 4.0 / 5.0)
+    np.testing.assert_allclose(variables[1].numpy(), [0.0, -largest], rtol=1e-6)
