@@ -20,6 +20,9 @@ from distopt.optimizers.feature_options import FEATURE_OPTIONS
 _ELSEWHERE = frozenset({"decay", "slot_dtype", *CLIP_OPTIONS, *FEATURE_OPTIONS})
 """What is found among the clips and the features, or never changes."""
 
+_STATE = frozenset({"keeps_slots"})
+"""Attributes that say how far a training is, not how it goes."""
+
 _PLAIN = frozenset({bool, int, float, complex, str, type(None)})
 
 
@@ -54,7 +57,11 @@ class OptimizerSettings:
             config: dict[str, Any] = self._get_config()
         except (NotImplementedError, AttributeError):
             # Of a class, or a schedule, of the user's, which has no configuration that works: the attributes must do.
-            config = {name: value for name, value in self._attributes.items() if not name.startswith("_")}
+            config = {
+                name: value
+                for name, value in self._attributes.items()
+                if not name.startswith("_") and name not in _STATE
+            }
         plain = {
             name: repr(value)
             for name, value in config.items()
