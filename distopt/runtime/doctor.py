@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distopt import __version__, blas
+from distopt.comm.shared_memory import segments
+from distopt.errors import SharedMemoryError
 from distopt.kernels import cache_directory
 from distopt.runtime.cluster import INSTALL_MPI, environment
 from distopt.runtime.fingerprint import numerics_fingerprint
@@ -30,6 +32,7 @@ def findings() -> Iterator[tuple[str, str]]:
         "mpirun",
         shutil.which("mpirun") or shutil.which("mpirun", path=str(Path(sys.executable).parent)) or "not found",
     )
+    yield "shared memory", _shared_memory()
     yield "digits data", "found" if importlib.util.find_spec("sklearn") else "pip install 'distopt[digits]'"
     yield "kernel cache", _cache()
     with blas.pin_threads(1):
@@ -48,6 +51,18 @@ def _mpi() -> str:
     if probe.returncode != 0:
         return f"no library; {INSTALL_MPI}"
     return probe.stdout.partition("\n")[0].partition(",")[0].strip()
+
+
+def _shared_memory() -> str:
+    """Say whether ranks of one host can share memory, by taking a page of it."""
+    if not segments.is_offered:
+        return "not offered by this system: ranks of one host send each other messages"
+    try:
+        os.close(segments.create(1))
+    except SharedMemoryError as error:
+        return str(error)
+    available = segments.available_bytes()
+    return "offered" if available is None else f"offered; {available / 2**30:.1f} GiB are available"
 
 
 def _cache() -> str:

@@ -210,6 +210,7 @@ def test_doctor_says_what_is_there(run: Run) -> None:
     assert status == 0
     assert {"distopt", "python", "system", "mpi", "mpirun"} <= found.keys()
     assert "numerics: blas threads  1" in output
+    assert "offered" in found["shared"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.name)
