@@ -75,6 +75,9 @@ _YIELDS: Final = 100
 
 _MIN_PAUSE_S: Final = 20e-6
 _MAX_PAUSE_S: Final = 1e-3
+_MAX_PAUSE_OF_MANY_BYTES_S: Final = 1e-4
+"""While many bytes are on their way; they move only while MPI is called."""
+_MANY_BYTES: Final = 1 << 20
 _PAUSE_SHARE: Final = 0.1
 """A wait sleeps for this share of what it has lasted, so it ends at most so much late."""
 
@@ -102,6 +105,7 @@ class _Wait(NamedTuple):
     everyone: tuple[int, ...] = ()
     """All ranks, for a request that has no single peer."""
     label: bytes = b""
+    max_pause_s: float = _MAX_PAUSE_S
 
     def missing(self) -> list[int]:
         """Return the ranks whose transfers are not done."""
@@ -225,7 +229,10 @@ class MpiCommunicator(Communicator):
                     self._notes.Iprobe(self._mpi.ANY_SOURCE)
                     self._watchdog.begin(what)
             posted_s = time.monotonic()
-            statuses = self._complete(_Wait(what, posted_s, requests, peers, label=label), self._look)
+            many = sum(expected) + num_bytes_sent >= _MANY_BYTES
+            max_pause_s = _MAX_PAUSE_OF_MANY_BYTES_S if many else _MAX_PAUSE_S
+            wait = _Wait(what, posted_s, requests, peers, label=label, max_pause_s=max_pause_s)
+            statuses = self._complete(wait, self._look)
             tags = [status.Get_tag() for status in statuses[: len(expected)]]
             if any(found >> 1 != tag >> 1 for found in tags):
                 raise self._labels_differ(label)
@@ -347,7 +354,7 @@ class MpiCommunicator(Communicator):
                 look(wait)
                 if now_s >= deadline_s:
                     raise CollectiveTimeoutError(self._situation())
-            time.sleep(min(_MAX_PAUSE_S, max(_MIN_PAUSE_S, _PAUSE_SHARE * (now_s - wait.started_s))))
+            time.sleep(min(wait.max_pause_s, max(_MIN_PAUSE_S, _PAUSE_SHARE * (now_s - wait.started_s))))
         if self._arrivals is not None:
             self._note_arrivals(wait, [], time.monotonic())
             self._arrivals = None
