@@ -30,6 +30,7 @@ class Memory:
 
     def __init__(self) -> None:
         self._kept: dict[tuple[str, int | str, int], tuple[Any, Array]] = {}
+        self._waiting: dict[str, Array] = {}
 
     def get(self, kind: str, replica: int | str, variable: Any) -> Array | None:
         """Return what was put, or None."""
@@ -43,6 +44,7 @@ class Memory:
     def clear(self) -> None:
         """Forget everything."""
         self._kept.clear()
+        self._waiting.clear()
 
     def named(self, variables: Sequence[Any]) -> dict[str, Array]:
         """Return copies of what is remembered of ``variables``, by name."""
@@ -53,13 +55,18 @@ class Memory:
             if variable in position_of
         }
 
-    def load(self, name: str, array: Array, variables: Sequence[Any]) -> bool:
-        """Remember a copy of what :meth:`named` gave; return whether it is of one of ``variables``."""
-        kind, replica, position = name.removeprefix(PREFIX).split(".")
-        if int(position) >= len(variables):
-            return False
-        self.put(kind, replica if replica == SHARED else int(replica), variables[int(position)], np.array(array))
-        return True
+    def load(self, name: str, array: Array, variables: Sequence[Any]) -> None:
+        """Remember a copy of what :meth:`named` gave; of a variable that is not there yet, from :meth:`place` on."""
+        self._waiting[name] = np.array(array)
+        self.place(variables)
+
+    def place(self, variables: Sequence[Any]) -> None:
+        """Take up what was loaded before the variables were there."""
+        for name in list(self._waiting):
+            kind, replica, position = name.removeprefix(PREFIX).split(".")
+            if int(position) < len(variables):
+                array = self._waiting.pop(name)
+                self.put(kind, replica if replica == SHARED else int(replica), variables[int(position)], array)
 
 
 def of_replicas(named: Mapping[str, Array], replicas: Sequence[int]) -> dict[str, Array]:

@@ -217,6 +217,8 @@ class OptimizerCore:
             self._has_rules_after_norms |= any(self.rule_of(v).kind is Kind.AFTER_NORMS for v in new)
             self._variables += new
             self._known.update(map(id, new))
+            if (memory := self._aggregator_memory) is not None:
+                memory.place(self._variables)
 
     def _check_slot_dtype(self, variable: Variable) -> None:
         rule = self.rule_of(variable)
@@ -616,7 +618,10 @@ class OptimizerCore:
 
     def _load_aggregator(self, name: str, value: Array) -> bool:
         memory = self._aggregator_memory
-        return memory is not None and name.startswith(PREFIX) and memory.load(name, value, self._variables)
+        if memory is None or not name.startswith(PREFIX):
+            return False
+        memory.load(name, value, self._variables)
+        return True
 
     @property
     def _aggregator_memory(self) -> Memory | None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -250,6 +251,37 @@ def test_residuals_are_part_of_the_optimizers_state_and_go_on_after_a_restart() 
     for name in names:
         assert state.extras[name].tobytes() == whole_state.extras[name].tobytes()
         assert np.abs(whole_state.extras[name]).max() > 0
+
+
+@pytest.mark.parametrize("built", [True, False], ids=["built before", "built after"])
+def test_checkpoint_of_objects_holds_residuals(tmp_path: Path, built: bool) -> None:
+    strategy = tf.distribute.MirroredStrategy(2)
+
+    def make() -> tuple[Any, Any]:
+        with strategy.scope():
+            w = tf.Variable(np.zeros(50, np.float32), name="w")
+        return w, tf.keras.optimizers.SGD(0.1, 0.9, gradient_aggregator=Sum().compressed(TopK(0.1)))
+
+    def train_on(w: Any, optimizer: Any, steps: range) -> None:
+        def step(number: int) -> None:
+            context = tf.distribute.get_replica_context()
+            assert context is not None
+            gradient = values_of(50, seed=10 * number + context.replica_id_in_sync_group)
+            optimizer.apply_gradients([(gradient, w)])
+
+        for number in steps:
+            strategy.run(step, args=(number,))
+
+    w, optimizer = make()
+    train_on(w, optimizer, range(2))
+    saved = tf.train.Checkpoint(w=w, optimizer=optimizer).save(str(tmp_path / "point"))
+    train_on(w, optimizer, range(2, 4))
+    other, fresh = make()
+    if built:
+        fresh.build([other])
+    tf.train.Checkpoint(w=other, optimizer=fresh).restore(saved)
+    train_on(other, fresh, range(2, 4))
+    assert other.numpy().tobytes() == w.numpy().tobytes()
 
 
 def test_processes_with_other_options_of_the_aggregator_are_refused() -> None:
