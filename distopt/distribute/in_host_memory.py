@@ -21,8 +21,9 @@ from distopt.canonical_sum import Node
 from distopt.comm import combining
 from distopt.comm.communicator import Communicator, Hosting, Withdrawn
 from distopt.distribute.codes import sends_codes
+from distopt.distribute.every_process import EveryProcess
 from distopt.distribute.inspector import Inspector
-from distopt.distribute.owners import EveryProcess, Phases
+from distopt.distribute.owners import Phases
 from distopt.distribute.shared_gradients import SharedGradients
 from distopt.distribute.span_paths import CHUNK_BYTES, SpanPaths
 from distopt.optimizers.terms import Terms

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from distopt.comm.communicator import Hosting
+from distopt.distribute.every_process import EveryProcess
 from distopt.distribute.mirrored import num_replicas_of
-from distopt.distribute.owners import EveryProcess
 from distopt.distribute.strategy import Strategy
 from distopt.errors import PlacementError, UnaggregatedGradientsError
 

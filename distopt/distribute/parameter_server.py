@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from distopt.comm.communicator import Hosting
-from distopt.distribute.owners import Servers
+from distopt.distribute.servers import Servers
 from distopt.distribute.strategy import Strategy
 from distopt.errors import PlacementError
 

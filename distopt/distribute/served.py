@@ -14,8 +14,9 @@ from distopt.arena import Span
 from distopt.canonical_sum import Node, SumTree
 from distopt.comm.communicator import Hosting
 from distopt.distribute.coded_pushes import CodedSpans, pushes_codes
+from distopt.distribute.every_process import EveryProcess
 from distopt.distribute.mirrored import MirroredStrategy
-from distopt.distribute.owners import EveryProcess, absolute_spans, refuse_split
+from distopt.distribute.owners import absolute_spans, refuse_split
 from distopt.distribute.served_rows import Contributed, RowUpdate, ServedRows
 from distopt.distribute.values import PerReplica
 from distopt.optimizers.pipeline import GradientPath, check_gradients

@@ -29,10 +29,10 @@ import numpy as np
 from distopt.arena import Span
 from distopt.comm.communicator import Communicator, Hosting
 from distopt.comm.shared_memory import HostGroup
+from distopt.distribute.every_process import EveryProcess
 from distopt.distribute.inspector import Inspector
 from distopt.distribute.introduction import Introductions
 from distopt.distribute.owners import (
-    EveryProcess,
     Phases,
     num_bytes_of,
     refuse_aggregator,
