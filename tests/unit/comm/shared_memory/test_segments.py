@@ -12,6 +12,7 @@ import pytest
 from distopt.comm.shared_memory import segments
 from distopt.comm.shared_memory.rendezvous import cliques
 from distopt.errors import SharedMemoryError
+from distopt.testing import run_replicas
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memfd_create is Linux's")
 
@@ -70,3 +71,11 @@ def test_cliques_are_groups_of_which_all_are_linked() -> None:
     assert cliques([set()]) == ((0,),)
     assert cliques([{1, 2, 3}, {0, 3}, {0}, {0, 1}]) == ((0, 1, 3), (2,))
     assert cliques([{2}, {3}, {0}, {1}]) == ((0, 2), (1, 3))
+
+
+def test_ranks_that_may_not_make_segments_are_hosts_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object) -> int:
+        raise PermissionError("seccomp")
+
+    monkeypatch.setattr(os, "memfd_create", forbidden)
+    assert run_replicas(lambda comm: comm.host_group.hosts, 2) == [((0,), (1,))] * 2
