@@ -6,9 +6,9 @@
     as fast as it goes                    each card sends at a rate, what it sends arrives after a delay
 
 Everything that is made here carries a name of its own and is taken away at the end of the ``with`` block, also after an
-error. Where the machine's firewall drops what bridges forward, as Docker lets it, an exception for this bridge is added
-and taken back. Linux, as root; what goes over the wire is real TCP of the kernel, the processors and the memory are
-shared by all hosts.
+error or a SIGTERM, with all processes that are still in it. Where the machine's firewall drops what bridges forward, as
+Docker lets it, an exception for this bridge is added and taken back. Linux, as root; what goes over the wire is real
+TCP of the kernel, the processors and the memory are shared by all hosts.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 import secrets
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -111,6 +112,7 @@ def emulated_hosts(count: int, link: Link | None = None) -> Iterator[EmulatedHos
     if trouble := why_not():
         raise RuntimeError(trouble)
     with contextlib.ExitStack() as undo:
+        undo.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _end))
         folder = Path(tempfile.mkdtemp(prefix="dh"))  # short: sockets lie in it, whose paths may have 107 bytes
         undo.callback(shutil.rmtree, folder, ignore_errors=True)
         hosts = EmulatedHosts(count, folder)
@@ -118,6 +120,7 @@ def emulated_hosts(count: int, link: Link | None = None) -> Iterator[EmulatedHos
             (folder / str(host)).mkdir()
             _run("ip", "netns", "add", namespace)
             undo.callback(_run, "ip", "netns", "delete", namespace, check=False)
+            undo.callback(_end_all_in, namespace)
         if link is None:
             _join_by_bridge(hosts, undo)
         else:
@@ -182,6 +185,18 @@ case $address in
 esac
 exec ip netns exec "$n" unshare -u sh -c "hostname $n; export TMPDIR=$d; $*"
 """
+
+
+def _end(*_: object) -> None:
+    sys.exit(128 + signal.SIGTERM)
+
+
+def _end_all_in(namespace: str) -> None:
+    """End what is left of a job: in this namespace are only processes that were started for it."""
+    found = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
+    for process in found.stdout.split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(process), signal.SIGKILL)
 
 
 def _in(namespace: str, *argv: str) -> None:

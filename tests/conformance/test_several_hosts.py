@@ -15,9 +15,11 @@ import distopt as tf
 from distopt.comm.communicator import Communicator
 from distopt.comm.shared_memory import meet_on_host
 from distopt.distribute import MirroredStrategy, MultiWorkerMirroredStrategy, Strategy
+from distopt.errors import PeerLostError, UnequalHypersError
+from distopt.testing import FaultPlan, run_replicas
 from tests.conformance.test_sharded import DTYPES, REFUSED, apply, bits
 from tests.conformance.test_strategies import OPTIMIZERS, adam, expected, rows, sgd, trace
-from tests.conftest import Run
+from tests.conftest import MPI_WORLD_SIZE, Run
 
 HOSTS = {2: ("01",), 3: ("001", "012"), 5: ("00112", "01111"), 8: ("00001111", "01201201")}
 """By the number of ranks, the host of each."""
@@ -136,3 +138,72 @@ def test_rows_that_begin_in_one_process_alone_have_the_bits_of_one_process(
     want = body(MirroredStrategy(3))
     for got in on_hosts(run, host_of, 3, body, placement):
         assert got == want
+
+
+@pytest.mark.parametrize(
+    ("placement", "replicas", "most"), [("sharded", 3, 1.05), ("replica", 3, 1.05), ("sharded", 8, 1.5 * 1.05)]
+)
+def test_a_host_sends_little_more_than_it_must(run: Run, placement: str, replicas: int, most: float) -> None:
+    if run.size != 3:
+        pytest.skip("three hosts of one rank each")
+    size = 300_000
+
+    def body(strategy: Strategy) -> int:
+        variable = tf.Variable(np.zeros(size, np.float32))
+        optimizer = adam(global_clipnorm=0.7)
+        traffic = strategy.extended.communicator.traffic
+        apply(strategy, optimizer, [variable], 0)
+        before = traffic.bytes_sent
+        apply(strategy, optimizer, [variable], 1)
+        return int(traffic.bytes_sent - before)
+
+    # Of 8 replicas two hosts have three, which are two subtrees: they send two partial sums of each span.
+    for sent in on_hosts(run, "012", replicas, body, placement, 1 << 16):
+        assert sent <= most * 2 * (2 / 3) * 4 * size
+
+
+def test_hypers_that_differ_between_hosts_are_one_error_on_all_before_anything_changes(run: Run, host_of: str) -> None:
+    def body(strategy: Strategy) -> tuple[str, list[bytes]]:
+        variables = [tf.Variable(np.full(9000, 0.5, np.float32))]
+        optimizer = sgd()
+        apply(strategy, optimizer, variables, 0)
+        before = bits(optimizer, variables)
+        rank = strategy.extended.rank
+        if host_of[rank] == host_of[-1]:
+            optimizer.learning_rate = 0.7
+        with pytest.raises(UnequalHypersError) as raised:
+            apply(strategy, optimizer, variables, 1)
+        assert [variables[0].numpy().tobytes()] == before[:1]
+        return str(raised.value), before
+
+    for message, _ in on_hosts(run, host_of, 8, body):
+        assert "have different hypers at step 1" in message
+
+
+def test_a_rank_that_dies_in_any_exchange_ends_the_others_with_an_error_that_names_it(run: Run) -> None:
+    if run.size != 3 or MPI_WORLD_SIZE > 1:
+        pytest.skip("threads of one process, of which one host has two")
+
+    def worker(comm: Communicator) -> None:
+        comm._host_group = meet_on_host(comm, namespace=f"host {comm.rank > 0}")
+        try:
+            strategy = MultiWorkerMirroredStrategy(communicator=comm, placement="sharded")
+            variables = [tf.Variable(np.full(9000, 0.5, np.float32))]
+            optimizer = adam(global_clipnorm=0.7)
+            for step in range(2):
+                apply(strategy, optimizer, variables, step)
+            optimizer.get_weights()
+        finally:
+            comm._host_group.close()
+
+    killed = 0
+    for number in range(40):
+        try:
+            found = run_replicas(worker, 3, faults=FaultPlan().kill(rank=1, exchange=number))
+        except PeerLostError as error:
+            assert "rank 1" in str(error)  # noqa: PT017 - the last ones end in peace
+            killed += 1
+        else:
+            assert found == [None] * 3
+            break
+    assert 8 < killed < 40

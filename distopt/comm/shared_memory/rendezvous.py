@@ -49,7 +49,9 @@ def find_hosts(communicator: Communicator, namespace: str | None = None) -> Host
     namespace = _namespace() if namespace is None else namespace
     secret = secrets.token_bytes(_SECRET_BYTES)
     address = f"\0distopt-{secrets.token_hex(16)}"
-    with contextlib.ExitStack() as listening:
+    sockets: dict[int, socket.socket] = {}
+    with contextlib.ExitStack() as on_error, contextlib.ExitStack() as listening:
+        on_error.callback(_close_all, sockets)
         listener = None
         if namespace and size > 1:
             with contextlib.suppress(OSError):
@@ -59,7 +61,6 @@ def find_hosts(communicator: Communicator, namespace: str | None = None) -> Host
         )
         introductions = [text.split(b"\n") for text in communicator.all_gather_bytes(introduction)]
         like = [r for r in range(size) if listener is not None and introductions[r][0] == namespace.encode()]
-        sockets: dict[int, socket.socket] = {}
         for peer in like:
             if peer < rank:
                 with contextlib.suppress(OSError):
@@ -70,7 +71,8 @@ def find_hosts(communicator: Communicator, namespace: str | None = None) -> Host
             with contextlib.suppress(OSError, SharedMemoryError):
                 peer, connection = _accept(listener, introductions)
                 sockets[peer] = connection
-    links = _told(communicator, sockets)
+        links = _told(communicator, sockets)
+        on_error.pop_all()
     hosts = cliques([{peer for peer in links[r] if r in links[peer]} for r in range(size)])
     own = next(ranks for ranks in hosts if rank in ranks)
     for peer in [peer for peer in sockets if peer not in own]:
@@ -159,6 +161,11 @@ def _check_user(connection: socket.socket) -> None:
     _, user, _ = _CREDENTIALS.unpack(packed)
     if user != os.geteuid():
         raise SharedMemoryError(f"user {user} has connected to a socket of user {os.geteuid()}")
+
+
+def _close_all(sockets: dict[int, socket.socket]) -> None:
+    for connection in sockets.values():
+        connection.close()
 
 
 def _told(communicator: Communicator, sockets: dict[int, socket.socket]) -> list[set[int]]:
