@@ -11,14 +11,12 @@ import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
 import ml_dtypes
 import numpy as np
 
 from distopt import replica_context
-from distopt.aggregation.memory import PREFIX, Memory
 from distopt.arena import Span, place
 from distopt.clipping import clip_by_global_norm, clip_by_norm, clip_by_value
 from distopt.errors import ForeignVariableError
@@ -44,6 +42,7 @@ from distopt.optimizers.owner import SpanOwner, apply_constraint
 from distopt.optimizers.piece import Part, Piece, accumulate, take_average
 from distopt.optimizers.pipeline import Fit, Pair, Pairs, check_gradients
 from distopt.optimizers.rule import Kind, Rows, Rule
+from distopt.optimizers.saved_state import SavedState
 from distopt.optimizers.slots import SlotStore
 from distopt.optimizers.sparse import update_rows
 from distopt.optimizers.terms import PLAIN, Gradient, Gradients, Terms
@@ -55,20 +54,6 @@ ITERATIONS = "iterations"
 """What the number of steps is called among hypers."""
 
 VALID_DTYPES = frozenset(np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
-
-
-@dataclass(frozen=True)
-class OptimizerState:
-    """All that decides an optimizer's next steps.
-
-    ``slots`` has one mapping for each variable, in the order in which the optimizer first saw them: from slot name, in
-    creation order, to its array, or to one array a copy where the variable is split. ``extras`` are other numbers: the
-    hypers that may have been overwritten.
-    """
-
-    iterations: int
-    slots: tuple[Mapping[str, tuple[Array, ...]], ...]
-    extras: Mapping[str, Array] = field(default_factory=dict)
 
 
 class _Bound(NamedTuple):
@@ -85,7 +70,7 @@ class _Bound(NamedTuple):
     piece: Piece | None
 
 
-class OptimizerCore:
+class OptimizerCore(SavedState):
     """Layouts, owners, slots and hypers; ``name`` is unique enough to be in the names of variables."""
 
     def __init__(self, name: str) -> None:
@@ -563,70 +548,6 @@ class OptimizerCore:
         """
         return clip_pairs(pairs, self.clips)
 
-    def state(self) -> OptimizerState:
-        """Return copies of everything that decides the next steps."""
-        slots = tuple(
-            {name: _copies(slot) for name, slot in self.slots.variables_of(variable).items()}
-            for variable in self._variables
-        )
-        extras = {name: np.array(value) for name, value in self._hypers.numbers().items()}
-        extras |= {name: variable.numpy() for name, variable in self._own_weights.items()}
-        extras |= self.aggregator_state()
-        return OptimizerState(int(self.iterations.storage), slots, extras)
-
-    def load_state(self, state: OptimizerState) -> None:
-        """Go on from ``state``; the variables must have been built, in the order of the optimizer that it is from.
-
-        Raises: ValueError, before anything changes, if variables, slots or shapes differ.
-        """
-        mine = [self.slots.variables_of(variable) for variable in self._variables]
-        if len(mine) != len(state.slots):
-            raise ValueError(f"the state is of {len(state.slots)} variables, this optimizer has {len(mine)}")
-        for variable, own, given in zip(self._variables, mine, state.slots, strict=True):
-            if list(own) != list(given):
-                raise ValueError(f"variable {variable.name!r} has the slots {list(own)}, the state {list(given)}")
-            for name, copies in given.items():
-                _check_copies(variable, name, own[name], copies)
-        for variable, own, given in zip(self._variables, mine, state.slots, strict=True):
-            if any(len(copies) > 1 for copies in given.values()):
-                self.split_slots([variable])
-            for name, copies in given.items():
-                _restore(own[name], copies)
-        self.iterations.storage[...] = state.iterations
-        memory = self._aggregator_memory
-        if memory is not None:
-            memory.clear()
-        self.load_extras(state.extras)
-
-    def load_extras(self, extras: Mapping[str, Array]) -> set[str]:
-        """Go on with numbers that :meth:`state` gave beside the slots, as far as there are such; return their names."""
-        loaded = set()
-        for name, value in extras.items():
-            if name in self._hypers and name in self._hypers.numbers():
-                self._hypers.set(name, float(value))
-            elif name in self._own_weights:
-                self._own_weights[name].write_all("assign", value)
-            elif not self._load_aggregator(name, value):
-                continue
-            loaded.add(name)
-        return loaded
-
-    def aggregator_state(self) -> dict[str, Array]:
-        """Return what the aggregator remembers here, by names that begin with ``aggregator.``."""
-        memory = self._aggregator_memory
-        return {} if memory is None else memory.named(self._variables)
-
-    def _load_aggregator(self, name: str, value: Array) -> bool:
-        memory = self._aggregator_memory
-        if memory is None or not name.startswith(PREFIX):
-            return False
-        memory.load(name, value, self._variables)
-        return True
-
-    @property
-    def _aggregator_memory(self) -> Memory | None:
-        return getattr(getattr(self, "gradient_aggregator", None), "memory", None)
-
 
 def dense_gradient(gradient: Any, variable: Variable) -> Array:
     """Return a gradient as an array of the variable's shape; duplicate rows are added as a sparse update adds them."""
@@ -670,29 +591,3 @@ def clip_pairs(pairs: Iterable[Pair], clips: Clips) -> Iterable[Pair]:
 def _sum_of_squares(values: Array) -> Any:
     flat = np.require(values, requirements=["C", "A"]).reshape(-1)
     return add_sums(get_engine().block_sums(flat))
-
-
-def _copies(slot: Variable) -> tuple[Array, ...]:
-    if not slot.is_split:
-        return (slot.local_array().copy(),)
-    return tuple(slot.copy_of(replica_id).copy() for replica_id in slot.replica_ids)
-
-
-def _check_copies(variable: Variable, name: str, slot: Variable, copies: Sequence[Array]) -> None:
-    allowed = {1, len(variable.replica_ids) if variable.is_split else 1}
-    if len(copies) not in allowed:
-        raise ValueError(f"slot {name!r} of variable {variable.name!r} comes in {len(copies)} copies")
-    for copy in copies:
-        if copy.shape != slot.storage.shape or copy.dtype != slot.storage.dtype:
-            raise ValueError(
-                f"slot {name!r} of variable {variable.name!r} is {copy.dtype}{list(copy.shape)} in the state, "
-                f"not {slot.storage.dtype}{list(slot.storage.shape)}"
-            )
-
-
-def _restore(slot: Variable, copies: Sequence[Array]) -> None:
-    if not slot.is_split:
-        slot.write_all("assign", copies[0])
-        return
-    for position, replica_id in enumerate(slot.replica_ids):
-        slot.copy_of(replica_id)[...] = copies[position if len(copies) > 1 else 0]

@@ -21,10 +21,10 @@ from distopt import deferral, replica_context
 from distopt.autodiff.tape import GradientTape
 from distopt.clipping import values_of, with_values
 from distopt.errors import PlacementError
-from distopt.optimizers.core import OptimizerState
 from distopt.optimizers.keras_legacy import Optimizer
 from distopt.optimizers.names import unique_name
 from distopt.optimizers.pipeline import GradientPath, Pair
+from distopt.optimizers.saved_state import OptimizerState
 from distopt.tensor import Operand, Tensor
 from distopt.variable import Variable
 

@@ -20,7 +20,7 @@ from distopt.checkpoint import DataPosition, TrainingState, VariableState, state
 from distopt.distribute import Strategy
 from distopt.distribute.served import load_named_arrays
 from distopt.errors import CheckpointError
-from distopt.optimizers.core import OptimizerState
+from distopt.optimizers.saved_state import OptimizerState
 from distopt.runtime.config_file import job_digest
 from distopt.runtime.job import Job
 from distopt.types import Array
