@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pytest
 
@@ -23,12 +23,18 @@ MPI_WORLD_SIZE = int(os.environ.get("OMPI_COMM_WORLD_SIZE") or os.environ.get("P
 GROUPS = [f"mpi-{MPI_WORLD_SIZE}"] if MPI_WORLD_SIZE > 1 else [f"in_process-{n}" for n in (1, 2, 3, 5, 8)]
 
 
-@pytest.hookimpl(tryfirst=True)  # before it is decided where each test runs
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one process run all tests that start others, when several share the tests (``-n 2 --dist loadgroup``)."""
-    for item in items:
-        if item.get_closest_marker("multiprocess") is not None:
-            item.add_marker(pytest.mark.xdist_group("processes"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where several processes share the tests (``-n 2``), let one of them run all that start jobs, and begin early."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc,unused-ignore]  # xdist is typed in some versions
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "jobs" if file.startswith(("tests/multiprocess/", "tests/faults/")) else file
+
+    config.option.loadscopereorder = False  # files with few tests may take longest
+    return Scheduling(config, log)
 
 
 class Run(Protocol):
