@@ -64,9 +64,8 @@ class GradientPlace:
 
 def place_for(storage: Array) -> Array | None:
     """Return where a gradient of the variable in ``storage`` is best written; None if there is no such place now."""
-    if not _places:
-        return None
-    place = _places.get(id(storage))
+    # Usually there is none at all, which `data`, a dictionary that typeshed does not know, says in no time.
+    place = _places.get(id(storage)) if _places.data else None  # type: ignore[attr-defined]
     return None if place is None else place.take(storage)
 
 

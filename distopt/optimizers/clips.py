@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 
 @dataclass
@@ -13,10 +13,14 @@ class Clips:
     value: float | None = None
     norm: float | None = None
     global_norm: float | None = None
+    active: bool = field(default=False, init=False, repr=False)
+    """Whether there is a limit; it follows from the others."""
 
-    @property
-    def active(self) -> bool:
-        return self.value is not None or self.norm is not None or self.global_norm is not None
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = self.__dict__
+        own[name] = value
+        # Kept, since every step asks for it several times, and limits seldom change.
+        own["active"] = any(own.get(limit) is not None for limit in ("value", "norm", "global_norm"))
 
     @property
     def needs_norms(self) -> bool:

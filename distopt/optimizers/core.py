@@ -342,7 +342,7 @@ class OptimizerCore(SavedState):
             pairs = check_gradients(pairs)
             variables = [variable for _, variable in pairs]
         if pairs:
-            self._clip_and_finish(pairs, hypers)
+            (self._clip_and_finish if self.clips.active else self.finish_pairs)(pairs, hypers)
         self.advance(hypers, variables)
 
     def _clip_and_finish(self, pairs: Iterable[Pair], hypers: Mapping[str, float]) -> None:
@@ -350,7 +350,7 @@ class OptimizerCore(SavedState):
             pairs = check_gradients(pairs)
             if self._finish_in_batches(pairs, hypers, self.clips):
                 return
-        self.finish_pairs(self.clip(pairs) if self.clips.active else pairs, hypers)
+        self.finish_pairs(self.clip(pairs), hypers)
 
     def _accumulated_means(self, pairs: Pairs, last_of: int | None) -> Pairs:
         """Add gradients to the accumulators; return what a step is made with, nothing if it is not yet made.
