@@ -290,11 +290,15 @@ class Inspector:
             logger.warning("%s: %s", type(error).__name__, error)
 
 
-def _kinds_for(aggregator: GradientAggregator) -> tuple[Any, ...]:
-    """Return which origins of a loss fit an aggregator; shares of the global batch are alike, so only smaller."""
+def _kinds_for(aggregator: Any) -> tuple[Any, ...]:
+    """Return which origins of a loss fit an aggregator; shares of the global batch are alike, so only smaller.
+
+    Of a function, which a server runs that re-enacts the replicas, nothing is known: it is taken to sum.
+    """
     if type(aggregator) is Mean:
         return (LOCAL_MEAN,)
-    return (AVERAGED, LOCAL_MEAN) if aggregator.of_means else (AVERAGED,)
+    takes_means = isinstance(aggregator, GradientAggregator) and aggregator.of_means
+    return (AVERAGED, LOCAL_MEAN) if takes_means else (AVERAGED,)
 
 
 def is_finite(gradient: Any) -> bool:
