@@ -9,10 +9,12 @@ Source: memfd_create(2), posix_fallocate(3).
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
+import weakref
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -55,11 +57,28 @@ def map_bytes(descriptor: int, num_bytes: int) -> Array:
 
     Raises: SharedMemoryError if it cannot be mapped, or is shorter.
     """
-    try:
-        memory = mmap.mmap(descriptor, num_bytes, mmap.MAP_SHARED)
-    except (OSError, ValueError) as error:
-        raise SharedMemoryError(f"{num_bytes:,} bytes of shared memory cannot be mapped: {error}") from error
-    return np.frombuffer(memory, np.uint8)
+    size = os.fstat(descriptor).st_size
+    if num_bytes > size:
+        raise SharedMemoryError(f"{num_bytes:,} bytes of shared memory cannot be mapped: there are {size:,}")
+    # Not mmap.mmap, which keeps a descriptor of its own for each mapping: a process has 1,024 by default.
+    libc = _libc()
+    address = libc.mmap(None, num_bytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, descriptor, 0)
+    if address == ctypes.c_void_p(-1).value:
+        reason = os.strerror(ctypes.get_errno())
+        raise SharedMemoryError(f"{num_bytes:,} bytes of shared memory cannot be mapped: {reason}")
+    memory: Any = (ctypes.c_uint8 * num_bytes).from_address(address)
+    weakref.finalize(memory, libc.munmap, address, num_bytes).atexit = False  # arrays may be used until the very end
+    array: Array = np.frombuffer(memory, np.uint8)
+    return array
+
+
+def _libc() -> Any:
+    """Return the C library, told what mmap and munmap take. Source: mmap(2)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    number, size, pointer = ctypes.c_int, ctypes.c_size_t, ctypes.c_void_p
+    libc.mmap.restype, libc.mmap.argtypes = pointer, (pointer, size, number, number, number, ctypes.c_long)
+    libc.munmap.restype, libc.munmap.argtypes = number, (pointer, size)
+    return libc
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:

@@ -27,6 +27,28 @@ def test_segment_is_zeros_that_a_second_mapping_sees_change() -> None:
     assert first.ctypes.data % 4096 == 0
 
 
+def test_mapping_keeps_no_descriptor_and_ends_with_its_last_array() -> None:
+    def maps() -> int:
+        return Path("/proc/self/maps").read_text().count("memfd:distopt")
+
+    open_files, mapped = len(os.listdir("/proc/self/fd")), maps()
+    descriptor = segments.create(5000)
+    part = segments.map_bytes(descriptor, 5000)[100:200]
+    os.close(descriptor)
+    assert len(os.listdir("/proc/self/fd")) == open_files
+    assert maps() == mapped + 1
+    part[0] = 3
+    del part
+    assert maps() == mapped
+
+
+def test_mapping_of_more_than_there_is_an_error() -> None:
+    descriptor = segments.create(5000)
+    with pytest.raises(SharedMemoryError, match="6,000 bytes of shared memory cannot be mapped: there are 5,000"):
+        segments.map_bytes(descriptor, 6000)
+    os.close(descriptor)
+
+
 def test_segment_longer_than_allowed_is_an_error_and_leaves_no_file_open() -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
