@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from distopt.agreement import Label
@@ -106,9 +108,11 @@ def test_members_at_different_steps_are_told_so() -> None:
 
 def test_member_that_fails_ends_the_wait_of_the_others_and_is_named() -> None:
     errors: list[BaseException] = []
+    all_have_met = threading.Barrier(3, timeout=10.0)
 
     def body(comm: Communicator) -> None:
         group = comm.host_group
+        all_have_met.wait()
         if comm.rank == 1:
             raise ArithmeticError("bad data")
         try:

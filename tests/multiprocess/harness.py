@@ -148,7 +148,9 @@ class Job:
             ) from None
         seconds = time.monotonic() - self._started_s
         self._wait_for_others()
-        return self._result(status, seconds)
+        result = self._result(status, seconds)
+        sys.stdout.write(f"{result}\n")  # which pytest shows, whole, if the test fails
+        return result
 
     def processes(self) -> list[Process]:
         """Return the job's living processes, its first one included, by process id."""
