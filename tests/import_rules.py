@@ -230,7 +230,7 @@ def out_of_home(source: Source, found: list[Reference], layers: Layers) -> list[
     unit = layers.unit_of(source.module)
     serves = source.module.startswith("distopt.runtime.serve")
     homes: list[tuple[tuple[str, ...], bool, str]] = [
-        (("mpi4py",), source.module == "distopt.comm.mpi", "mpi4py lives in distopt/comm/mpi.py"),
+        (("mpi4py",), source.module.startswith("distopt.comm.mpi"), "mpi4py lives in distopt/comm/mpi*.py"),
         (
             ("zmq",),
             under(source.module, ["distopt.comm.zmq"]) or serves,

@@ -84,7 +84,7 @@ def test_mpi_transport_calls_buffer_methods_only() -> None:
     complaints = [
         complaint
         for source in SOURCES
-        if source.path == "distopt/comm/mpi.py"
+        if source.path.startswith("distopt/comm/mpi")
         for complaint in pickling_mpi_calls(source)
     ]
     assert not complaints, "\n".join(complaints)

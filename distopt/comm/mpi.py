@@ -1,4 +1,4 @@
-"""Ranks that are MPI processes. The only module that imports mpi4py.
+"""Ranks that are MPI processes.
 
 Rules of this file:
 
@@ -6,8 +6,8 @@ Rules of this file:
 - No call that can block for a peer: every transfer is started, then tested until it is done or its deadline is over.
   In between, notes of other ranks are read, and the ranks of this host are looked at (:mod:`distopt.comm.host_peers`).
 - What blocks nevertheless, inside of MPI, is ended by a watchdog.
-- A rank that leaves tells all others, by a note: that it is done, or why it ends the job. So they can name it. Notes
-  have a communicator of their own, so that nothing else can be taken for one.
+- A rank that leaves tells all others, by a note: that it is done, or why it ends the job. So they can name it
+  (:mod:`distopt.comm.mpi_notes`).
 - The tag of a message is a digest of its label. Messages between two ranks keep their order, so receives ask for any
   tag, and a tag that differs from the own one shows a rank that means something else, at no cost. Only then are the
   labels themselves sent, as notes, to say what differs. A digest has 30 bits with Open MPI, 14 in the worst MPI that
@@ -28,17 +28,15 @@ import os
 import sys
 import time
 import zlib
-from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
-
-import numpy as np
 
 from distopt.agreement import label_mismatch
 from distopt.comm import host_peers
 from distopt.comm.arrivals import Arrivals
 from distopt.comm.communicator import Communicator, Receive, Send, Traffic, Wait, bytes_of, name_ranks
+from distopt.comm.mpi_notes import Notes
 from distopt.comm.watchdog import Watchdog
 from distopt.errors import (
     CollectiveTimeoutError,
@@ -63,12 +61,6 @@ _CHUNK_BYTES: Final = 1 << 30
 
 _LEAST_TAG_UB: Final = 32767
 """The largest tag that every MPI offers."""
-
-_LABELS_WITHIN_S: Final = 1.0
-"""How long a rank that has met another label waits for the labels of all, to name the odd one."""
-
-_MAX_NOTE_BYTES: Final = 2000
-"""Short enough to be sent without the receiver's help."""
 
 _YIELDS: Final = 100
 """So many times the core is offered to others before a wait begins to sleep."""
@@ -158,18 +150,14 @@ class MpiCommunicator(Communicator):
         self.timeout_s = timeout_s
         upper = self._mpi.COMM_WORLD.Get_attr(self._mpi.TAG_UB) or _LEAST_TAG_UB
         self._num_digests = (upper - 3) // 2
-        self._labels: defaultdict[int, deque[bytes]] = defaultdict(deque)
-        """By rank, the labels that it has told in notes."""
-        self._labels_since_s = 0.0
-        self._left: set[int] = set()
-        self._abort_note: tuple[int, str] | None = None
         self._wait: Wait | None = None
         self._closed = False
         self._arrivals: Arrivals | None = None
         """Of the wait under way, once it has lasted."""
         self._host_peers = host_peers.HostPeers(0, [b""])
         self._watchdog = Watchdog(timeout_s + _GRACE_S, self._end_stuck)
-        self._comm = self._notes = parent  # until it is duplicated, for an abort
+        self._comm = parent  # until it is duplicated, for an abort
+        self._notes = Notes(self._mpi, parent)
         everyone = tuple(range(self.size))
         duplicates = []
         for _ in range(2):
@@ -177,7 +165,8 @@ class MpiCommunicator(Communicator):
             wait = _Wait("making a communicator", time.monotonic(), [request], [self.rank], everyone)
             self._complete(wait, self._look_at_nothing)
             duplicates.append(duplicate)
-        self._comm, self._notes = duplicates
+        self._comm = duplicates[0]
+        self._notes = Notes(self._mpi, duplicates[1])
         _open.append(self)
         identities = self.all_gather_bytes(host_peers.identity())
         self._host_peers = host_peers.HostPeers(self.rank, identities, stopped_timeout_s=stopped_timeout_s)
@@ -225,8 +214,7 @@ class MpiCommunicator(Communicator):
                     peers.append(send.peer)
                 num_bytes_sent += send.array.nbytes if send.peer != self.rank else 0
                 if are_made_now:
-                    # MPI moves data only while it is called, and the next buffer may take a while.
-                    self._notes.Iprobe(self._mpi.ANY_SOURCE)
+                    self._notes.let_mpi_work()  # the next buffer may take a while
                     self._watchdog.begin(what)
             posted_s = time.monotonic()
             many = sum(expected) + num_bytes_sent >= _MANY_BYTES
@@ -254,16 +242,9 @@ class MpiCommunicator(Communicator):
 
     def _labels_differ(self, label: bytes) -> MistakeError:
         """Return the error for labels that differ, having told all others mine and heard theirs."""
-        self._send_notes(b"M" + label)
-        deadline_s = time.monotonic() + _LABELS_WITHIN_S
-        others = set(range(self.size)) - {self.rank}
-        while others - self._left - {peer for peer, labels in self._labels.items() if labels}:
-            self._read_notes()
-            if time.monotonic() >= deadline_s:
-                self.has_failed = True  # somebody is elsewhere: what is under way can no longer be told apart
-                break
-            time.sleep(_MIN_PAUSE_S)
-        theirs = {peer: labels.popleft() for peer, labels in sorted(self._labels.items()) if labels}
+        theirs = self._notes.exchange_labels(label)
+        if set(range(self.size)) - {self.rank} - self._notes.left - theirs.keys():
+            self.has_failed = True  # somebody is elsewhere: what is under way can no longer be told apart
         for peer, other in theirs.items():
             if other != label:
                 return label_mismatch(f"rank {self.rank}", label, f"rank {peer}", other)
@@ -280,9 +261,9 @@ class MpiCommunicator(Communicator):
         """
         self.has_failed = True
         now = self._situation()
-        self._read_notes()
-        if self._abort_note is not None:
-            source, reason = self._abort_note
+        self._notes.read()
+        if self._notes.ended is not None:
+            source, reason = self._notes.ended
             return JobAbortedError(f"rank {source} ended the job: {reason}; {now}")
         if dead := self._host_peers.first_dead():
             return PeerLostError(f"{dead} at step {self.step}; {now}")
@@ -292,7 +273,7 @@ class MpiCommunicator(Communicator):
         """End the job, all of its ranks, with this ``status``; ``reason`` is what the others' errors then say."""
         faulthandler.dump_traceback_later(_GRACE_S, exit=True, file=sys.__stderr__ or 2)  # aborting may hang, too
         if self.size > 1:
-            self._send_notes(b"A" + (reason or f"rank {self.rank} failed at step {self.step}").encode())
+            self._notes.tell_end(reason or f"rank {self.rank} failed at step {self.step}")
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         self._comm.Abort(status)
@@ -305,7 +286,7 @@ class MpiCommunicator(Communicator):
         self._closed = True
         self._watchdog.close()
         if not self.has_failed:
-            self._send_notes(b"L")
+            self._notes.tell_leaving()
         self._close_host_group()
 
     def finish(self) -> None:
@@ -316,14 +297,14 @@ class MpiCommunicator(Communicator):
         self.close()
         started_s = last_look_s = time.monotonic()
         deadline_s = started_s + self.timeout_s
-        while len(self._left) < self.size - 1 and not self.has_failed:
-            missing = sorted(set(range(self.size)) - self._left - {self.rank})
+        while len(self._notes.left) < self.size - 1 and not self.has_failed:
+            missing = sorted(set(range(self.size)) - self._notes.left - {self.rank})
             waiting = _waiting(self.rank, self.step, last_look_s - started_s, missing, "leaving")
-            self._read_notes()
+            self._notes.read()
             self._raise_if_aborted(waiting)
             last_look_s = time.monotonic()
             lost = self._host_peers.first_lost(last_look_s)
-            if lost and lost.rank not in self._left:
+            if lost and lost.rank not in self._notes.left:
                 self.has_failed = True
                 raise PeerLostError(f"{lost} at step {self.step}; {waiting}")
             if last_look_s >= deadline_s:
@@ -379,12 +360,12 @@ class MpiCommunicator(Communicator):
         """Nothing is known of the others yet."""
 
     def look(self, missing: Sequence[int], waiting: str) -> None:
-        self._read_notes()
+        self._notes.read()
         self._raise_if_aborted(waiting)
-        if left := sorted(self._left.intersection(missing)):
+        if left := sorted(self._notes.left.intersection(missing)):
             raise PeerLostError(f"{name_ranks(left)} left at step {self.step}; {waiting}")
         if lost := self._host_peers.first_lost():
-            self._read_notes()  # it may have said why before it ended
+            self._notes.read()  # it may have said why before it ended
             self._raise_if_aborted(waiting)
             raise PeerLostError(f"{lost} at step {self.step}; {waiting}")
 
@@ -397,23 +378,14 @@ class MpiCommunicator(Communicator):
     def _look(self, wait: _Wait) -> None:
         """Raise if a wait is in vain."""
         self.look(wait.missing(), self._situation())
-        self._raise_if_others_mean_something_else(wait)
-
-    def _raise_if_others_mean_something_else(self, wait: _Wait) -> None:
-        """Raise where a rank has told another label than that of this wait, which then may never end by itself."""
-        if any(labels and labels[0] != wait.label for labels in self._labels.values()):
-            now_s = time.monotonic()
-            self._labels_since_s = self._labels_since_s or now_s
-            if now_s - self._labels_since_s > _LABELS_WITHIN_S / 2:
-                self.has_failed = True
-                raise self._labels_differ(wait.label)
-        else:
-            self._labels_since_s = 0.0
+        if self._notes.others_mean_something_else(wait.label):
+            self.has_failed = True
+            raise self._labels_differ(wait.label)
 
     def _raise_if_aborted(self, waiting: str) -> None:
-        if self._abort_note is not None:
+        if self._notes.ended is not None:
             self.has_failed = True
-            source, reason = self._abort_note
+            source, reason = self._notes.ended
             raise JobAbortedError(f"rank {source} ended the job: {reason}; {waiting}")
 
     def _situation(self) -> str:
@@ -426,43 +398,6 @@ class MpiCommunicator(Communicator):
         if self._arrivals is None or not isinstance(wait, _Wait) or wait.everyone:
             return waiting
         return f"{waiting}; {self._late(missing, self._arrivals.lateness_s(now_s), 'would come')}"
-
-    def _send_notes(self, note: bytes) -> None:
-        """Send a note to all others; what cannot be sent within a moment is given up."""
-        buffer = np.frombuffer(note[:_MAX_NOTE_BYTES], np.uint8)
-        others = [peer for peer in range(self.size) if peer != self.rank and peer not in self._left]
-        try:
-            requests = [self._notes.Isend([buffer, self._mpi.BYTE], peer) for peer in others]
-            self._test_for_a_moment(requests)
-        except self._mpi.Exception:
-            return  # a note is a courtesy
-
-    def _read_notes(self) -> None:
-        status = self._mpi.Status()
-        probe = self._notes.Iprobe
-        # The first probe may do no more than fetch what has arrived, for the second one to find.
-        anyone = self._mpi.ANY_SOURCE
-        while probe(source=anyone, status=status) or probe(source=anyone, status=status):
-            source = status.Get_source()
-            buffer = np.empty(status.Get_count(self._mpi.BYTE), np.uint8)
-            if not self._test_for_a_moment([self._notes.Irecv([buffer, self._mpi.BYTE], source)]):
-                return
-            note = buffer.tobytes()
-            if note[:1] == b"M":
-                self._labels[source].append(note[1:])
-                continue
-            if note[:1] == b"A" and self._abort_note is None:
-                self._abort_note = source, note[1:].decode(errors="replace")
-            self._left.add(source)
-
-    def _test_for_a_moment(self, requests: list[MPI.Request]) -> bool:
-        """Return whether all are done; where one is not, its buffer is kept alive by its request."""
-        deadline_s = time.monotonic() + 0.2
-        while not (done := self._mpi.Request.Testall(requests)) and time.monotonic() < deadline_s:
-            time.sleep(_MIN_PAUSE_S)
-        if not done:
-            _undone.extend(requests)
-        return bool(done)
 
     def _check_lengths(self, statuses: list[MPI.Status], expected: list[int], peers: list[int], what: str) -> None:
         for status, length, peer in zip(statuses, expected, peers, strict=False):
@@ -514,7 +449,6 @@ def _waiting(rank: int, step: int, seconds: float, missing: Sequence[int], what:
 
 
 _open: list[MpiCommunicator] = []
-_undone: list[Any] = []
 
 
 @atexit.register
