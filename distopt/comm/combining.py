@@ -78,7 +78,7 @@ def check(
     Raises: ValueError.
     """
     _check_size(hosting, size)
-    expected = (hosting.covers if aggregator.sums else hosting.leaves)[rank]
+    expected = hosting.contributed(summed=aggregator.sums)[rank]
     _check_nodes(contributions, expected, like, rank, f"the {aggregator.name}")
 
 

@@ -196,9 +196,9 @@ class Communicator(abc.ABC):
     ) -> list[Array]:
         """Return the aggregate of all replicas' contributions, the same bits on every rank.
 
-        ``contributions`` of this rank are those of ``hosting.covers[rank]`` where ``aggregator.sums``, else of
-        ``hosting.leaves[rank]``, in any order. A rank that hosts no replica passes none and still takes part, so it
-        needs ``like``: any arrays of the right lengths and dtypes; their contents are not read.
+        ``contributions`` of this rank are those of ``hosting.contributed(summed=aggregator.sums)[rank]``, in any order.
+        A rank that hosts no replica passes none and still takes part, so it needs ``like``: any arrays of the right
+        lengths and dtypes; their contents are not read.
 
         Shapes: all arrays, and the results, are flat; the j-th of each are alike in length and dtype.
         Where there is nothing to add, a result may be a contribution's own array.
@@ -217,7 +217,7 @@ class Communicator(abc.ABC):
             if withdraws:
                 raise Withdrawn
             return combining.aggregate(mine, hosting, aggregator, like)
-        nodes = hosting.covers if aggregator.sums else hosting.leaves
+        nodes = hosting.contributed(summed=aggregator.sums)
         results = [np.empty(len(array), array.dtype) for array in like]
         num_nodes = sum(len(of_rank) for of_rank in nodes)
         if combining.bytes_saved_by_parts(like, num_nodes, self.size) <= self.exchange_cost_bytes:

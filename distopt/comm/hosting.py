@@ -61,6 +61,14 @@ class Hosting:
         object.__setattr__(self, "covers", tuple(tree.cover(replicas) for replicas in self.hosted))
         object.__setattr__(self, "leaves", tuple(tuple(Node(r, r + 1) for r in replicas) for replicas in self.hosted))
 
+    def contributed(self, *, summed: bool) -> tuple[tuple[Node, ...], ...]:
+        """Return what each rank contributes, by rank: sums of the replicas it hosts, or each of these by itself.
+
+        >>> Hosting.contiguous(4, 2).contributed(summed=True)
+        ((Node(start=0, stop=2),), (Node(start=2, stop=4),))
+        """
+        return self.covers if summed else self.leaves
+
     @classmethod
     @functools.lru_cache(maxsize=64)
     def contiguous(cls, num_replicas: int, num_workers: int) -> Hosting:

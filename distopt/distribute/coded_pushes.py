@@ -26,7 +26,7 @@ def pushes_codes(aggregator: GradientAggregator, hosting: Hosting, variables: Se
     if compression is None:
         return False
     arrays = [variable.storage for variable in variables]
-    nodes = hosting.covers if aggregator.sums else hosting.leaves
+    nodes = hosting.contributed(summed=aggregator.sums)
     as_sums = max(map(len, nodes)) * sum(array.nbytes for array in arrays)
     as_codes = max(map(len, hosting.leaves)) * compression.num_bytes_of(arrays)
     return bool(as_codes < as_sums)

@@ -29,7 +29,7 @@ def sends_codes(
     if communicator is None or communicator.size == 1 or compression is None:
         return False
     dense = sum(array.nbytes for array in like)
-    nodes = hosting.covers if aggregator.sums else hosting.leaves
+    nodes = hosting.contributed(summed=aggregator.sums)
     as_sums = combining.most_bytes_received(dense, nodes, communicator.exchange_cost_bytes)
     as_codes = max(hosting.num_replicas - len(leaves) for leaves in hosting.leaves) * compression.num_bytes_of(like)
     return as_codes < as_sums

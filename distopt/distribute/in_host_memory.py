@@ -111,7 +111,7 @@ class EveryProcessInHostMemory(EveryProcess):
             return None
         if not self._group.holds_all:
             runs = layout.empty()
-            num_nodes = sum(map(len, self._hosting.covers if summed else self._hosting.leaves))
+            num_nodes = sum(map(len, self._hosting.contributed(summed=summed)))
             if combining.bytes_saved_by_parts(runs, num_nodes, self._ranks.size) <= self._ranks.exchange_cost_bytes:
                 self._sent_whole.add(layout)
                 return None
@@ -126,7 +126,7 @@ class _Gradients:
         self, layout: Any, hosting: Hosting, communicator: Communicator, summed: bool, chunk_bytes: int
     ) -> None:
         num_bytes = sum(run.size * run.segment.dtype.itemsize for run in layout.runs)
-        contributed = hosting.covers if summed else hosting.leaves
+        contributed = hosting.contributed(summed=summed)
         group = communicator.host_group
         size, num_nodes = group.size, sum(len(contributed[rank]) for rank in group.ranks)
         # Each process reads all contributions; or a part of them, writes a part of the totals, and reads these.

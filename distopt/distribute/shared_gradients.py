@@ -40,7 +40,7 @@ class SharedGradients:
         self.group = group = communicator.host_group
         self.summed = summed
         self._hosting = hosting
-        contributed = hosting.covers if summed else hosting.leaves
+        contributed = hosting.contributed(summed=summed)
         nodes_of = [contributed[rank] for rank in group.ranks]
         self.num_nodes = sum(map(len, nodes_of))
         self.own_nodes = nodes_of[group.index]

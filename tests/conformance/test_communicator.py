@@ -44,7 +44,7 @@ def gradients(num_replicas: int, length: int) -> Array:
 
 def contributions_of(rank: int, hosting: Hosting, aggregator: Aggregator, rows: list[Array]) -> list[Contribution]:
     """Return what ``rank`` contributes, ``rows[j][r]`` being replica r's j-th array."""
-    nodes = hosting.covers[rank] if aggregator.sums else hosting.leaves[rank]
+    nodes = hosting.contributed(summed=aggregator.sums)[rank]
     return [
         Contribution(node, tuple(np.ascontiguousarray(add_rows_of(array, node)) for array in rows)) for node in nodes
     ]
