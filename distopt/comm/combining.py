@@ -39,16 +39,16 @@ def whole(like: Sequence[Array], size: int) -> Parts:
     return [[slice(0, len(array)) for array in like]] * size
 
 
-def bytes_saved_by_parts(like: Sequence[Array], num_nodes: int, size: int) -> int:
+def bytes_saved_by_parts(num_bytes: int, num_nodes: int, size: int) -> int:
     """Return about how many bytes less a rank receives, and adds up, if each owns a part and not all own everything.
 
-    With everything: the sums of all nodes. With parts: a part of those, and the others' parts of the result. To add
-    up everything twice over is not free either, so half of the bytes count in any case.
+    ``num_bytes`` are those of one node's arrays. With everything: the sums of all nodes. With parts: a part of those,
+    and the others' parts of the result. To add up everything twice over is not free either, so half of the bytes count
+    in any case.
 
-    >>> bytes_saved_by_parts([np.zeros(1000)], num_nodes=2, size=2), bytes_saved_by_parts([np.zeros(1000)], 8, 8)
+    >>> bytes_saved_by_parts(8000, num_nodes=2, size=2), bytes_saved_by_parts(8000, num_nodes=8, size=8)
     (4000, 42000)
     """
-    num_bytes = sum(array.nbytes for array in like)
     return max(num_bytes // 2, (num_nodes - 2) * num_bytes * (size - 1) // size)
 
 
@@ -60,7 +60,7 @@ def most_bytes_received(num_bytes: int, nodes: Sequence[Sequence[Node]], exchang
     size = len(nodes)
     count = sum(map(len, nodes))
     others = count - min(map(len, nodes))
-    if max(num_bytes // 2, (count - 2) * num_bytes * (size - 1) // size) <= exchange_cost_bytes:
+    if bytes_saved_by_parts(num_bytes, count, size) <= exchange_cost_bytes:
         return others * num_bytes
     return (others + size - 1) * num_bytes // size
 

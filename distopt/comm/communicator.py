@@ -220,7 +220,8 @@ class Communicator(abc.ABC):
         nodes = hosting.contributed(summed=aggregator.sums)
         results = [np.empty(len(array), array.dtype) for array in like]
         num_nodes = sum(len(of_rank) for of_rank in nodes)
-        if combining.bytes_saved_by_parts(like, num_nodes, self.size) <= self.exchange_cost_bytes:
+        num_bytes = sum(array.nbytes for array in like)
+        if combining.bytes_saved_by_parts(num_bytes, num_nodes, self.size) <= self.exchange_cost_bytes:
             collected = self._collect(mine, nodes, combining.whole(like, self.size), like, label, withdraws)
             return combining.aggregate(collected, hosting, aggregator, like, out=results)
         parts = combining.even_parts(like, self.size)

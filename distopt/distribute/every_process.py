@@ -120,7 +120,7 @@ class EveryProcess:
         Raises: as :meth:`combine`.
         """
         if withdraws:
-            flat_of = [[np.zeros_like(array) for array in layout.empty()]] * len(pairs_of)
+            flat_of = [layout.empty()] * len(pairs_of)
             return self.combine(path.aggregator, flat_of, label, withdraws=True)
         return self._combined(path.aggregator, layout, pairs_of, label)
 

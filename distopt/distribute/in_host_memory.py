@@ -110,9 +110,9 @@ class EveryProcessInHostMemory(EveryProcess):
         if layout in self._sent_whole:
             return None
         if not self._group.holds_all:
-            runs = layout.empty()
             num_nodes = sum(map(len, self._hosting.contributed(summed=summed)))
-            if combining.bytes_saved_by_parts(runs, num_nodes, self._ranks.size) <= self._ranks.exchange_cost_bytes:
+            saved = combining.bytes_saved_by_parts(layout.num_flat_bytes, num_nodes, self._ranks.size)
+            if saved <= self._ranks.exchange_cost_bytes:
                 self._sent_whole.add(layout)
                 return None
         made = layout.kept = _Gradients(layout, self._hosting, self._ranks, summed, self.chunk_bytes)
@@ -125,7 +125,7 @@ class _Gradients:
     def __init__(
         self, layout: Any, hosting: Hosting, communicator: Communicator, summed: bool, chunk_bytes: int
     ) -> None:
-        num_bytes = sum(run.size * run.segment.dtype.itemsize for run in layout.runs)
+        num_bytes = layout.num_flat_bytes
         contributed = hosting.contributed(summed=summed)
         group = communicator.host_group
         size, num_nodes = group.size, sum(len(contributed[rank]) for rank in group.ranks)

@@ -77,6 +77,11 @@ class Layout:
         """Of the gradients of all variables, without padding."""
         return sum(variable.storage.nbytes for variable in self.variables)
 
+    @functools.cached_property
+    def num_flat_bytes(self) -> int:
+        """Of one flat array for each run, padding included."""
+        return sum(run.size * run.segment.dtype.itemsize for run in self.runs)
+
     @property
     def spans(self) -> tuple[Span, ...]:
         """The runs as spans: what an owner of everything owns."""
@@ -166,7 +171,7 @@ class Layout:
         Owners beyond the number of pieces get none. ``anywhere``: as :meth:`cut_points` takes it.
         """
         points = self.cut_points(anywhere=anywhere)
-        total = sum(run.size * run.segment.dtype.itemsize for run in self.runs)
+        total = self.num_flat_bytes
         owned: list[list[Span]] = [[] for _ in range(owners)]
         before = 0
         for run, cuts in zip(self.runs, points, strict=True):
