@@ -279,18 +279,15 @@ class _LayoutSteps:
         self._group.exchange("the slots are on all hosts")
 
     def _variables_of(self, span: Span) -> list[Array]:
-        return [self._segment_of(span).buffer[span.start : span.stop]]
+        return [self.layout.segment_of(span).buffer[span.start : span.stop]]
 
     def _slots_of(self, span: Span) -> list[Array]:
-        slots, segment = self._optimizer.slots, self._segment_of(span)
+        slots, segment = self._optimizer.slots, self.layout.segment_of(span)
         found = [array[span.start : span.stop] for array in slots.buffers(segment).values()]
         for variable, offset in zip(segment.variables, segment.offsets, strict=True):
             if span.start <= offset < span.stop:
                 found += [array.reshape(-1) for array in slots.apart(variable).values()]
         return found
-
-    def _segment_of(self, span: Span) -> Any:
-        return self.layout.runs[self.layout.run_of(span)].segment
 
     def _is_of(self, group: HostGroup, summed: bool) -> bool:
         return self.gradients.group is group and self.gradients.summed == summed

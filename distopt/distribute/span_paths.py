@@ -67,7 +67,7 @@ class SpanPaths:
         self._received: dict[Node, tuple[Array, ...]] = {}
         for ranks, nodes in zip(group.hosts, nodes_of_hosts, strict=True):
             for node in nodes if ranks != group.ranks else ():
-                memory = [aligned_zeros(span.stop - span.start, self._segment_of(span).dtype) for span in self.spans]
+                memory = [aligned_zeros(span.stop - span.start, layout.segment_of(span).dtype) for span in self.spans]
                 self._received[node] = tuple(memory)
         self.sums.update(self._received)
         self._added: dict[tuple[Chunk, Node], Array] = {}
@@ -101,7 +101,7 @@ class SpanPaths:
         if not self.crosses_hosts:
             return
         if self._blocks_of is None:
-            self._blocks_of = [_blocks_in(self._layout, spans) for spans in self._spans_of]
+            self._blocks_of = [list(self._layout.blocks_in(spans)) for spans in self._spans_of]
         blocks_of, num_sums = self._blocks_of, by_block.shape[1]
         found = self._between.exchange_parts(own, lambda owner: (len(blocks_of[owner]) * num_sums, by_block.dtype))
         for owner, sums in found.items():
@@ -124,9 +124,6 @@ class SpanPaths:
             first = next(iter(terms.values()))
             target = self._added[chunk, node] = aligned_zeros(first.size, first.dtype)
         return add_nodes(self._hosting.tree, terms, node, out=target)
-
-    def _segment_of(self, span: Span) -> Any:
-        return self._layout.runs[self._layout.run_of(span)].segment
 
 
 def _spans_of_ranks(layout: Any, hosts: Sequence[Sequence[int]], anywhere: bool) -> list[tuple[Span, ...]]:
@@ -162,13 +159,3 @@ def _nodes_of_host(hosting: Hosting, ranks: Sequence[int], summed: bool) -> tupl
     if summed:
         return hosting.tree.cover(replica for rank in ranks for replica in hosting.hosted[rank])
     return tuple(sorted(node for rank in ranks for node in hosting.leaves[rank]))
-
-
-def _blocks_in(layout: Any, spans: Sequence[Span]) -> list[int]:
-    """Return the positions of the norm blocks that lie in ``spans``, in the order of an owner of them."""
-    return [
-        index
-        for span in _joined(spans)
-        for index, block in enumerate(layout.blocks)
-        if block.segment_index == span.segment_index and span.start <= block.start < span.stop
-    ]

@@ -149,6 +149,24 @@ class Layout:
                 return index
         raise ValueError(f"{Span(*span)} lies in no run of this layout; its runs are {', '.join(map(str, self.spans))}")
 
+    def segment_of(self, span: Span) -> Segment:
+        """Return the segment that holds ``span``.
+
+        Raises: ValueError if no run does.
+        """
+        return self.runs[self.run_of(span)].segment
+
+    def blocks_in(self, spans: Iterable[Span]) -> tuple[int, ...]:
+        """Return the positions in ``blocks`` of those that begin in one of ``spans``, span after span."""
+        return tuple(
+            index
+            for span in spans
+            for index in range(
+                bisect.bisect_left(self.blocks, (span.segment_index, span.start), key=_begin_of),
+                bisect.bisect_left(self.blocks, (span.segment_index, span.stop), key=_begin_of),
+            )
+        )
+
     def cut_points(self, *, anywhere: bool = False) -> tuple[tuple[int, ...], ...]:
         """Return for each run where it may be cut, from its start to its stop, both included, in segment elements.
 
@@ -189,7 +207,7 @@ class Layout:
 
     def num_bytes_of(self, span: Span) -> int:
         """Return the bytes of a span, padding included."""
-        return (span.stop - span.start) * self.runs[self.run_of(span)].segment.dtype.itemsize
+        return (span.stop - span.start) * self.segment_of(span).dtype.itemsize
 
     def chunks(self, spans: Sequence[Span], num_bytes: int, *, anywhere: bool = False) -> tuple[Span, ...]:
         """Return ``spans`` legally cut into chunks of about ``num_bytes`` each, in order.
@@ -220,3 +238,7 @@ class Layout:
                 at = bisect.bisect_left(cuts, end)
                 if at == len(cuts) or cuts[at] != end:
                     raise ValueError(f"{Span(*span)} cuts a variable where it may not be cut, at {end}")
+
+
+def _begin_of(block: Block) -> tuple[int, int]:
+    return block.segment_index, block.start

@@ -80,12 +80,7 @@ class SpanOwner:
         self._optimizer = optimizer
         self._layout = layout
         self._spans = tuple(spans)
-        self.blocks: tuple[int, ...] = tuple(
-            index
-            for span in self._spans
-            for index, block in enumerate(layout.blocks)
-            if block.segment_index == span.segment_index and span.start <= block.start < span.stop
-        )
+        self.blocks = layout.blocks_in(self._spans)
         self._block_range = _ranges([block.variable for block in layout.blocks])
         self._parts_of = [self._parts(span) for span in self._spans]
         self._variables = [layout.variables[part.variable] for parts in self._parts_of for part in parts]
@@ -247,7 +242,7 @@ class SpanOwner:
         cuts = []
         is_cut = False
         for index, (span, parts) in enumerate(zip(self._spans, self._parts_of, strict=True)):
-            segment = layout.runs[layout.run_of(span)].segment
+            segment = layout.segment_of(span)
             self._likes.append((span.stop - span.start, segment.dtype))
             buffers = {"": segment.buffer, **optimizer.slots.buffers(segment)}
             arrays = {name: array[span.start : span.stop] for name, array in buffers.items()}
