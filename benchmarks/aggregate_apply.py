@@ -1,8 +1,7 @@
 """What it costs to aggregate gradients and apply them, on one host: ``python -m benchmarks.aggregate_apply``.
 
 Every rank of one MPI job has a gradient of the same variables; a step ends when all ranks have the new variables. The
-contenders take turns in blocks of steps within that job, so that a drifting clock or a busy neighbour hits all; a
-figure is the median over rounds, a ratio the median of the rounds' ratios. float32, Adam, one thread a rank.
+contenders take turns as :mod:`benchmarks.ranks` says. float32, Adam, one thread a rank.
 
 ``sharded``       ours, placement ``sharded``; the gradient is written where the owners read it
 ``sharded, copy`` the same with gradients that lie elsewhere, so that they are copied first
@@ -19,83 +18,27 @@ written once on the host: W + 6 arrays for Adam.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import shutil
-import socket
 import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import distopt as tf
+from benchmarks import plots
+from benchmarks.ranks import Ranks, Step, about, launch, medians_ms, ratio, torch
 from benchmarks.update import triad
-from distopt import threads
 from distopt.arena import aligned_zeros
-from distopt.comm.mpi import MpiCommunicator, load_mpi
 from distopt.distribute import MultiWorkerMirroredStrategy
 from distopt.types import Array
 
-try:
-    import torch
-    import torch.distributed
-except ImportError:
-    torch = None
-
 SIZES = (10**4, 10**5, 10**6, 10**7, 25 * 10**6)
-BLOCK_S = 0.05
-"""Seconds of steps of one contender before it is the next one's turn."""
 SLOTS = 2
-Step = Callable[[], None]
 
 
-class Bench:
-    """One rank of the job."""
-
-    def __init__(self, rounds: int) -> None:
-        self.comm = MpiCommunicator(timeout_s=120.0)
-        self.mpi = load_mpi()
-        self.world = self.mpi.COMM_WORLD
-        self.rounds = rounds
-        threads.set_num_threads(1)
-        self.has_gloo = torch is not None
-        if self.has_gloo:
-            torch.set_num_threads(1)
-            port = None
-            if self.comm.rank == 0:
-                with socket.create_server(("127.0.0.1", 0)) as free:
-                    port = free.getsockname()[1]
-            port = int(self.comm.broadcast_bytes(b"%d" % port if port else None))
-            torch.distributed.init_process_group(
-                "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=self.comm.rank, world_size=self.comm.size
-            )
-
-    def seconds(self, contenders: dict[str, Step]) -> dict[str, list[float]]:
-        """Return the seconds of a step of each contender, by round; those of the slowest rank."""
-        calls = {}
-        for name, step in contenders.items():
-            for _ in range(3):
-                step()
-            calls[name] = max(1, min(1000, int(BLOCK_S / self._timed(step, 2))))
-        found: dict[str, list[float]] = {name: [] for name in contenders}
-        for _ in range(self.rounds):
-            for name, step in contenders.items():
-                found[name].append(self._timed(step, calls[name]))
-        return found
-
-    def _timed(self, step: Step, calls: int) -> float:
-        self.world.Barrier()
-        started = time.perf_counter()
-        for _ in range(calls):
-            step()
-        own = np.array([(time.perf_counter() - started) / calls])
-        slowest = np.empty(1)
-        self.world.Allreduce(own, slowest, op=self.mpi.MAX)
-        return float(slowest[0])
+class Bench(Ranks):
+    """One rank of the job, and the contenders on it."""
 
     def ours(self, shapes: Sequence[int], placement: str, *, in_place: bool = False) -> Step:
         """Return a step through ``apply_gradients``; one replica a rank."""
@@ -141,18 +84,6 @@ class Bench:
 
         return step
 
-    def say(self, line: str) -> None:
-        """Print a line, once."""
-        if self.comm.rank == 0:
-            print(line, flush=True)
-
-
-def ratio(seconds: dict[str, list[float]], other: str, ours: str) -> str:
-    """Return how many times as long ``other`` takes, as the median over rounds; empty where it did not run."""
-    if other not in seconds:
-        return "-"
-    return f"{statistics.median(t / o for t, o in zip(seconds[other], seconds[ours], strict=True)):.2f}"
-
 
 def one_variable(bench: Bench, sizes: Sequence[int]) -> None:
     """Print what a step on one variable of each size costs."""
@@ -170,7 +101,7 @@ def one_variable(bench: Bench, sizes: Sequence[int]) -> None:
             "mpi4py": bench.mpi4py([size]),
             "triad": triad(4 * size),
         }
-        if bench.has_gloo:
+        if bench.has_torch:
             contenders["gloo"] = bench.gloo(size)
         seconds = bench.seconds(contenders)
         # The triad moves 4 arrays on every rank, a step 2 + 2 * SLOTS and one for each rank, on the host.
@@ -180,11 +111,12 @@ def one_variable(bench: Bench, sizes: Sequence[int]) -> None:
             for name in ("sharded", "copy")
         ]
         bench.say(
-            f"{size:>10,} {1e3 * statistics.median(seconds['sharded']):>9.3f} {ratio(seconds, 'gloo', 'sharded'):>7} "
-            f"{ratio(seconds, 'mpi4py', 'sharded'):>7} {ratio(seconds, 'replica', 'sharded'):>8} "
-            f"{ratio(seconds, 'copy', 'sharded'):>6} {shares[0]:>12.2f} {shares[1]:>18.2f} "
-            f"{ratio(seconds, 'gloo', 'replica'):>13}"
+            f"{size:>10,} {medians_ms(seconds)['sharded']:>9.3f} {ratio(seconds, 'gloo', 'sharded'):>7.2f} "
+            f"{ratio(seconds, 'mpi4py', 'sharded'):>7.2f} {ratio(seconds, 'replica', 'sharded'):>8.2f} "
+            f"{ratio(seconds, 'copy', 'sharded'):>6.2f} {shares[0]:>12.2f} {shares[1]:>18.2f} "
+            f"{ratio(seconds, 'gloo', 'replica'):>13.2f}"
         )
+        bench.figures.append({"kind": "one variable", "ranks": ranks, "elements": size, "seconds": seconds})
 
 
 def many_variables(bench: Bench, number: int, size: int) -> None:
@@ -199,9 +131,12 @@ def many_variables(bench: Bench, number: int, size: int) -> None:
             "one by one": bench.mpi4py(shapes, one_by_one=True),
         }
     )
+    bench.figures.append({"kind": "many variables", "ranks": bench.comm.size, "seconds": seconds})
     bench.say(f"\n{number:,} variables of {size} elements, {bench.comm.size} ranks: ms a step")
     for name, times in seconds.items():
-        bench.say(f"{name:>12} {1e3 * statistics.median(times):>9.3f}   {ratio(seconds, name, 'sharded')} of sharded")
+        bench.say(
+            f"{name:>12} {1e3 * statistics.median(times):>9.3f}   {ratio(seconds, name, 'sharded'):.2f} of sharded"
+        )
 
 
 def exchanges(bench: Bench) -> None:
@@ -219,7 +154,29 @@ def inside(options: argparse.Namespace) -> None:
         one_variable(bench, [int(size) for size in options.sizes])
     if "2" in options.parts:
         many_variables(bench, 1000, 100)
-    bench.comm.finish()
+    bench.finish(options.inside)
+
+
+def draw(folder: Path, figures: Sequence[dict[str, Any]]) -> None:
+    """Write the plots: over the elements for each number of ranks, over the ranks for each number of elements."""
+    found = [each for each in figures if each["kind"] == "one variable"]
+    for fixed, moving in (("ranks", "elements"), ("elements", "ranks")):
+        for value in sorted({each[fixed] for each in found}):
+            curves: dict[str, dict[float, float]] = {}
+            for each in found:
+                if each[fixed] == value:
+                    for name, ms in medians_ms(each["seconds"]).items():
+                        curves.setdefault(name, {})[each[moving]] = ms
+            if max(map(len, curves.values())) > 1:
+                file = folder / f"aggregate_apply_{moving}_{value}_{fixed}.png"
+                title = f"Aggregate and apply, Adam, one variable, {value:,} {fixed}"
+                plots.lines(file, title, moving, "ms a step", curves, logarithmic=moving == "elements")
+    for each in figures:
+        if each["kind"] == "many variables":
+            ms = medians_ms(each["seconds"])
+            title = f"Aggregate and apply, Adam, 1,000 variables of 100 elements, {each['ranks']} ranks"
+            file = folder / f"aggregate_apply_many_{each['ranks']}_ranks.png"
+            plots.bars(file, title, "ms a step", list(ms), {"": list(ms.values())})
 
 
 def main() -> None:
@@ -229,23 +186,21 @@ def main() -> None:
     parser.add_argument("--sizes", type=float, nargs="+", default=SIZES, help="elements of one variable")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--parts", default="12", help="1: one variable; 2: many small ones")
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    plots.add_option(parser)
+    parser.add_argument("--inside", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside:
         inside(options)
         return
-    peer = f"PyTorch {torch.__version__}" if torch is not None else "no PyTorch here, so no gloo"
-    print(f"{platform.processor() or platform.machine()}, {threads.available_processors()} processors; {peer}")
-    own = Path(sys.executable).parent / "mpirun"
-    launcher = str(own) if own.exists() else shutil.which("mpirun")
-    if launcher is None:
-        sys.exit("no mpirun; pip install 'distopt[mpi]'")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    plots.check(options.plot)
+    print(about())
+    figures = []
     for ranks in options.ranks:
-        argv = [launcher, "--oversubscribe", "-n", str(ranks), sys.executable, "-m", "benchmarks.aggregate_apply"]
-        argv += ["--inside", "--rounds", str(options.rounds), "--parts", options.parts, "--sizes"]
-        argv += [str(size) for size in options.sizes]
-        subprocess.run(argv, check=True, timeout=1200, env=environment)
+        arguments = ["--rounds", str(options.rounds), "--parts", options.parts]
+        arguments += ["--sizes", *map(str, options.sizes)]
+        figures += launch("benchmarks.aggregate_apply", ranks, arguments)
+    if options.plot:
+        draw(options.plot, figures)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 
 import distopt as tf
+from benchmarks import plots
 from benchmarks.emulated_hosts import Link, emulated_hosts, why_not
 from distopt import threads
 from distopt.comm.mpi import MpiCommunicator, load_mpi
@@ -155,6 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sizes", type=int, nargs="*", default=list(SIZES))
     parser.add_argument("--slots", nargs="*", default=list(SLOTS), help="ranks of each host, such as 2,2")
     parser.add_argument("--links", nargs="*", choices=list(LINKS), default=list(LINKS))
+    plots.add_option(parser)
     options = parser.parse_args(argv)
     if options.work is not None:
         work(options.work)
@@ -162,6 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if trouble := why_not():
         sys.stderr.write(f"{trouble}\n")
         return 1
+    plots.check(options.plot)
+    measured: dict[tuple[str, str, int], dict[str, Any]] = {}
     environment = {
         **os.environ,
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -194,7 +198,19 @@ def main(argv: Sequence[str] | None = None) -> int:
                         f"{contender:12}{row['ms']:9.1f}{row['ratio']:9.2f}{row['bytes']:9.3f}{row['wire']:9.3f}\n"
                     )
                 sys.stdout.flush()
+                measured[name, slots, size] = rows
+    if options.plot:
+        draw(options.plot, measured)
     return 0
+
+
+def draw(folder: Path, measured: dict[tuple[str, str, int], dict[str, Any]]) -> None:
+    """Write a plot for each link and size: times of all contenders, by the ranks of the hosts."""
+    for link, size in sorted({(link, size) for link, _, size in measured}):
+        found = {slots: rows for (own, slots, own_size), rows in measured.items() if (own, own_size) == (link, size)}
+        heights = {name: [rows[name]["ms"] for rows in found.values()] for name in next(iter(found.values()))}
+        title = f"A step between hosts, {LINKS[link] or 'full speed'}, {size:,} parameters, by ranks of each host"
+        plots.bars(folder / f"hosts_{link}_{size}.png", title, "ms", list(found), heights)
 
 
 if __name__ == "__main__":
