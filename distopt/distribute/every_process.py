@@ -28,7 +28,6 @@ from distopt.distribute.owners import (
     same_variables,
     zeros_like,
 )
-from distopt.distribute.receipts import Note
 from distopt.distribute.row_exchange import Combine, gather_rows, is_row_sparse, sum_rows
 from distopt.optimizers.terms import Terms
 from distopt.types import Array
@@ -65,7 +64,7 @@ class EveryProcess:
                 columns = [[gradient] for gradient, _ in pairs]
                 pairs = list(zip(self.aggregate(path.aggregator, columns), variables, strict=True))
             combined = time.perf_counter()
-            if self._inspector.looks_for_non_finite and not self._lets_pass(optimizer, [g for g, _ in pairs], pairs_of):
+            if self._inspector.looks_for_non_finite and self._is_skipped(optimizer, [g for g, _ in pairs], pairs_of):
                 return
             optimizer.finish_aggregated(pairs, hypers)
         else:
@@ -93,8 +92,9 @@ class EveryProcess:
             layout = optimizer.layout(variables)
             total = self._total(path, layout, pairs_of, label, withdraws=begins_rows)
             combined = time.perf_counter()
-            note = Note("gradients", path.aggregator, layout.num_bytes * len(pairs_of), layout.variables, before)
-            skipped = self._noted(note, optimizer, total, pairs_of)
+            skipped = self._is_skipped(optimizer, total, pairs_of)
+            num_bytes = layout.num_bytes * len(pairs_of)
+            self._inspector.note_gradients(path, num_bytes, layout.variables, before, skipped=skipped)
             if not skipped:
                 optimizer.finish(layout, total, hypers)
             self._release(label)
@@ -106,8 +106,9 @@ class EveryProcess:
             gradients = self.aggregate_by(path.aggregator, columns, combine_rows, label, withdraws=begins_rows)
             combined = time.perf_counter()
             num_bytes = sum(num_bytes_of(gradient) for column in columns for gradient in column)
-            note = Note("gradients", path.aggregator, num_bytes, variables, before)
-            if self._noted(note, optimizer, gradients, pairs_of):
+            skipped = self._is_skipped(optimizer, gradients, pairs_of)
+            self._inspector.note_gradients(path, num_bytes, variables, before, skipped=skipped)
+            if skipped:
                 return None
             optimizer.finish_aggregated(zip(gradients, variables, strict=True), hypers)
         return combined
@@ -141,17 +142,12 @@ class EveryProcess:
         label = known.label(path.aggregator.full_name, hypers)
         return known.rows, have_rows and not known.rows, label
 
-    def _noted(self, note: Note, optimizer: Any, gradients: Any, pairs_of: Sequence[Any]) -> bool:
-        """Leave the receipt of a reduction; return whether the step is to be skipped."""
+    def _is_skipped(self, optimizer: Any, gradients: Any, pairs_of: Sequence[Any]) -> bool:
+        """Return whether the step is to be skipped; raises, where the checks say so, as :meth:`Inspector.lets_pass`."""
         inspector = self._inspector
-        if inspector.several:
-            note.step = int(optimizer.iterations.storage)
-            note.skipped = inspector.looks_for_non_finite and not self._lets_pass(optimizer, gradients, pairs_of)
-            inspector.book.add(note)
-        return note.skipped
-
-    def _lets_pass(self, optimizer: Any, gradients: Sequence[Any], pairs_of: Sequence[Any]) -> bool:
-        return self._inspector.lets_pass(gradients, pairs_of, int(optimizer.iterations.storage))
+        if not inspector.looks_for_non_finite:
+            return False
+        return not inspector.lets_pass(gradients, pairs_of, int(optimizer.iterations.storage))
 
     def aggregate(
         self, aggregator: Aggregator, columns: Sequence[Sequence[Any]], *, rows_may_differ: bool = False

@@ -21,7 +21,7 @@ from distopt.aggregation import GradientAggregator, Mean, Sum
 from distopt.comm.communicator import Communicator, Hosting
 from distopt.distribute.checks import Action, Checks
 from distopt.distribute.loss_origin import AVERAGED, LOCAL_MEAN
-from distopt.distribute.receipts import ReceiptBook
+from distopt.distribute.receipts import Note, ReceiptBook
 from distopt.errors import (
     AggregatedTwiceError,
     AppliedTwiceError,
@@ -233,6 +233,22 @@ class Inspector:
         return _UNLIKE not in digests and len(digests) <= 1
 
     # ------------------------------------------------------------ after the aggregation
+
+    def note_gradients(
+        self,
+        path: Any,
+        num_bytes: int,
+        variables: Sequence[Any],
+        traffic_before: tuple[int, int],
+        *,
+        skipped: bool = False,
+    ) -> None:
+        """Leave the receipt of the reduction of an apply call, if there are several replicas; see :class:`Note`."""
+        if self.several:
+            step = int(path.optimizer.iterations.storage)
+            variables = tuple(variables)
+            note = Note("gradients", path.aggregator, num_bytes, variables, traffic_before, step, skipped=skipped)
+            self.book.add(note)
 
     def lets_pass(self, gradients: Sequence[Any], pairs_of: Sequence[Any], step: int) -> bool:
         """Return whether aggregated ``gradients`` may be applied: false for a step that is to be skipped.

@@ -25,7 +25,6 @@ from distopt.distribute.owners import (
     same_variables,
     whole_gradient_refusal,
 )
-from distopt.distribute.receipts import Note
 from distopt.distribute.row_pushes import goes_by_rows
 from distopt.distribute.variable_parts import VariablePart, parts_of, write_answer
 from distopt.errors import PlacementError, UnaggregatedGradientsError
@@ -91,10 +90,7 @@ class Servers:
         self._phases.combine += packed - started
         self._phases.wait += traffic.wait_s - waited
         self._phases.send += traffic.send_s - sent
-        if inspector.several:
-            note = Note("gradients", path.aggregator, layout.num_bytes * len(pairs_of), layout.variables, before)
-            note.step = int(optimizer.iterations.storage)
-            inspector.book.add(note)
+        inspector.note_gradients(path, layout.num_bytes * len(pairs_of), layout.variables, before)
         optimizer.advance(hypers)
 
     def _coded_parcels(self, path: Any, layout: Any, pairs_of: Sequence[Any]) -> list[list[Parcel]] | None:

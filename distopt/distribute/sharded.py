@@ -40,7 +40,6 @@ from distopt.distribute.owners import (
     same_variables,
     whole_gradient_refusal,
 )
-from distopt.distribute.receipts import Note
 from distopt.distribute.row_exchange import gather_rows, sum_rows
 from distopt.distribute.shared_arena import SharedArena
 from distopt.distribute.shared_gradients import SharedGradients
@@ -109,11 +108,7 @@ class Sharded:
             return
         traffic.bytes_received += steps.paths.num_bytes_read
         traffic.bytes_sent += steps.paths.num_bytes_told
-        if inspector.several:
-            num_bytes = steps.layout.num_bytes * len(pairs_of)
-            note = Note("gradients", path.aggregator, num_bytes, steps.layout.variables, before)
-            note.step = int(optimizer.iterations.storage)
-            inspector.book.add(note)
+        inspector.note_gradients(path, steps.layout.num_bytes * len(pairs_of), steps.layout.variables, before)
         if steps.paths.crosses_hosts:
             self._latest[optimizer] = steps
         steps.update(path.aggregator, hypers)
@@ -139,11 +134,8 @@ class Sharded:
         combine_rows = sum_rows if path.may_sum_rows else gather_rows
         before = self._inspector.book.traffic()
         gradients = self._every_process.aggregate_by(path.aggregator, columns, combine_rows if by_rows else None, label)
-        if self._inspector.several:
-            num_bytes = sum(num_bytes_of(gradient) for column in columns for gradient in column)
-            note = Note("gradients", path.aggregator, num_bytes, variables, before)
-            note.step = int(optimizer.iterations.storage)
-            self._inspector.book.add(note)
+        num_bytes = sum(num_bytes_of(gradient) for column in columns for gradient in column)
+        self._inspector.note_gradients(path, num_bytes, variables, before)
         combined = time.perf_counter()
         group.exchange("the gradients of all are aggregated")
         if group.index == 0:

@@ -18,7 +18,7 @@ import pytest
 
 import distopt as tf
 from distopt import errors
-from distopt.aggregation import Mean, Sum
+from distopt.aggregation import Mean, Median, Sum
 from distopt.clipping import clip_by_global_norm
 from distopt.distribute import Checks, MirroredStrategy, PerReplica, introduction
 from distopt.distribute.inspector import is_finite
@@ -764,6 +764,19 @@ def test_every_process_names_the_replica_of_a_non_finite_gradient(num_workers: i
 
     expected = "a gradient is infinite or not a number at step 0: w:0 on replica 1"
     assert run_strategy(worker, 2, num_workers) == [expected] * num_workers
+
+
+@pytest.mark.parametrize(("aggregator", "num_workers"), [(Sum(), 1), (Median(), 1), (Sum(), 2), (Median(), 2)])
+def test_non_finite_gradient_of_a_lone_replica_is_refused_too(aggregator: Any, num_workers: int) -> None:
+    def worker(strategy: tf.distribute.Strategy) -> tuple[str, list[float]]:
+        w, optimizer = variable(), tf.keras.optimizers.SGD(1.0, gradient_aggregator=aggregator)
+        strategy.extended.checks = Checks(non_finite="raise")
+        with pytest.raises(errors.NonFiniteGradientError) as caught:
+            strategy.run(lambda: apply(optimizer, (gradient(1, np.inf), w)))
+        return str(caught.value), w.numpy().tolist()
+
+    expected = "a gradient is infinite or not a number at step 0: w:0 on replica 0", [0.0, 0.0]
+    assert run_strategy(worker, 1, num_workers) == [expected] * num_workers
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
