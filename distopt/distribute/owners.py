@@ -19,7 +19,8 @@ from distopt.agreement import Described, disagreement
 from distopt.arena import Span
 from distopt.canonical_sum import add_nodes
 from distopt.comm.communicator import Contribution, Hosting
-from distopt.errors import PlacementError, UnequalDtypesError, UnequalShapesError
+from distopt.distribute.checks import Checks
+from distopt.errors import PlacementError, UnaggregatedGradientsError, UnequalDtypesError, UnequalShapesError
 from distopt.indexed_slices import IndexedSlices
 from distopt.types import Array
 
@@ -76,39 +77,62 @@ def refuse_split(what: str, placement: str) -> None:
 
     Raises: PlacementError.
     """
-    held = "the servers hold one for all" if placement == "server" else "the processes of a host share one"
     raise PlacementError(
-        f"{what} would give each replica a value of its own, but with placement {placement!r} {held}; "
-        "use placement 'replica', or aggregate the value"
+        f"{what} would give each replica a value of its own, but with placement {placement!r} "
+        f"{_held('one', placement)}; use placement 'replica', or aggregate the value"
     )
 
 
-def refuse_aggregator(path: Any, placement: str) -> None:
-    """Refuse aggregators that no owners of one value for all replicas can carry out.
+def refuse_hooks(path: Any, placement: str, num_servers: int = 0, names: Sequence[str] = ()) -> None:
+    """Refuse aggregators and hooks that owners of one value for all replicas, or of parts, cannot carry out.
+
+    ``names``: what errors call the hooks over whole gradients; else they find names themselves.
 
     Raises: PlacementError.
     """
     if path.local_steps:
         refuse_split(path.local_steps.full_name, placement)
-    aggregator = path.aggregator
-    if placement == "server" and getattr(aggregator, "by_samples", False) and not path.runs_at_owners:
+    if path.runs_at_owners:
+        return
+    aggregator, hooks = path.aggregator, " and ".join(path.whole_gradient_hooks())
+    if placement == "server" and getattr(aggregator, "by_samples", False):
         raise PlacementError(
-            f"{aggregator.full_name} weighs by the samples that workers note, but "
-            f"{' and '.join(path.whole_gradient_hooks())} would run on the server, which is not told them; use "
-            "placement 'replica', or sum with a loss divided by the global batch"
+            f"{aggregator.full_name} weighs by the samples that workers note, but {hooks} would run on the server, "
+            "which is not told them; use placement 'replica', or sum with a loss divided by the global batch"
         )
-
-
-def whole_gradient_refusal(hooks: Sequence[str], placement: str, num_servers: int = 0) -> str:
-    """Return why hooks over whole gradients cannot run where owners have parts of them, naming the hooks."""
+    if placement == "server" and num_servers == 1:
+        return  # it holds everything, and re-enacts the replicas
     if placement == "server":
         owners, instead = f"each of {num_servers} servers has only parts", "1 server, placement 'replica'"
     else:
         owners, instead = "each process has only a part", "placement 'replica'"
-    return (
-        f"{' and '.join(hooks)} needs whole gradients, but with placement {placement!r} {owners} of them; use "
+    raise PlacementError(
+        f"{' and '.join(names) or hooks} needs whole gradients, but with placement {placement!r} {owners} of them; use "
         f"{instead}, or an element-wise distopt.aggregation.Aggregator"
     )
+
+
+def check_path(path: Any, checks: Checks, placement: str, num_servers: int = 0) -> None:
+    """Refuse an apply call that owners of one value for all replicas, or of parts, cannot carry out.
+
+    Raises: PlacementError.
+    """
+    if not path.aggregate:
+        raise UnaggregatedGradientsError(
+            "experimental_aggregate_gradients=False would update each replica's own copy, but with placement "
+            f"{placement!r} {_held('one value', placement)}; use placement 'replica'"
+        )
+    refuse_hooks(path, placement, num_servers)
+    if checks.non_finite == "skip":
+        where = "both are made by the servers" if placement == "server" else "each process has only a part of it"
+        raise PlacementError(
+            f"non_finite='skip' needs the aggregate before the update, but with placement {placement!r} {where}; use "
+            "non_finite='raise', or placement 'replica'"
+        )
+
+
+def _held(what: str, placement: str) -> str:
+    return f"the servers hold {what} for all" if placement == "server" else f"the processes of a host share {what}"
 
 
 class Scratch:

@@ -18,16 +18,15 @@ from distopt.distribute.owners import (
     Phases,
     Scratch,
     absolute_spans,
+    check_path,
     contributions,
-    refuse_aggregator,
     refuse_split,
     relative_spans,
     same_variables,
-    whole_gradient_refusal,
 )
 from distopt.distribute.row_pushes import goes_by_rows
 from distopt.distribute.variable_parts import VariablePart, parts_of, write_answer
-from distopt.errors import PlacementError, UnaggregatedGradientsError
+from distopt.errors import PlacementError
 from distopt.types import Array
 
 
@@ -144,22 +143,11 @@ class Servers:
             )
 
     def check(self, path: Any) -> None:
-        """Refuse what servers cannot do: unaggregated gradients, and hooks over gradients that several share."""
-        if not path.aggregate:
-            raise UnaggregatedGradientsError(
-                "experimental_aggregate_gradients=False would update each replica's own copy, but with placement "
-                "'server' the servers hold one value for all; use placement 'replica'"
-            )
-        refuse_aggregator(path, self.placement)
-        if not path.runs_at_owners and not self.re_enact_replicas:
-            raise PlacementError(
-                whole_gradient_refusal(path.whole_gradient_hooks(), self.placement, self._communicator.num_servers)
-            )
-        if self._inspector.checks.non_finite == "skip":
-            raise PlacementError(
-                "non_finite='skip' needs the aggregate before the update, but with placement 'server' both are made by "
-                "the servers; use non_finite='raise', or placement 'replica'"
-            )
+        """Refuse what servers cannot do; see :func:`~distopt.distribute.owners.check_path`.
+
+        Raises: PlacementError.
+        """
+        check_path(path, self._inspector.checks, self.placement, self._communicator.num_servers)
 
     def may_split(self, what: str) -> None:
         """Refuse: the servers hold one value for all replicas."""

@@ -34,17 +34,15 @@ from distopt.distribute.inspector import Inspector
 from distopt.distribute.introduction import Introductions
 from distopt.distribute.owners import (
     Phases,
+    check_path,
     num_bytes_of,
-    refuse_aggregator,
     refuse_split,
     same_variables,
-    whole_gradient_refusal,
 )
 from distopt.distribute.row_exchange import gather_rows, sum_rows
 from distopt.distribute.shared_arena import SharedArena
 from distopt.distribute.shared_gradients import SharedGradients
 from distopt.distribute.span_paths import CHUNK_BYTES, SpanPaths
-from distopt.errors import PlacementError, UnaggregatedGradientsError
 from distopt.optimizers.features import makes_step
 from distopt.optimizers.terms import Terms
 from distopt.types import Array
@@ -177,23 +175,11 @@ class Sharded:
         return steps.gradients.arrays
 
     def check(self, path: Any) -> None:
-        """Refuse what owners of parts cannot do: unaggregated gradients, and hooks over whole gradients.
+        """Refuse what owners of parts cannot do; see :func:`~distopt.distribute.owners.check_path`.
 
         Raises: PlacementError.
         """
-        if not path.aggregate:
-            raise UnaggregatedGradientsError(
-                "experimental_aggregate_gradients=False would update each replica's own copy, but with placement "
-                "'sharded' the processes of a host share one value; use placement 'replica'"
-            )
-        refuse_aggregator(path, self.placement)
-        if not path.runs_at_owners:
-            raise PlacementError(whole_gradient_refusal(path.whole_gradient_hooks(), self.placement))
-        if self._inspector.checks.non_finite == "skip":
-            raise PlacementError(
-                "non_finite='skip' needs the aggregate before the update, but with placement 'sharded' each process "
-                "has only a part of it; use non_finite='raise', or placement 'replica'"
-            )
+        check_path(path, self._inspector.checks, self.placement)
 
     def may_split(self, what: str) -> None:
         """Refuse: the processes of a host share one value.

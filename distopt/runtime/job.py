@@ -17,7 +17,7 @@ import distopt
 from distopt import random
 from distopt.aggregation import Aggregator, GradientAggregator, LocalSteps
 from distopt.aggregation.named import AGGREGATORS, COMPRESSIONS
-from distopt.errors import ConfigError, PlacementError
+from distopt.errors import ConfigError
 from distopt.keras import optimizers
 from distopt.keras.optimizers import schedules
 from distopt.optimizers import pipeline
@@ -134,13 +134,9 @@ def check_placement(job: Job, placement: str, num_servers: int) -> None:
     Raises: PlacementError naming the hooks.
     """
     if placement in ("sharded", "server"):
-        from distopt.distribute.owners import refuse_aggregator, whole_gradient_refusal
+        from distopt.distribute.owners import refuse_hooks
 
-        path = pipeline.GradientPath(job.optimizer, aggregate=True)
-        refuse_aggregator(path, placement)
-        if not path.runs_at_owners and (placement == "sharded" or num_servers > 1):
-            hooks = job.hooks or path.whole_gradient_hooks()
-            raise PlacementError(whole_gradient_refusal(hooks, placement, num_servers))
+        refuse_hooks(pipeline.GradientPath(job.optimizer, aggregate=True), placement, num_servers, job.hooks)
 
 
 def manifest(job: Job) -> Manifest:
