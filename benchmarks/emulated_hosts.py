@@ -89,19 +89,6 @@ class EmulatedHosts:
             ],
         )
 
-    def sent_bytes(self, host: int) -> int:
-        """Return how many bytes the card of a host has sent, headers and all."""
-        return self._counter(host, "tx_bytes")
-
-    def _counter(self, host: int, name: str) -> int:
-        found = subprocess.run(
-            ["ip", "netns", "exec", self.namespaces[host], "cat", f"/sys/class/net/eth0/statistics/{name}"],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        return int(found.stdout)
-
 
 @contextmanager
 def emulated_hosts(count: int, link: Link | None = None) -> Iterator[EmulatedHosts]:

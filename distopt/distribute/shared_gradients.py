@@ -61,11 +61,6 @@ class SharedGradients:
             self.arrays = layout.unpack(self.flat_of[self.own_nodes[0]])
             self._places = [GradientPlace(v.storage, a) for v, a in zip(layout.variables, self.arrays, strict=True)]
 
-    @property
-    def num_bytes(self) -> int:
-        """Of the flat gradients of one node."""
-        return sum(self._sizes)
-
     def flat_arrays(self, memory: Array) -> list[Array]:
         """Return flat arrays for each run, one after another in ``memory``."""
         found = []

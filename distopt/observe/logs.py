@@ -55,11 +55,6 @@ def set_step(step: int) -> None:
     _where.step = step
 
 
-def current_step() -> int:
-    """Return the step that lines of this process bear."""
-    return _where.step
-
-
 def log_progress(*, epoch: int, step: int, loss: float, test_accuracy: float) -> None:
     """Log the end of an epoch."""
     set_step(step)

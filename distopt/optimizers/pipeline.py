@@ -71,11 +71,6 @@ class Pairs:
         return f"Pairs({', '.join(variable.name for variable in self.variables)})"
 
 
-def fits_flat_arrays(pairs: Pairs) -> bool:
-    """Return whether all gradients are dense and no variable is listed twice."""
-    return not pairs.has_rows and len(set(pairs.key)) == len(pairs.key)
-
-
 def filter_empty_gradients(grads_and_vars: Iterable[tuple[Any, Any]]) -> list[Pair]:
     """Return the pairs that have a gradient; a warning is logged that names the variables without one.
 

@@ -76,7 +76,6 @@ class HostGroup:
         self.index = self.ranks.index(communicator.rank)
         """The place of this rank among them."""
         self._communicator = communicator
-        self._sockets = sockets
         self._links = [(i, sockets[rank]) for i, rank in enumerate(self.ranks) if rank != communicator.rank]
         self._poll = select.poll()
         for _, link in self._links:
