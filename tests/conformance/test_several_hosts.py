@@ -17,8 +17,8 @@ from distopt.comm.shared_memory import meet_on_host
 from distopt.distribute import MirroredStrategy, MultiWorkerMirroredStrategy, Strategy
 from distopt.errors import PeerLostError, UnequalHypersError
 from distopt.testing import FaultPlan, run_replicas
-from tests.conformance.test_sharded import DTYPES, REFUSED, apply, bits
-from tests.conformance.test_strategies import OPTIMIZERS, adam, expected, rows, sgd, trace
+from tests.conformance.test_sharded import DTYPES, REFUSED, apply, bits, rows_begin_on_replica_0
+from tests.conformance.test_strategies import OPTIMIZERS, adam, expected, sgd, trace
 from tests.conftest import MPI_WORLD_SIZE, Run
 
 HOSTS = {2: ("01",), 3: ("001", "012"), 5: ("00112", "01111"), 8: ("00001111", "01201201")}
@@ -119,24 +119,8 @@ def test_two_optimizers_averages_and_constraints_have_the_bits_of_one_process(ru
 def test_rows_that_begin_in_one_process_alone_have_the_bits_of_one_process(
     run: Run, host_of: str, placement: str
 ) -> None:
-    def body(strategy: Strategy) -> list[bytes]:
-        with strategy.scope():
-            table = tf.Variable(np.ones((6, 3), np.float32))
-        optimizer = adam()
-
-        def replica(step: int) -> None:
-            context = tf.distribute.get_replica_context()
-            assert context is not None
-            slices = rows(step, context.replica_id_in_sync_group)
-            has_rows = step > 1 and context.replica_id_in_sync_group == 0
-            optimizer.apply_gradients([(slices if has_rows else tf.Tensor(slices.to_dense()), table)])
-
-        for step in range(4):
-            strategy.run(replica, args=(step,))
-        return bits(optimizer, [table])
-
-    want = body(MirroredStrategy(3))
-    for got in on_hosts(run, host_of, 3, body, placement):
+    want = rows_begin_on_replica_0(MirroredStrategy(3))
+    for got in on_hosts(run, host_of, 3, rows_begin_on_replica_0, placement):
         assert got == want
 
 

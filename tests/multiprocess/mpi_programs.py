@@ -6,19 +6,23 @@ import hashlib
 import os
 import signal
 import sys
-import time
+from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
+from unittest.mock import patch
 
 import numpy as np
 
 from distopt.aggregation import Sum
 from distopt.canonical_sum import add_rows
 from distopt.comm.communicator import Contribution, Hosting
-from distopt.comm.mpi import MpiCommunicator
+from distopt.comm.mpi import MpiCommunicator, load_mpi
 from distopt.errors import DistoptError
 
 TIMEOUT_S = 60.0
+
+LOOKS_OF_A_LATE_RANK = 12
+"""A rank that waits looks around every 0.1 s; who comes more than a second late is logged."""
 
 
 def bits(comm: MpiCommunicator) -> None:
@@ -60,11 +64,27 @@ def one_rank_leaves(comm: MpiCommunicator) -> None:
 
 
 def one_rank_is_absent(comm: MpiCommunicator) -> None:
-    """Let the others wait for rank 1, and then in vain, while it lives and waits for something else."""
+    """Let the others wait for rank 1, until it hears that they do, and then in vain, while it lives and waits on."""
+    mpi = load_mpi()
+    world, nothing = mpi.COMM_WORLD, np.empty(0, np.uint8)
     comm.step, comm.phase = 3, "gradient"
+    others = [rank for rank in range(comm.size) if rank != 1]
     if comm.rank == 1:
-        time.sleep(1.3)
-    comm.barrier()
+        for rank in others:
+            world.Recv([nothing, mpi.BYTE], rank)
+        comm.barrier()
+    else:
+        looks = 0
+
+        def look(missing: Sequence[int], waiting: str) -> None:
+            nonlocal looks
+            looks += 1
+            if looks == LOOKS_OF_A_LATE_RANK:
+                world.Isend([nothing, mpi.BYTE], 1)
+            MpiCommunicator.look(comm, missing, waiting)
+
+        with patch.object(comm, "look", look):
+            comm.barrier()
     comm.step = 4
     if comm.rank == 1:
         signal.pause()

@@ -84,7 +84,7 @@ def test_rank_that_exits_early_is_named_by_those_that_wait_for_it() -> None:
 def test_rank_that_comes_late_or_never_is_named_with_phase_and_lateness() -> None:
     result = run_job(mpirun(3, [PROGRAMS, "one_rank_is_absent", "2.0"]), limit_s=20.0)
     assert result.status == 3, result
-    late = r"rank 1 came 1\.[1-9] s later than the median of the others in phase 'gradient' at step 3: barrier"
+    late = r"rank 1 came 1\.\d s later than the median of the others in phase 'gradient' at step 3: barrier"
     assert len(re.findall(late, result.stderr)) == 2, result
     absent = (
         r"CollectiveTimeoutError: rank [02] waited 2\.\d s in step 4 for rank 1: broadcast_bytes from rank 1; "

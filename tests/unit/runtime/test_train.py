@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,17 +109,20 @@ def test_resume_from_any_step_ends_with_the_same_state(step: int) -> None:
     assert state_hash(rest.states[-1]) == rest.summary.state_hash
 
 
+def train_until(settings: Sequence[str], strategy: Any, resume: bytes = b"", stop_at: int = 0) -> tuple[str, bytes]:
+    """Train the job from ``resume`` until step ``stop_at``, or to its end; return the hash and the last checkpoint."""
+    memory, steps = Memory(), iter(range(1, 100))
+    hooks = Hooks(memory, stop_requested=lambda: next(steps) == stop_at)
+    loop = TrainLoop(build_job(load_config(CONFIG, settings)), strategy, hooks)
+    summary = loop.run(from_bytes(resume, "the state") if resume else None)
+    return summary.state_hash, to_bytes(memory.states[-1]) if memory.states else b""
+
+
 @pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 3), (2, 1), (3, 2)])
 def test_job_with_dropout_is_resumed_on_other_workers_to_the_same_hash(before: int, after: int) -> None:
     settings = ("task.name=tests.faults.tasks:WithDropout", "data.epochs=1", "strategy.replicas=5", "seed=4")
 
-    def run(strategy: Any, resume: bytes = b"", stop_at: int = 0) -> tuple[str, bytes]:
-        memory, steps = Memory(), iter(range(1, 100))
-        hooks = Hooks(memory, stop_requested=lambda: next(steps) == stop_at)
-        loop = TrainLoop(build_job(load_config(CONFIG, settings)), strategy, hooks)
-        summary = loop.run(from_bytes(resume, "the state") if resume else None)
-        return summary.state_hash, to_bytes(memory.states[-1]) if memory.states else b""
-
+    run = functools.partial(train_until, settings)
     want, last = run(MirroredStrategy(5))
     drawn = {name: int(n) for name, n in from_bytes(last, "the state").extras.items() if name.startswith("random.")}
     assert drawn == {f"random.{d}.{r}": 12 for d in ("SEEDED_VALUES.3", "VALUES.4") for r in range(5)}
@@ -144,13 +149,7 @@ def test_job_with_an_aggregator_is_resumed_on_other_workers_to_the_same_hash(
 ) -> None:
     settings = ("data.epochs=1", "strategy.replicas=5", "task.hidden=[16]", *AGGREGATIONS[name])
 
-    def run(strategy: Any, resume: bytes = b"", stop_at: int = 0) -> tuple[str, bytes]:
-        memory, steps = Memory(), iter(range(1, 100))
-        hooks = Hooks(memory, stop_requested=lambda: next(steps) == stop_at)
-        loop = TrainLoop(build_job(load_config(CONFIG, settings)), strategy, hooks)
-        summary = loop.run(from_bytes(resume, "the state") if resume else None)
-        return summary.state_hash, to_bytes(memory.states[-1]) if memory.states else b""
-
+    run = functools.partial(train_until, settings)
     want, _ = run(MirroredStrategy(5))
     stopped, *_ = run_strategy(lambda strategy: run(strategy, stop_at=7), 5, before)
     resumed, *_ = run_strategy(lambda strategy: run(strategy, stopped[1]), 5, after)
