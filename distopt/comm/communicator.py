@@ -28,6 +28,7 @@ from distopt.aggregation import Aggregator, Sum
 from distopt.canonical_sum import Node
 from distopt.comm import combining
 from distopt.comm.hosting import Contribution, Hosting
+from distopt.errors import LocalProtocolError
 from distopt.types import Array, ReduceOp
 
 if TYPE_CHECKING:
@@ -118,6 +119,9 @@ class Communicator(abc.ABC):
     shares_memory: bool = False
     """Whether ranks of one host reduce gradients in memory that they share; else they send each other messages."""
 
+    survives_losses: bool = False
+    """Whether the ranks that are left when one is lost can go on, as :meth:`survivors`."""
+
     _host_group: HostGroup | None = None
 
     exchange_cost_bytes: int = 1 << 16
@@ -153,6 +157,27 @@ class Communicator(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Release what the transport holds; a second call does nothing."""
+
+    def survivors(self) -> Communicator:
+        """Return a communicator of the ranks that are left after a loss, in the same order; this one is closed.
+
+        To be called by each of them after a PeerLostError, which all of them get; a collective of theirs. A loss while
+        it goes on, or soon after, is one of the new communicator, or is already left out of it.
+
+        Raises: LocalProtocolError where losses are not survived; CollectiveTimeoutError if a rank does not come.
+        """
+        raise LocalProtocolError(f"rank {self.rank} cannot go on after a loss: {type(self).__name__} survives none")
+
+    def limit_waits(self, timeout_s: float) -> None:
+        """Let waits last ``timeout_s`` at most from now on."""
+        self.timeout_s = timeout_s
+
+    def finish(self) -> None:
+        """Close; where losses are survived, return when all ranks have called this.
+
+        Raises: PeerLostError, on all survivors or on none; CollectiveTimeoutError.
+        """
+        self.close()
 
     @property
     def host_group(self) -> HostGroup:

@@ -66,6 +66,20 @@ class _Faultless:
         return 0.0
 
 
+class _FaultsOfSurvivors:
+    """What goes wrong among survivors, whose exchanges are counted on."""
+
+    def __init__(self, faults: Faults, ranks: Sequence[int], counts: Sequence[int]) -> None:
+        self._faults, self._ranks, self._counts = faults, tuple(ranks), tuple(counts)
+
+    def kills(self, rank: int, exchange: int) -> bool:
+        return self._faults.kills(self._ranks[rank], exchange + self._counts[rank])
+
+    def delay_s(self, source: int, destination: int, exchange: int) -> float:
+        ranks, count = self._ranks, self._counts[source]
+        return self._faults.delay_s(ranks[source], ranks[destination], exchange + count)
+
+
 class _SkippingClock:
     """Real time, plus what was skipped."""
 
@@ -104,6 +118,9 @@ class _Member:
     wait: _Wait | None = None
     has_left: bool = False
     num_exchanges: int = 0
+    is_lost: bool = False
+    is_done: bool | None = None
+    """What it says when the survivors agree on whether the job is done."""
 
 
 class InProcessGroup:
@@ -121,6 +138,7 @@ class InProcessGroup:
         timeout_s: float = 60.0,
         clock: Clock | None = None,
         faults: Faults | None = None,
+        survives_losses: bool = False,
     ) -> None:
         if size < 1:
             raise ValueError(f"a group needs at least 1 member, not {size}")
@@ -131,6 +149,11 @@ class InProcessGroup:
         self._changed = threading.Condition()
         self._members = [_Member([deque() for _ in range(size)]) for _ in range(size)]
         self._abort: DistoptError | None = None
+        self.survives_losses = survives_losses
+        self._agreed: bool | None = None
+        self._successor: InProcessGroup | None = None
+        """The group of the survivors."""
+        self._survivors: list[int] = []
         self._failure: str | None = None
         """The first member that failed, and why, as the start of a message."""
         self.communicators = tuple(InProcessCommunicator(self, rank) for rank in range(size))
@@ -144,19 +167,56 @@ class InProcessGroup:
     def fail(self, rank: int, error: BaseException) -> None:
         """Take ``rank`` out because of ``error``; everyone who waits gets a PeerLostError that names it."""
         with self._changed:
-            self._members[rank].has_left = True
+            self._members[rank].has_left = self._members[rank].is_lost = True
             if self._failure is None:
                 reason = (
                     str(error) if isinstance(error, KilledByPlan) else f"failed with {type(error).__name__}: {error}"
                 )
                 self._failure = f"rank {rank} {reason}"
             self._changed.notify_all()
+            successor = self._successor
+        if successor is not None and rank in self._survivors:
+            successor.fail(self._survivors.index(rank), error)
 
     def abort(self, error: DistoptError) -> None:
         """Make every wait, now or later, raise ``error``."""
         with self._changed:
             self._abort = error
             self._changed.notify_all()
+            successor = self._successor
+        if successor is not None:
+            successor.abort(error)
+
+    def agree(self, rank: int, is_done: bool) -> bool:
+        """Return whether all members have called this with ``is_done``; the same on all survivors."""
+        with self._changed:
+            self._members[rank].is_done = is_done
+            self._changed.notify_all()
+            while self._agreed is None:
+                said = [member.is_done for member in self._members if not member.is_lost]
+                if None not in said:
+                    self._agreed = all(said) and len(said) == self.size
+                    self._changed.notify_all()
+                elif self._abort is not None:
+                    raise self._abort
+                else:
+                    self._changed.wait()
+            return self._agreed
+
+    def survivors_of(self, rank: int) -> InProcessCommunicator:
+        """Return the member of the group of all survivors that ``rank`` is in it."""
+        if self._members[rank].is_done is None:
+            self.agree(rank, False)
+        with self._changed:
+            left = [r for r, member in enumerate(self._members) if not member.is_lost]
+            if self._successor is None:
+                counts = [self._members[r].num_exchanges for r in left]
+                self._successor = InProcessGroup(
+                    len(left), timeout_s=self.timeout_s, clock=self._clock, survives_losses=True,
+                    faults=_FaultsOfSurvivors(self._faults, left, counts),
+                )  # fmt: skip
+                self._survivors = left
+            return self._successor.communicators[self._survivors.index(rank)]
 
     def look(self, missing: Sequence[int], waiting: str) -> None:
         """Raise if one of ``missing`` has left, or any member has failed; ``waiting`` says who waits for what."""
@@ -292,6 +352,7 @@ class InProcessCommunicator(Communicator):
         self.traffic = Traffic()
         self.step = 0
         self.timeout_s = group.timeout_s
+        self.survives_losses = group.survives_losses
         self._group = group
         self._closed = False
 
@@ -312,7 +373,9 @@ class InProcessCommunicator(Communicator):
         except MistakeError:
             raise  # all who take part see it, each by itself
         except BaseException as error:
-            self._group.fail(self.rank, error)
+            self.has_failed = True
+            if not (self.survives_losses and isinstance(error, PeerLostError)):
+                self._group.fail(self.rank, error)
             raise
         self.traffic.wait_s += time.perf_counter() - started_s
         self.traffic.bytes_received += sum(array.nbytes for peer, array in receives if peer != self.rank)
@@ -320,6 +383,18 @@ class InProcessCommunicator(Communicator):
 
     def look(self, missing: Sequence[int], waiting: str) -> None:
         self._group.look(missing, waiting)
+
+    def survivors(self) -> Communicator:
+        if not self.survives_losses:
+            return super().survivors()
+        self.has_failed = self._closed = True
+        self._close_host_group()
+        return self._group.survivors_of(self.rank)
+
+    def finish(self) -> None:
+        if self.survives_losses and not self._group.agree(self.rank, True):
+            raise PeerLostError(f"a rank was lost at step {self.step}, before all had finished")
+        self.close()
 
     def close(self) -> None:
         self._closed = True

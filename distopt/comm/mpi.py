@@ -28,12 +28,12 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from distopt.agreement import label_mismatch
-from distopt.comm import host_peers
+from distopt.comm import host_peers, mpi_survivors
 from distopt.comm.arrivals import Arrivals
 from distopt.comm.communicator import Communicator, Receive, Send, Traffic, Wait, bytes_of, name_ranks
 from distopt.comm.mpi_notes import Notes
@@ -127,6 +127,10 @@ class MpiCommunicator(Communicator):
 
     Units: a wait lasts at most ``timeout_s``; a rank of this host that is stopped is lost after ``stopped_timeout_s``.
 
+    ``survives_losses``: whether the launcher lets ranks live when one is lost, so that they can have :meth:`survivors`.
+    ``end_process`` gets the process id of a rank of this host that is stopped, which would go on when others have its
+    part.
+
     Every rank must make it, in the same order as others of the same ``comm``. One thread uses it at a time.
 
     Raises: EndpointError if there is no MPI.
@@ -140,8 +144,18 @@ class MpiCommunicator(Communicator):
         *,
         timeout_s: float = 60.0,
         stopped_timeout_s: float = 5.0,
+        survives_losses: bool = False,
+        end_process: Callable[[int], object] | None = None,
     ) -> None:
         self._mpi = load_mpi()
+        self._end_process = end_process
+        self.survives_losses = survives_losses
+        self._stopped_timeout_s = stopped_timeout_s
+        self._begun: list[MPI.Request] = []
+        """What was under way when a wait failed."""
+        self._has_agreed = False
+        self.has_lost = False
+        """Whether the job has lost ranks. ``MPI_Finalize`` then may never return (Open MPI 5.0.11)."""
         parent = self._mpi.COMM_WORLD if comm is None else comm
         self.rank = parent.Get_rank()
         self.size = parent.Get_size()
@@ -177,8 +191,7 @@ class MpiCommunicator(Communicator):
             self.exchange_cost_bytes = _EXCHANGE_COST_BYTES_ON_ONE_HOST
 
     def limit_waits(self, timeout_s: float) -> None:
-        """Let waits last ``timeout_s`` at most from now on."""
-        self.timeout_s = timeout_s
+        super().limit_waits(timeout_s)
         self._watchdog.set_limit(timeout_s + _GRACE_S)
 
     def exchange(
@@ -229,6 +242,7 @@ class MpiCommunicator(Communicator):
             raise  # all who take part see it, each by itself
         except BaseException as error:
             self.has_failed = True
+            self._begun = requests
             if isinstance(error, self._mpi.Exception):
                 raise self._translated(error, what, label) from error
             raise
@@ -285,15 +299,25 @@ class MpiCommunicator(Communicator):
             return
         self._closed = True
         self._watchdog.close()
-        if not self.has_failed:
+        if not self.has_failed and not self._has_agreed:
             self._notes.tell_leaving()
         self._close_host_group()
 
     def finish(self) -> None:
         """Close, and return when all ranks have closed.
 
-        Raises: PeerLostError, CollectiveTimeoutError, JobAbortedError as any wait.
+        Raises: PeerLostError, CollectiveTimeoutError, JobAbortedError as any wait. Where losses are survived, a
+            PeerLostError is raised by all survivors or by none.
         """
+        if self.survives_losses and not self.has_failed and not self._closed:
+            self._has_agreed = True
+            self._watchdog.begin("leaving")
+            all_are_done = mpi_survivors.agree(self._mpi, self._comm, True)
+            self._watchdog.end()
+            if not all_are_done:
+                self.has_failed = True
+                raise PeerLostError(f"a rank was lost at step {self.step}, before all had finished")
+            self._notes.left.update(set(range(self.size)) - {self.rank})
         self.close()
         started_s = last_look_s = time.monotonic()
         deadline_s = started_s + self.timeout_s
@@ -312,6 +336,48 @@ class MpiCommunicator(Communicator):
                 raise CollectiveTimeoutError(waiting)
             time.sleep(_MAX_PAUSE_S)
         self._host_peers.close()
+
+    def survivors(self) -> MpiCommunicator:
+        if not self.survives_losses:
+            return super().survivors()  # type: ignore[return-value]  # it raises
+        mpi, timeout_s, comm = self._mpi, self.timeout_s, self._comm
+        mpi_survivors.revoke(mpi, comm, self._notes.comm)
+        self._give_up()
+        watchdog = Watchdog(timeout_s + _GRACE_S, self._end_stuck)
+        watchdog.begin("meeting the survivors")
+        try:
+            if not self._has_agreed:
+                mpi_survivors.agree(mpi, comm, False)
+            while True:
+                comm = mpi_survivors.shrink(mpi, comm)
+                found: MpiCommunicator | None = None
+                others = list(_open)
+                try:
+                    found = MpiCommunicator(
+                        comm,
+                        timeout_s=timeout_s,
+                        stopped_timeout_s=self._stopped_timeout_s,
+                        survives_losses=True,
+                        end_process=self._end_process,
+                    )
+                except (mpi.Exception, PeerLostError):
+                    mpi_survivors.revoke(mpi, comm)
+                if mpi_survivors.agree(mpi, comm, found is not None) and found is not None:
+                    _undone.append(self._begun)  # MPI may still use the buffers
+                    found.has_lost = True
+                    return found
+                for made in [made for made in _open if made not in others]:
+                    made._give_up()
+        finally:
+            watchdog.close()
+
+    def _give_up(self) -> None:
+        """Leave without a word to the others."""
+        _open.remove(self)
+        self._closed = self.has_failed = True
+        self._close_host_group()
+        self._host_peers.close()
+        self._watchdog.close()
 
     def _complete(self, wait: _Wait, look: Any) -> list[MPI.Status]:
         """Return when all requests are done: test, then yield the core, then sleep for longer and longer."""
@@ -360,14 +426,29 @@ class MpiCommunicator(Communicator):
         """Nothing is known of the others yet."""
 
     def look(self, missing: Sequence[int], waiting: str) -> None:
-        self._notes.read()
+        self._read_notes(waiting)
         self._raise_if_aborted(waiting)
         if left := sorted(self._notes.left.intersection(missing)):
             raise PeerLostError(f"{name_ranks(left)} left at step {self.step}; {waiting}")
         if lost := self._host_peers.first_lost():
-            self._notes.read()  # it may have said why before it ended
+            if self._end_process is not None and not self._host_peers.first_dead():
+                self._end_process(lost.pid)  # it is only stopped, and would go on later
+            self._read_notes(waiting)  # it may have said why before it ended
             self._raise_if_aborted(waiting)
             raise PeerLostError(f"{lost} at step {self.step}; {waiting}")
+
+    def _read_notes(self, waiting: str) -> None:
+        """Take in the notes.
+
+        Raises: PeerLostError if MPI knows of a loss.
+        """
+        if self.survives_losses and mpi_survivors.has_losses(self._comm):
+            dead = self._host_peers.first_dead()
+            raise PeerLostError(f"{dead or 'another rank is lost'} at step {self.step}; {waiting}")
+        try:
+            self._notes.read()
+        except self._mpi.Exception as error:
+            raise PeerLostError(f"MPI failed at step {self.step}: {error}; {waiting}") from error
 
     def begin_wait(self, wait: Wait) -> None:
         self._wait = wait
@@ -409,6 +490,9 @@ class MpiCommunicator(Communicator):
 
     def _translated(self, error: Exception, what: str, label: bytes) -> DistoptError:
         where = f"rank {self.rank} at step {self.step}: {what}: {error}"
+        if self.survives_losses and mpi_survivors.has_losses(self._comm):
+            dead = self._host_peers.first_dead()
+            return PeerLostError(f"{dead or 'another rank is lost'}; {where}")
         code = getattr(error, "Get_error_class", lambda: None)()
         if code in (self._mpi.ERR_TRUNCATE, self._mpi.ERR_IN_STATUS):
             if label:  # what does not fit came from another call
@@ -449,6 +533,8 @@ def _waiting(rank: int, step: int, seconds: float, missing: Sequence[int], what:
 
 
 _open: list[MpiCommunicator] = []
+_undone: list[Any] = []
+"""Requests of communicators that lost a rank."""
 
 
 @atexit.register

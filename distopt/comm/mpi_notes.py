@@ -36,7 +36,7 @@ class Notes:
 
     def __init__(self, mpi: Any, comm: MPI.Intracomm) -> None:
         self._mpi = mpi
-        self._comm = comm
+        self.comm = comm
         self._rank, self._size = comm.Get_rank(), comm.Get_size()
         self.left: set[int] = set()
         """The ranks that are done, or have ended the job."""
@@ -77,18 +77,18 @@ class Notes:
 
     def let_mpi_work(self) -> None:
         """Call MPI, which moves data only while it is called."""
-        self._comm.Iprobe(self._mpi.ANY_SOURCE)
+        self.comm.Iprobe(self._mpi.ANY_SOURCE)
 
     def read(self) -> None:
         """Take in the notes that have arrived."""
         status = self._mpi.Status()
-        probe = self._comm.Iprobe
+        probe = self.comm.Iprobe
         # The first probe may do no more than fetch what has arrived, for the second one to find.
         anyone = self._mpi.ANY_SOURCE
         while probe(source=anyone, status=status) or probe(source=anyone, status=status):
             source = status.Get_source()
             buffer = np.empty(status.Get_count(self._mpi.BYTE), np.uint8)
-            if not self._are_done_in_a_moment([self._comm.Irecv([buffer, self._mpi.BYTE], source)]):
+            if not self._are_done_in_a_moment([self.comm.Irecv([buffer, self._mpi.BYTE], source)]):
                 return
             note = buffer.tobytes()
             if note[:1] == _LABEL:
@@ -102,7 +102,7 @@ class Notes:
         buffer = np.frombuffer(note[:_MAX_BYTES], np.uint8)
         others = [peer for peer in range(self._size) if peer != self._rank and peer not in self.left]
         try:
-            self._are_done_in_a_moment([self._comm.Isend([buffer, self._mpi.BYTE], peer) for peer in others])
+            self._are_done_in_a_moment([self.comm.Isend([buffer, self._mpi.BYTE], peer) for peer in others])
         except self._mpi.Exception:
             return  # a note is a courtesy
 

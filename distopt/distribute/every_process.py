@@ -51,6 +51,8 @@ class EveryProcess:
         self._is_alone = hosting.num_replicas == 1 and communicator is None
         self._introductions = Introductions(communicator)
         self._rows_by_shapes: dict[Any, bool] = {}
+        self.num_updates = 0
+        """Apply calls whose update is made, also where other processes are then missed in vain."""
 
     def apply(self, path: Any, pairs_of: Sequence[Any], hypers: dict[str, float]) -> None:
         """See :class:`Owners`."""
@@ -97,6 +99,7 @@ class EveryProcess:
             self._inspector.note_gradients(path, num_bytes, layout.variables, before, skipped=skipped)
             if not skipped:
                 optimizer.finish(layout, total, hypers)
+            self.num_updates += 1
             self._release(label)
             if skipped:
                 return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from distopt.observe.display import Display, make_display
 from distopt.observe.logs import configure_logging, log_progress, set_step
 from distopt.observe.recorder import LocalRecorder
-from distopt.observe.records import EpochMetrics, JobInfo, Recorder, StepRecord, Summary
+from distopt.observe.records import EpochMetrics, JobInfo, LostWorker, Recorder, StepRecord, Summary
 from distopt.observe.run_folder import ErrorRecord, RunFolder
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "ErrorRecord",
     "JobInfo",
     "LocalRecorder",
+    "LostWorker",
     "Recorder",
     "RunFolder",
     "StepRecord",

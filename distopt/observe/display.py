@@ -19,6 +19,10 @@ class Display(Protocol):
 
     def epoch(self, metrics: EpochMetrics) -> None: ...
 
+    def note(self, line: str) -> None:
+        """Show a line about something that happened."""
+        ...
+
     def close(self) -> None:
         """Leave the terminal as it was; a second call does nothing."""
         ...
@@ -62,6 +66,9 @@ class PlainDisplay:
             f"epoch {metrics.epoch + 1}/{self._epochs} step {metrics.step} loss {metrics.loss:.4f} "
             f"accuracy {metrics.test_accuracy:.4f} samples/s {metrics.samples_per_s:.0f} workers {metrics.workers}"
         )
+
+    def note(self, line: str) -> None:
+        self._print(line)
 
     def close(self) -> None:
         """Nothing to put back."""
@@ -123,6 +130,9 @@ class LiveDisplay:
             f"{metrics.samples_per_s:,.0f} samples/s"
         )
         self._draw(metrics.step)
+
+    def note(self, line: str) -> None:
+        self._console.print(line)
 
     def close(self) -> None:
         self._bar.stop()

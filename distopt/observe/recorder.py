@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 import msgspec
@@ -11,23 +12,38 @@ from distopt import checkpoint
 from distopt.checkpoint import TrainingState
 from distopt.observe.display import Display
 from distopt.observe.logs import set_step
-from distopt.observe.records import EpochMetrics, JobInfo, StepRecord, Summary
+from distopt.observe.records import EpochMetrics, JobInfo, LostWorker, StepRecord, Summary
 from distopt.observe.run_folder import RunFolder
 
 
 class LocalRecorder:
     """Record a job in ``folder`` (None: nowhere), show it on ``display`` and print its summary to ``output``.
 
-    Metrics reach the file at the end of every epoch, checkpoints the disk before :meth:`checkpoint` returns.
+    Metrics reach the file at the end of every epoch, checkpoints the disk before :meth:`checkpoint` returns. Steps and
+    epochs are told in order; what comes a second time is left out.
+
+    ``takes_over``: from one whose process was lost while it recorded the same run.
     """
 
     def __init__(
-        self, folder: RunFolder | None, display: Display, output: TextIO, *, keep_checkpoints: int = 3
+        self,
+        folder: RunFolder | None,
+        display: Display,
+        output: TextIO,
+        *,
+        keep_checkpoints: int = 3,
+        takes_over: bool = False,
     ) -> None:
         self._folder = folder
         self._display = display
         self._output = output
         self._keep = keep_checkpoints
+        self._steps_told = self._epochs_told = 0
+        self._lost_told: set[int] = set()
+        self._has_finished = False
+        if takes_over and folder is not None:
+            self._steps_told, self._epochs_told, self._lost_told = _told(folder.metrics)
+            self._has_finished = folder.summary.is_file()
         self._metrics = None if folder is None else folder.metrics.open("ab")
         self._progress = None if folder is None else folder.progress.open("wb", buffering=0)
 
@@ -45,10 +61,23 @@ class LocalRecorder:
         self._display.progress(step, loss)
 
     def steps(self, records: Sequence[StepRecord]) -> None:
-        for record in records:
+        new = [record for record in records if record.step >= self._steps_told]
+        for record in new:
             self._write("step", record)
+        self._steps_told = max([self._steps_told, *(record.step + 1 for record in new)])
+
+    def lost(self, workers: Sequence[LostWorker]) -> None:
+        """Record that the job goes on without some workers."""
+        for worker in [worker for worker in workers if worker.worker not in self._lost_told]:
+            self._lost_told.add(worker.worker)
+            self._write("lost", worker)
+            self._display.note(f"worker {worker.worker} is lost; the others go on at step {worker.step}")
+        self._flush()
 
     def epoch(self, metrics: EpochMetrics) -> None:
+        if metrics.epoch < self._epochs_told:
+            return
+        self._epochs_told = metrics.epoch + 1
         self._write("epoch", metrics)
         self._flush()
         self.progress(metrics.step, metrics.loss)
@@ -59,6 +88,9 @@ class LocalRecorder:
             checkpoint.save(self._folder.checkpoints, state, keep_last=self._keep)
 
     def finished(self, summary: Summary) -> None:
+        if self._has_finished:
+            return
+        self._has_finished = True
         self._write("finished", summary)
         self._flush()
         self._display.close()
@@ -94,9 +126,43 @@ def summary_text(summary: Summary, run: str | None) -> str:
         f"seconds        {summary.seconds:.2f}",
         f"state hash     {summary.state_hash}",
     ]
+    if summary.lost:
+        lost = ", ".join(f"{each.worker} before step {each.step}" for each in summary.lost)
+        lines.append(f"lost workers   {lost}")
     if run is not None:
         lines.append(f"run folder     {run}")
     if not summary.completed:
         resume = "" if run is None else f"; resume with: distopt train --resume {run}"
         lines.append(f"interrupted at step {summary.step} in epoch {summary.epoch + 1}{resume}")
     return "\n".join(lines) + "\n"
+
+
+def _told(metrics: Path) -> tuple[int, int, set[int]]:
+    """Return which step and epoch a file of metrics lacks first, and what workers are lost in it; mend its last line.
+
+    A file that cannot be read tells nothing.
+    """
+    try:
+        with metrics.open("rb+") as file:
+            lines = file.read().splitlines(keepends=True)
+            if lines and not lines[-1].endswith(b"\n"):
+                file.truncate(sum(map(len, lines[:-1])))
+                lines.pop()
+    except OSError:
+        return 0, 0, set()
+    steps = epochs = 0
+    lost = set()
+    for line in lines:
+        told = msgspec.json.decode(line, type=_Told)
+        steps = max(steps, told.step + 1 if told.event == "step" else 0)
+        epochs = max(epochs, told.epoch + 1 if told.event == "epoch" else 0)
+        if told.event == "lost":
+            lost.add(told.worker)
+    return steps, epochs, lost
+
+
+class _Told(msgspec.Struct, frozen=True):
+    event: str
+    step: int = -1
+    epoch: int = -1
+    worker: int = -1

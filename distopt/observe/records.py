@@ -50,6 +50,14 @@ class EpochMetrics(msgspec.Struct, frozen=True):
     workers: int
 
 
+class LostWorker(msgspec.Struct, frozen=True):
+    """A worker that the others went on without. Workers are named by the rank that they had when the job began."""
+
+    worker: int
+    step: int
+    """The step that the others went on with."""
+
+
 class Summary(msgspec.Struct, frozen=True):
     """How a job ended. ``seconds`` is the time spent training and evaluating, set-up excluded."""
 
@@ -60,6 +68,7 @@ class Summary(msgspec.Struct, frozen=True):
     samples_per_s: float
     seconds: float
     state_hash: str
+    lost: tuple[LostWorker, ...] = ()
 
 
 class Recorder(Protocol):

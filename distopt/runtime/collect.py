@@ -20,6 +20,7 @@ from distopt.checkpoint import DataPosition, TrainingState, VariableState, state
 from distopt.distribute import Strategy
 from distopt.distribute.served import load_named_arrays
 from distopt.errors import CheckpointError
+from distopt.optimizers import pipeline
 from distopt.optimizers.saved_state import OptimizerState
 from distopt.runtime.config_file import job_digest
 from distopt.runtime.job import Job
@@ -30,12 +31,18 @@ _DRAWN = "random."
 """What the names begin with of how much was drawn, by domain, seed and replica."""
 
 
-def collect_state(job: Job, strategy: Strategy, position: DataPosition) -> TrainingState | None:
-    """Return the job's state on the chief, ``None`` on other ranks; every rank must call this at the same step."""
+def collect_state(
+    job: Job, strategy: Strategy, position: DataPosition, *, everywhere: bool = False
+) -> TrainingState | None:
+    """Return the job's state on the chief, ``None`` on other ranks; every rank must call this at the same step.
+
+    ``everywhere``: on all ranks; not for placement ``server``.
+    """
     extended = strategy.extended
     communicator: Any = extended.communicator
     aggregated = _aggregated(job)
     remembered = _remembered(job, strategy)
+    wanted = everywhere or extended.rank == 0
     if communicator is None:
         return _with_extras(local_state(job, position, aggregated), remembered)
     if strategy.placement == "server":
@@ -53,12 +60,22 @@ def collect_state(job: Job, strategy: Strategy, position: DataPosition) -> Train
     digest = b"split" if split else hashlib.sha256(state_hash(own).encode()).digest()
     digests = communicator.all_gather_bytes(digest if extended.hosted else b"")
     if len({d for d in digests if d}) == 1 and not split:
-        return _with_extras(own, remembered) if extended.rank == 0 else None
+        return _with_extras(own, remembered) if wanted else None
     parts = communicator.all_gather_bytes(checkpoint.to_bytes(own) if extended.hosted else b"")
-    if extended.rank != 0:
+    if not wanted:
         return None
     states = [checkpoint.from_bytes(part, f"the state of rank {r}") if part else None for r, part in enumerate(parts)]
     return _with_extras(_merged(states, extended.hosting.hosted), remembered)
+
+
+def has_state_of_replicas(job: Job) -> bool:
+    """Return whether the replicas hosted here have state that belongs to them alone, or may come to have some."""
+    return (
+        not pipeline.GradientPath(job.optimizer, aggregate=True).runs_at_owners
+        or getattr(job.optimizer.gradient_aggregator, "memory", None) is not None
+        or any(variable.is_split for variable in job.model.variables)
+        or any(replica is not None for _, _, replica in job.streams.taken())
+    )
 
 
 def _remembered(job: Job, strategy: Strategy) -> dict[str, Array]:

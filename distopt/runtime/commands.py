@@ -33,9 +33,9 @@ def train(path: Path | None, overrides: Sequence[str], resume: Path | None, rest
     deployment = choose_deployment(config, environment())
     check_restarts(restarts, deployment)
     if deployment == "mpi" and not restarts:
-        from distopt.runtime import process
+        from distopt.runtime import ranks
 
-        return process.run_mpi(config, resume)
+        return ranks.run_mpi(config, resume)
     text = resolved_toml(config)
     folder = (
         RunFolder.create(Path(config.run.directory), config.name, text)

@@ -237,6 +237,11 @@ class DeploymentConfig(Section, frozen=True, kw_only=True):
     """How long a step may wait for the contributions of live workers."""
     collective_timeout_s: Seconds = 10.0
     """How long an MPI rank waits in one collective, after the first step."""
+    survive_losses: bool = True
+    """Let MPI ranks go on without those that are lost, where the launcher lets them (`mpirun --with-ft ulfm`)."""
+    keep_every_steps: Count = 100
+    """After how many steps ranks that survive losses keep the state in memory, where a part would be lost with one of
+    them; after a loss the steps since are made again. 0: never, so they begin at the last checkpoint."""
 
 
 class RunConfig(Section, frozen=True, kw_only=True):

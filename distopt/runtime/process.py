@@ -6,45 +6,38 @@ connects them.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import platform
-import signal
 import socket
 import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-from distopt import blas, checkpoint, threads
+from distopt import checkpoint
 from distopt.aggregation import Aggregator
-from distopt.checkpoint import TrainingState
 from distopt.comm.communicator import Hosting
-from distopt.comm.mpi import MpiCommunicator
 from distopt.comm.zmq.client import ServerCommunicator
 from distopt.comm.zmq.control import ControlLink
 from distopt.comm.zmq.link import LinkConfig, Listener, remote_error
-from distopt.distribute import MirroredStrategy, MultiWorkerMirroredStrategy, SyncParameterServerStrategy
+from distopt.distribute import MirroredStrategy, SyncParameterServerStrategy
 from distopt.distribute.served import ServedReplicas, ServedSpans, relative_division, served
-from distopt.errors import ManifestMismatchError, ProtocolError
+from distopt.errors import ProtocolError
 from distopt.observe import LocalRecorder, RunFolder, Summary, make_display, set_step
-from distopt.optimizers.engine import set_default_engine
-from distopt.protocol.manifest import content_diff, numerics_diff
 from distopt.protocol.membership import MembershipConfig
 from distopt.protocol.messages import Assignment, Join, Role
 from distopt.runtime import report
 from distopt.runtime.collect import restore_state
 from distopt.runtime.config import JobConfig
-from distopt.runtime.config_file import job_digest, resolved_toml
-from distopt.runtime.job import Job, build_job, check_placement, decode_manifest, encode_manifest, manifest
+from distopt.runtime.job import Job, check_placement, manifest
 from distopt.runtime.lifeline import Lifeline
+from distopt.runtime.prepare import load_last, prepare
 from distopt.runtime.remote_record import CoordinatorRecord, RemoteRecorder
 from distopt.runtime.serve_coordinator import CoordinatorLoop
 from distopt.runtime.serve_server import ServerLoop
-from distopt.runtime.signals import INTERRUPTED, handling, stop_on_signals
+from distopt.runtime.signals import INTERRUPTED, stop_on_signals
 from distopt.runtime.train import Hooks, TrainLoop
 
 logger = logging.getLogger(__name__)
@@ -59,64 +52,10 @@ def run_process(config: JobConfig, folder: RunFolder | None, resume: Path | None
         with stop_on_signals() as stop:
             hooks = Hooks(recorder=recorder, deployment="process", progress=_log_step)
             hooks.stop_requested = lambda: stop.requested
-            summary = TrainLoop(job, strategy, hooks).run(_load(config, resume))
+            summary = TrainLoop(job, strategy, hooks).run(load_last(config, resume))
     finally:
         recorder.close()
     return _status(summary)
-
-
-def run_mpi(config: JobConfig, resume: Path | None) -> int:
-    """Train the job as one rank of an MPI job; return the exit status. An error ends all ranks."""
-    deployment = config.deployment
-    communicator = MpiCommunicator(timeout_s=max(deployment.join_timeout_s, deployment.collective_timeout_s))
-    rank = communicator.rank
-    recorder: LocalRecorder | None = None
-
-    def terminated(number: int, frame: Any) -> None:  # noqa: ARG001
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise communicator.termination_error()
-
-    try:
-        with handling(terminated):
-            folder = _shared_folder(config, resume, communicator)
-            report.attach(folder, "rank", rank, level=config.run.log_level)
-            job = prepare(config)
-            _compare_manifests(job, communicator)
-            state = _load(config, resume) if rank == 0 else None
-            blob = communicator.broadcast_bytes(checkpoint.to_bytes(state) if state is not None else b"")
-            state = checkpoint.from_bytes(blob) if blob else None
-            placement = deployment.placement
-            strategy = MultiWorkerMirroredStrategy(
-                replicas=config.strategy.replicas,
-                placement="replica" if placement == "auto" else placement,
-                communicator=communicator,
-            )
-            check_placement(job, strategy.placement, 0)
-            if rank == 0:
-                recorder = LocalRecorder(folder, make_display(sys.stderr), sys.stdout)
-
-            steps_begun: set[int] = set()
-
-            def progress(step: int, phase: str) -> None:
-                communicator.phase = phase
-                if len(steps_begun) < 2:
-                    steps_begun.add(step)
-                    if len(steps_begun) == 2:
-                        # Until now each rank has imported, and compiled what the first step needs, in its own time.
-                        communicator.limit_waits(deployment.collective_timeout_s)
-                _log_step(step, phase)
-
-            TrainLoop(job, strategy, Hooks(recorder=recorder, deployment="mpi", progress=progress)).run(state)
-            communicator.finish()
-        return 0
-    except Exception as error:  # noqa: BLE001  whatever it is must end the other ranks too
-        if recorder is not None:
-            recorder.close()
-        status = report.report(error)
-        communicator.abort(status, f"{type(error).__name__}: {error}")
-    finally:
-        if recorder is not None:
-            recorder.close()
 
 
 def run_coordinator(
@@ -150,7 +89,7 @@ def run_coordinator(
         settle_s=2.5 * deployment.heartbeat_interval_s,
         require_equal_numerics=not config.numerics.allow_different_fingerprints,
     )
-    state = _load(config, resume)
+    state = load_last(config, resume)
     record = CoordinatorRecord(LocalRecorder(folder, make_display(sys.stderr), sys.stdout))
     try:
         loop = CoordinatorLoop(
@@ -232,21 +171,6 @@ def run_worker(config: JobConfig, coordinator: str, index: int, lifeline: Lifeli
     return 0
 
 
-def prepare(config: JobConfig) -> Job:
-    """Fix what decides the bits of this process, build the job, and settle what lives as long as the process.
-
-    Steps leave no cycles behind, so the garbage collector need not look after every few of them.
-    """
-    blas.pin_threads(config.numerics.blas_threads)
-    set_default_engine(config.numerics.engine)
-    threads.set_num_threads(config.numerics.update_threads)
-    job = build_job(config)
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 50)
-    return job
-
-
 def _placement(config: JobConfig) -> str:
     """Return where the update runs on a cluster."""
     placement = config.deployment.placement
@@ -300,13 +224,6 @@ def _own_host(coordinator: str) -> str | None:
     return None if host.startswith("127.") else host
 
 
-def _load(config: JobConfig, resume: Path | None) -> TrainingState | None:
-    """Return the last checkpoint of the run in the folder ``resume``; None if it ended before there was one."""
-    if resume is None or not (found := checkpoint.checkpoints(RunFolder.existing(resume).checkpoints)):
-        return None
-    return checkpoint.load(found[-1], job_digest(config))
-
-
 def _log_step(step: int, phase: str) -> None:  # noqa: ARG001
     set_step(step)
 
@@ -321,41 +238,3 @@ def _status(summary: Summary | None) -> int:
     if summary is None:
         raise ProtocolError("the job ended without a summary")
     return 0 if summary.completed else INTERRUPTED
-
-
-def _shared_folder(config: JobConfig, resume: Path | None, communicator: MpiCommunicator) -> RunFolder | None:
-    """Return the run folder that rank 0 makes, or None where this rank does not see its file system."""
-    path = b""
-    if communicator.rank == 0:
-        text = resolved_toml(config)
-        if resume is None:
-            folder = RunFolder.create(Path(config.run.directory), config.name, text)
-        else:
-            folder = RunFolder.reopen(resume, text)
-        path = str(folder.path.resolve()).encode()
-    shared = RunFolder(Path(communicator.broadcast_bytes(path).decode()))
-    return shared if shared.config.is_file() else None
-
-
-def _compare_manifests(job: Job, communicator: MpiCommunicator) -> None:
-    """Refuse to go on unless all ranks run the same job with the same numerics.
-
-    Raises: ManifestMismatchError that names the rank that differs from most, and both values; the same on every rank.
-    """
-    payloads = communicator.all_gather_bytes(encode_manifest(manifest(job)))
-    manifests = {rank: decode_manifest(payload) for rank, payload in enumerate(payloads)}
-    found = content_diff(manifests, _rank_name)
-    if found is None:
-        found = numerics_diff(manifests, _rank_name)
-        if found is not None and job.config.numerics.allow_different_fingerprints:
-            if communicator.rank == 0:
-                sys.stderr.write(f"distopt: warning: {found.text}\n")
-            return
-    if found is not None:
-        logger.error("%s", found.text)
-        communicator.barrier()  # so that every rank has said it before one of them ends the job
-        raise ManifestMismatchError(found.text)
-
-
-def _rank_name(rank: int) -> str:
-    return f"rank {rank}"

@@ -97,10 +97,10 @@ def _join(role: Role, config: JobConfig, options: argparse.Namespace, lifeline: 
     folder = None if options.run is None else RunFolder.existing(options.run)
     if role == "server" and options.coordinator is None:
         raise EndpointError("a server needs --coordinator tcp://HOST:PORT, the address that the coordinator printed")
-    from distopt.runtime import process
+    from distopt.runtime import process, ranks
 
     if options.coordinator is None:
-        return process.run_mpi(config, None)
+        return ranks.run_mpi(config, None)
     report.attach(folder, role, options.index, level=config.run.log_level, speaks=not options.lifeline)
     run = process.run_server if role == "server" else process.run_worker
     return run(config, options.coordinator, options.index, lifeline)

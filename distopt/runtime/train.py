@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
 
-from distopt import nn, ops, random, sampling
+from distopt import checkpoint, nn, ops, random, sampling
 from distopt.aggregation import note_samples
 from distopt.autodiff.tape import GradientTape
 from distopt.checkpoint import DataPosition, TrainingState, state_hash
 from distopt.distribute import Strategy
 from distopt.distribute.datasets import hosted_rows
-from distopt.distribute.owners import PHASES
 from distopt.distribute.values import PerReplica
 from distopt.errors import DistoptError, ReplicaError
 from distopt.observe import EpochMetrics, JobInfo, Recorder, StepRecord, Summary, log_progress
-from distopt.runtime.collect import collect_state, restore_state
+from distopt.runtime.collect import collect_state, has_state_of_replicas, local_state, restore_state
 from distopt.runtime.job import Job
+from distopt.runtime.ledger import LossLedger, Sums, united
+from distopt.runtime.memory import JobMemory, Kept
 from distopt.types import Array
 
 
@@ -41,12 +43,8 @@ class Hooks:
     """Told at which step the process is, and in which phase."""
     stop_requested: Callable[[], bool] = lambda: False
     """Asked after every step; the answer must be the same in every process of the job."""
-
-
-@dataclass
-class _Totals:
-    loss: dict[int, float] = field(default_factory=dict)
-    samples: int = 0
+    memory: JobMemory | None = None
+    """What the process remembers of an earlier loop, which lost other processes."""
 
 
 class TrainLoop:
@@ -58,12 +56,16 @@ class TrainLoop:
         self._hooks = hooks
         self._x, self._y = job.task.train_data()
         self._test_x, self._test_y = job.task.test_data()
-        self._records: list[tuple[int, int, int, tuple[float, ...]]] = []
-        """Of each step since records were sent: its number, bytes sent and received, seconds by phase."""
+        extended = strategy.extended
+        self._memory = hooks.memory or JobMemory(extended.rank)
         self._traffic = (0, 0)
-        self._totals = _Totals()
+        self._ledger = LossLedger(extended.hosting, extended.rank, extended.communicator)
+        self._position: DataPosition | None = None
+        """After the last step that is done here; None until the state is there."""
+        self._num_updates = 0
+        self._steps_per_epoch = sampling.num_steps(len(self._x), job.config.data.global_batch_size)
         self._parts_of: dict[int, list[slice]] = {}
-        self._accuracy: float | None = None
+        self._accuracy = None if self._memory.metrics is None else self._memory.metrics.test_accuracy
         aggregator = job.optimizer.gradient_aggregator
         self._takes_means = getattr(aggregator, "of_means", False)
         self._by_samples = getattr(aggregator, "by_samples", False)
@@ -84,10 +86,15 @@ class TrainLoop:
             position = resume.position
         batch_size, epochs = config.data.global_batch_size, config.data.epochs
         num_samples = len(self._x)
-        steps_per_epoch = sampling.num_steps(num_samples, batch_size)
-        step = position.epoch * steps_per_epoch + position.step
+        steps_per_epoch = self._steps_per_epoch
+        step = self.steps_at(position)
         self._started(step, steps_per_epoch)
+        self._position = position
         every = config.run.checkpoint_every_steps
+        communicator = self._strategy.extended.communicator
+        survives = communicator is not None and communicator.survives_losses
+        keep_every = config.deployment.keep_every_steps if survives else 0
+        first = step
         hooks = self._hooks
         started, trained, stopped = time.perf_counter(), 0, False
         for epoch in range(position.epoch, epochs):
@@ -101,24 +108,29 @@ class TrainLoop:
                 self._train_step(rows, step)
                 step += 1
                 trained += len(rows)
+                self._position = DataPosition(epoch=epoch, step=step_in_epoch + 1)
+                self._num_updates = self._strategy.extended.every_process.num_updates
                 if hooks.recorder is not None:
                     hooks.recorder.progress(step)
                 if hooks.stop_requested():
                     stopped = True
                     break
                 if every and step % every == 0 and step_in_epoch + 1 < steps_per_epoch:
-                    self._checkpoint(DataPosition(epoch=epoch, step=step_in_epoch + 1))
+                    self._checkpoint(self._position)
+                if keep_every and (step % keep_every == 0 or step == first + 1):
+                    self._keep(self._position)
             if stopped and step_in_epoch + 1 < steps_per_epoch:
                 position = DataPosition(epoch=epoch, step=step_in_epoch + 1)
             else:
                 position = DataPosition(epoch=epoch + 1, step=0)
                 self._finish_epoch(epoch, step, (trained - before) / (time.perf_counter() - epoch_started))
+                self._position = position
             if stopped or self._checkpoint_is_due(epoch):
                 self._checkpoint(position)
             if stopped:
                 break
         seconds = time.perf_counter() - started
-        self._send_records()
+        self._send_records(step)
         state = collect_state(job, self._strategy, position)
         summary = Summary(
             completed=not stopped,
@@ -128,15 +140,18 @@ class TrainLoop:
             samples_per_s=trained / seconds if seconds > 0 else 0.0,
             seconds=seconds,
             state_hash=state_hash(state) if state is not None else "",
+            lost=tuple(self._memory.lost),
         )
         if self._hooks.recorder is not None:
             self._hooks.recorder.finished(summary)
         return summary
 
     def _started(self, step: int, steps_per_epoch: int) -> None:
+        job, extended, memory = self._job, self._strategy.extended, self._memory
+        memory.history.begin(step, memory.workers or range(len(extended.hosting.hosted)), extended.hosting.hosted)
+        self._ledger.restore(step, {} if memory.kept is None else memory.kept.sums)
         if self._hooks.recorder is None:
             return
-        job, extended = self._job, self._strategy.extended
         self._hooks.recorder.started(
             JobInfo(
                 name=job.config.name,
@@ -158,23 +173,22 @@ class TrainLoop:
             extended.communicator.step = step
         count = len(rows)
         arguments = []
-        for part in self._parts(count):
+        for replica, part in zip(extended.hosted or (None,), self._parts(count), strict=True):
             own = rows[part]
-            arguments.append((self._x.take(own, 0), self._y.take(own, 0), count))
+            arguments.append((self._x.take(own, 0), self._y.take(own, 0), count, replica))
+        self._ledger.begin(step)
+        self._num_updates = extended.every_process.num_updates
         try:
-            losses = extended.run_replicas(self._replica_step, arguments)
+            extended.run_replicas(self._replica_step, arguments)
         except _ReplicaFailure as failure:
             raise ReplicaError(
                 f"replica {failure.replica} on rank {extended.rank} failed at step {step}: "
                 f"{type(failure.cause).__name__}: {failure.cause}"
             ) from failure.cause
-        totals = self._totals
-        for replica, loss in zip(extended.hosted, losses, strict=False):
-            totals.loss[replica] = totals.loss.get(replica, 0.0) + loss * count
-        totals.samples += count
         self._record(step)
 
-    def _replica_step(self, x: Array, y: Array, global_batch_size: int) -> float:
+    def _replica_step(self, x: Array, y: Array, global_batch_size: int, replica: int | None) -> None:
+        """Make a step as ``replica``; None: as a stand-in, which has no rows."""
         job = self._job
         variables = job.variables
         try:
@@ -187,12 +201,14 @@ class TrainLoop:
                 else:
                     loss = nn.compute_average_loss(losses, global_batch_size=global_batch_size)
             gradients = tape.gradient(loss, variables)
+            if replica is not None:  # before the gradients are told to anyone; see LossLedger
+                share = len(x) / global_batch_size if self._takes_means else 1.0
+                self._ledger.add(replica, float(loss) * share * global_batch_size, len(x))
             job.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         except DistoptError:
             raise
         except Exception as error:
             raise _ReplicaFailure(error) from error
-        return float(loss) * (len(x) / global_batch_size if self._takes_means else 1.0)
 
     def _parts(self, length: int) -> list[slice]:
         """Return the rows of a batch of ``length`` that each replica context of this process gets."""
@@ -208,19 +224,21 @@ class TrainLoop:
             traffic = extended.communicator.traffic
             sent, received = traffic.bytes_sent - self._traffic[0], traffic.bytes_received - self._traffic[1]
             self._traffic = (traffic.bytes_sent, traffic.bytes_received)
-        self._records.append((step, sent, received, extended.phases.take()))
+        self._memory.history.note(step, sent, received, extended.phases.take())
 
     def _finish_epoch(self, epoch: int, step: int, rate: float) -> None:
         self._hooks.progress(step, "evaluate")
-        self._send_records()
-        loss = float(self._reduce_by_replica(self._totals.loss)[0]) / self._totals.samples
-        self._totals = _Totals()
+        self._send_records(step)
+        extended = self._strategy.extended
+        total, samples = extended.all_reduce_arrays("SUM", PerReplica(self._ledger.own() or [np.zeros(2)]))
+        loss = float(total) / float(samples) if samples else float("nan")
+        self._ledger.clear()
         correct, test_loss = self._evaluate()
         count = len(self._test_x)
         self._accuracy = correct / count
-        extended = self._strategy.extended
         workers = len(extended.hosting.hosted)
         metrics = EpochMetrics(epoch, step, loss, test_loss / count, self._accuracy, count, rate, workers)
+        self._memory.metrics = metrics
         log_progress(epoch=epoch, step=step, loss=loss, test_accuracy=self._accuracy)
         if self._hooks.recorder is not None:
             self._hooks.recorder.epoch(metrics)
@@ -241,27 +259,60 @@ class TrainLoop:
         right, per_example = self._job.task.count_correct(self._job.model, x, y)
         return np.array([right, np.sum(per_example, dtype=np.float64)], np.float64)
 
-    def _reduce_by_replica(self, value_of: dict[int, float]) -> Array:
-        extended = self._strategy.extended
-        values = [np.array([value_of[replica]], np.float64) for replica in extended.hosted] or [np.zeros(1)]
-        return extended.all_reduce_arrays("SUM", PerReplica(values))
-
-    def _send_records(self) -> None:
-        extended = self._strategy.extended
-        records = [
-            StepRecord(step, extended.rank, extended.hosted, sent, received, dict(zip(PHASES, seconds, strict=True)))
-            for step, sent, received, seconds in self._records
-        ]
-        self._records.clear()
-        communicator = extended.communicator
-        if communicator is None:
-            everyone = records
-        else:
+    def _send_records(self, steps_done: int) -> None:
+        memory, communicator = self._memory, self._strategy.extended.communicator
+        records = memory.history.own()
+        if communicator is not None:
             payloads = communicator.all_gather_bytes(msgspec.json.encode(records))
-            everyone = [r for p in payloads for r in msgspec.json.decode(p, type=list[StepRecord])]
-            everyone.sort(key=lambda record: (record.step, record.rank))
+            records = [r for p in payloads for r in msgspec.json.decode(p, type=list[StepRecord])]
+        memory.records = memory.history.complete(records, steps_done)
+        memory.history.sent(steps_done)
         if self._hooks.recorder is not None:
-            self._hooks.recorder.steps(everyone)
+            self._hooks.recorder.steps(memory.records)
+
+    def salvage(self) -> Kept | None:
+        """Return the state after the last step that is done here, or else the last one that was kept; None: neither.
+
+        To be called when another process was lost. What is live is all of the job's state only where every process
+        has all of it.
+        """
+        memory, position = self._memory, self._position
+        if position is None or not self._has_all_state():
+            return memory.kept
+        if self._strategy.extended.every_process.num_updates != self._num_updates:
+            # The update was made before another process was missed.
+            position = DataPosition(epoch=position.epoch, step=position.step + 1)
+        return self._kept(local_state(self._job, position), {})
+
+    def steps_at(self, position: DataPosition) -> int:
+        """Return how many steps are done at ``position``."""
+        return position.epoch * self._steps_per_epoch + position.step
+
+    def sums_after(self, position: DataPosition) -> Sums:
+        """Return what is known on this host of the losses of the epoch up to there, by replica."""
+        return self._ledger.after(self.steps_at(position)) if position.step else {}
+
+    def _has_all_state(self) -> bool:
+        """Return whether this process has all state of the job, as far as it knows."""
+        alone = self._strategy.placement == "replica" and not self._memory.others_have_more
+        return alone and not has_state_of_replicas(self._job)
+
+    def _keep(self, position: DataPosition) -> None:
+        """Have every process keep the state in memory, unless each has all of it; a collective."""
+        communicator: Any = self._strategy.extended.communicator
+        if all(communicator.all_gather_bytes(b"1" if self._has_all_state() else b"")):
+            self._memory.kept = None
+            return
+        self._memory.others_have_more = True
+        state = collect_state(self._job, self._strategy, position, everywhere=True)
+        assert state is not None, "asked for everywhere"
+        told = communicator.all_gather_bytes(msgspec.msgpack.encode(self.sums_after(position)))
+        self._memory.kept = self._kept(state, united(msgspec.msgpack.decode(sums, type=Sums) for sums in told))
+
+    def _kept(self, state: TrainingState, sums: Sums) -> Kept:
+        memory, position = self._memory, state.position
+        payload = checkpoint.to_bytes(state)
+        return Kept(position.epoch, position.step, payload, sums, memory.metrics, memory.records)
 
     def _checkpoint_is_due(self, epoch: int) -> bool:
         config = self._job.config

@@ -21,13 +21,14 @@ def run_replicas(
     timeout_s: float = 30.0,
     clock: Clock | None = None,
     faults: Faults | None = None,
+    survives_losses: bool = False,
 ) -> list[Result]:
     """Return ``[function(comm_0), ..., function(comm_n-1)]``, all run at the same time, one rank each.
 
     Units: ``timeout_s`` limits the whole run in real time, and each wait for other replicas in the time of ``clock``
         (default: real time). Where all replicas wait for each other and nothing is under way, that time is skipped.
     ``faults``, e.g. a :class:`~distopt.testing.FaultPlan`, say what goes wrong; a replica that it kills has no result
-        (``None``).
+        (``None``). ``survives_losses``: the others may go on, with ``communicator.survivors()``.
 
     Raises: the first error that ``function`` raised on any replica, with a note that names the replica;
         PeerLostError if a killed replica was missed; CollectiveTimeoutError if the replicas do not agree on what they
@@ -40,7 +41,9 @@ def run_replicas(
     >>> run_replicas(replica, 3)
     [6.0, 6.0, 6.0]
     """
-    group = InProcessGroup(num_replicas, timeout_s=timeout_s, clock=clock, faults=faults)
+    group = InProcessGroup(
+        num_replicas, timeout_s=timeout_s, clock=clock, faults=faults, survives_losses=survives_losses
+    )
     return _Run(function, group).results(timeout_s)
 
 

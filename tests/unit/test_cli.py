@@ -56,16 +56,21 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """Stand in for the functions that train; what they were called with."""
     seen: list[tuple[Any, ...]] = []
-    module = ModuleType("distopt.runtime.process")
-    for name in ("run_process", "run_mpi", "run_coordinator", "run_server", "run_worker"):
+    names_of = {
+        "distopt.runtime.process": ("run_process", "run_coordinator", "run_server", "run_worker"),
+        "distopt.runtime.ranks": ("run_mpi",),
+    }
+    for name_of_module, names in names_of.items():
+        module = ModuleType(name_of_module)
+        for name in names:
 
-        def record(*arguments: Any, _name: str = name) -> int:
-            seen.append((_name, *arguments))
-            return 0
+            def record(*arguments: Any, _name: str = name) -> int:
+                seen.append((_name, *arguments))
+                return 0
 
-        setattr(module, name, record)
-    monkeypatch.setitem(sys.modules, "distopt.runtime.process", module)
-    monkeypatch.setattr("distopt.runtime.process", module, raising=False)
+            setattr(module, name, record)
+        monkeypatch.setitem(sys.modules, name_of_module, module)
+        monkeypatch.setattr(name_of_module, module, raising=False)
     return seen
 
 

@@ -1,0 +1,51 @@
+"""What the ranks of an MPI job do when one of them is lost, where the launcher lets the others live.
+
+The user-level failure mitigation of MPI (ULFM) has three calls for this: *revoke* makes every wait on a communicator
+end with an error, on all ranks; *agree* and *shrink* work in spite of losses, and end alike on all survivors.
+
+Rules of this file:
+
+- On each communicator every rank agrees exactly once, on whether the job is done. Who finishes says yes, who has seen a
+  loss says no. So a rank that has all it needs and one that misses something never part.
+- ``agree`` and ``shrink`` block until all survivors have come; the caller's watchdog limits them. Their variants that
+  do not block corrupted memory where a rank was lost (Open MPI 5.0.11).
+
+Source: Bland et al. 2013, "Post-failure recovery of MPI communication capability"; MPI 5.0 Forum, ticket 20 (ULFM).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+
+def has_losses(comm: MPI.Intracomm) -> bool:
+    """Return whether a rank of ``comm`` is known to be lost, or another rank has seen a loss."""
+    return bool(comm.Is_revoked()) or comm.Get_failed().Get_size() > 0
+
+
+def revoke(mpi: Any, *comms: MPI.Intracomm) -> None:
+    """End all waits on ``comms``, on all ranks."""
+    for comm in comms:
+        with contextlib.suppress(mpi.Exception):
+            comm.Revoke()
+
+
+def agree(mpi: Any, comm: MPI.Intracomm, is_done: bool) -> bool:
+    """Return whether all ranks have called this with ``is_done`` and none is lost; the same on all survivors."""
+    try:
+        return bool(comm.Agree(int(is_done)))
+    except mpi.Exception:
+        return False  # somebody is lost
+
+
+def shrink(mpi: Any, comm: MPI.Intracomm) -> MPI.Intracomm:
+    """Return a communicator of the survivors, in the order of their ranks."""
+    while True:
+        try:
+            return cast("MPI.Intracomm", comm.Shrink())
+        except mpi.Exception:  # another loss meanwhile
+            continue

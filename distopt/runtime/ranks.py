@@ -1,0 +1,259 @@
+"""What one rank of an MPI job does, also when other ranks are lost.
+
+Where the launcher lets survivors live (``mpirun --with-ft ulfm``), they go on in the same processes::
+
+    loss      every survivor's wait ends with PeerLostError
+    survive   they make a communicator of themselves, and tell each other which state of the job they have
+    restore   all get the state after the most steps: the live one of a process that has all of it, one that was kept
+              in memory, or the last checkpoint
+    go on     each hosts the replicas that are its part now; steps after that state are made again
+
+What a step computes does not depend on who computes it, so the job ends with the bits that it would have had. A loss in
+the middle of this, too, only begins it anew: until the state is restored, who had it keeps it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+
+from distopt import checkpoint
+from distopt.checkpoint import TrainingState
+from distopt.comm.communicator import Communicator
+from distopt.comm.mpi import MpiCommunicator
+from distopt.distribute import MultiWorkerMirroredStrategy
+from distopt.errors import ManifestMismatchError, PeerLostError
+from distopt.observe import LocalRecorder, LostWorker, RunFolder, make_display, set_step
+from distopt.protocol.manifest import content_diff, numerics_diff
+from distopt.runtime import report
+from distopt.runtime.cluster import environment, lets_survivors_live
+from distopt.runtime.config import JobConfig
+from distopt.runtime.config_file import resolved_toml
+from distopt.runtime.job import Job, check_placement, decode_manifest, encode_manifest, manifest
+from distopt.runtime.ledger import Sums, united
+from distopt.runtime.memory import JobMemory, Kept
+from distopt.runtime.prepare import load_last, prepare
+from distopt.runtime.signals import handling
+from distopt.runtime.train import Hooks, TrainLoop
+
+logger = logging.getLogger(__name__)
+
+
+def run_mpi(config: JobConfig, resume: Path | None) -> int:
+    """Train the job as one rank of an MPI job; return the exit status. An error ends all ranks."""
+    deployment = config.deployment
+    survives = deployment.survive_losses and lets_survivors_live(environment())
+    communicator = MpiCommunicator(
+        timeout_s=max(deployment.join_timeout_s, deployment.collective_timeout_s),
+        survives_losses=survives,
+        end_process=_kill if survives else None,
+    )
+    rank = RankOfJob(config, resume, communicator)
+
+    def terminated(number: int, frame: Any) -> None:  # noqa: ARG001
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        rank.was_told_to_end = True
+        raise rank.communicator.termination_error()
+
+    try:
+        with handling(terminated):
+            rank.run()
+        if rank.communicator.has_lost:
+            rank.close()
+            leave_now()
+        return 0
+    except Exception as error:  # noqa: BLE001  whatever it is must end the other ranks too
+        rank.close()
+        status = report.report(error)
+        ended: MpiCommunicator = rank.communicator
+        ended.abort(status, f"{type(error).__name__}: {error}")
+    finally:
+        rank.close()
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def leave_now() -> NoReturn:
+    """End this process well, without finalizing MPI, which may hang after losses; its launcher then does not mind."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)
+
+
+class RankOfJob:
+    """A process of ``communicator``, which is replaced by that of the survivors when a rank is lost."""
+
+    def __init__(self, config: JobConfig, resume: Path | None, communicator: Communicator) -> None:
+        self.communicator: Any = communicator
+        self.was_told_to_end = False
+        self._config = config
+        self._resume = resume
+        self._folder: RunFolder | None = None
+        self._has_folder = False
+        self._recorder: LocalRecorder | None = None
+        self._memory = JobMemory(communicator.rank)
+        self._all_workers = self._memory.workers = tuple(range(communicator.size))
+        self._loop: TrainLoop | None = None
+
+    def run(self) -> None:
+        """Train to the end, without the ranks that are lost meanwhile if the communicator survives that.
+
+        Raises: PeerLostError if it does not; what else a rank of a job meets.
+        """
+        while True:
+            try:
+                self._attempt()
+                self.communicator.finish()
+                return
+            except PeerLostError as error:
+                if not self.communicator.survives_losses or self.was_told_to_end:
+                    raise
+                logger.warning("%s", error)
+            # Not where the error is handled: it keeps all that the step was working with.
+            self._go_without_the_lost()
+
+    def close(self) -> None:
+        """Close what the run is recorded with; a second call does nothing."""
+        if self._recorder is not None:
+            self._recorder.close()
+
+    def _go_without_the_lost(self) -> None:
+        memory = self._memory
+        if self._loop is not None:
+            memory.kept = self._loop.salvage()
+        self.communicator.phase = "recovery"
+        self.communicator = self.communicator.survivors()
+        logger.warning("%d ranks are left; this one was worker %d", self.communicator.size, memory.worker)
+
+    def _attempt(self) -> None:
+        config, communicator, memory = self._config, self.communicator, self._memory
+        deployment = config.deployment
+        folder = self._shared_folder()
+        payloads = communicator.all_gather_bytes(str(memory.worker).encode())
+        memory.workers = tuple(map(int, payloads))
+        state = self._agreed_state(folder)
+        self._loop = None
+        gc.unfreeze()
+        gc.collect()
+        job = prepare(config)
+        compare_manifests(job, communicator)
+        strategy = MultiWorkerMirroredStrategy(
+            replicas=config.strategy.replicas,
+            placement="replica" if deployment.placement == "auto" else deployment.placement,
+            communicator=communicator,
+        )
+        check_placement(job, strategy.placement, 0)
+        steps_begun: set[int] = set()
+
+        def progress(step: int, phase: str) -> None:
+            communicator.phase = phase
+            if len(steps_begun) < 2:
+                steps_begun.add(step)
+                if len(steps_begun) == 2:
+                    # Until now each rank has imported, and compiled what the first step needs, in its own time.
+                    communicator.limit_waits(deployment.collective_timeout_s)
+            set_step(step)
+
+        hooks = Hooks(deployment="mpi", progress=progress, memory=memory)
+        self._loop = TrainLoop(job, strategy, hooks)
+        steps = 0 if state is None else self._loop.steps_at(state.position)
+        known = {*memory.workers, *(lost.worker for lost in memory.lost)}
+        memory.lost += [LostWorker(worker, steps) for worker in self._all_workers if worker not in known]
+        hooks.recorder = self._recorder_of(folder)
+        self._loop.run(state)
+
+    def _recorder_of(self, folder: RunFolder | None) -> LocalRecorder | None:
+        """Return what records the run, on the first rank; it is told what others may not have recorded."""
+        memory = self._memory
+        if self.communicator.rank != 0:
+            return None
+        if self._recorder is None:
+            takes_over = bool(memory.lost)
+            self._recorder = LocalRecorder(folder, make_display(sys.stderr), sys.stdout, takes_over=takes_over)
+        self._recorder.steps(memory.records)
+        if memory.metrics is not None:
+            self._recorder.epoch(memory.metrics)
+        self._recorder.lost(memory.lost)
+        return self._recorder
+
+    def _agreed_state(self, folder: RunFolder | None) -> TrainingState | None:
+        """Return the state to go on from, the same on all ranks; None to begin anew."""
+        communicator, memory = self.communicator, self._memory
+        own = memory.kept
+        told = communicator.all_gather_bytes(b"" if own is None else msgspec.json.encode((own.epoch, own.step)))
+        known = [msgspec.json.decode(t, type=tuple[int, int]) if t else None for t in told]
+        furthest = max((position for position in known if position is not None), default=None)
+        if furthest is None:
+            state = None
+            if communicator.rank == 0:
+                state = load_last(self._config, folder.path if memory.lost and folder else self._resume)
+            blob = communicator.broadcast_bytes(checkpoint.to_bytes(state) if state is not None else b"")
+            return checkpoint.from_bytes(blob) if blob else None
+        root = known.index(furthest)
+        payload = communicator.broadcast_bytes(msgspec.msgpack.encode(own) if communicator.rank == root else None, root)
+        kept = msgspec.msgpack.decode(payload, type=Kept)
+        sums = {} if self._loop is None else self._loop.sums_after(kept.position)
+        parts = communicator.all_gather_bytes(msgspec.msgpack.encode(sums))
+        if not kept.sums:
+            sums = united(msgspec.msgpack.decode(part, type=Sums) for part in parts)
+            kept = msgspec.structs.replace(kept, sums=sums)
+        memory.kept, memory.metrics, memory.records = kept, kept.metrics, kept.records
+        return checkpoint.from_bytes(kept.state, "the state of the survivors")
+
+    def _shared_folder(self) -> RunFolder | None:
+        """Return the run folder, which the first rank makes, or None where this rank does not see its file system."""
+        communicator = self.communicator
+        known = [path for path in communicator.all_gather_bytes(self._own_path()) if path]
+        path = known[0] if known else b""
+        if not known and communicator.rank == 0:
+            text = resolved_toml(self._config)
+            if self._resume is None:
+                folder = RunFolder.create(Path(self._config.run.directory), self._config.name, text)
+            else:
+                folder = RunFolder.reopen(self._resume, text)
+            path = str(folder.path.resolve()).encode()
+        shared = RunFolder(Path(communicator.broadcast_bytes(path).decode()))
+        found = shared if shared.config.is_file() else None
+        if not self._has_folder:
+            self._has_folder, self._folder = True, found
+            report.attach(found, "rank", self._memory.worker, level=self._config.run.log_level)
+        return found
+
+    def _own_path(self) -> bytes:
+        return b"" if self._folder is None else str(self._folder.path).encode()
+
+
+def compare_manifests(job: Job, communicator: Communicator) -> None:
+    """Refuse to go on unless all ranks run the same job with the same numerics.
+
+    Raises: ManifestMismatchError that names the rank that differs from most, and both values; the same on every rank.
+    """
+    payloads = communicator.all_gather_bytes(encode_manifest(manifest(job)))
+    manifests = {rank: decode_manifest(payload) for rank, payload in enumerate(payloads)}
+    found = content_diff(manifests, _rank_name)
+    if found is None:
+        found = numerics_diff(manifests, _rank_name)
+        if found is not None and job.config.numerics.allow_different_fingerprints:
+            if communicator.rank == 0:
+                sys.stderr.write(f"distopt: warning: {found.text}\n")
+            return
+    if found is not None:
+        logger.error("%s", found.text)
+        communicator.barrier()  # so that every rank has said it before one of them ends the job
+        raise ManifestMismatchError(found.text)
+
+
+def _rank_name(rank: int) -> str:
+    return f"rank {rank}"

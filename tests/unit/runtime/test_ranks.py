@@ -1,0 +1,109 @@
+"""A job goes on without the ranks that it loses, in whatever they were when they died, to the same bits."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distopt.comm.communicator import Communicator
+from distopt.errors import PeerLostError
+from distopt.runtime.config_file import load_config
+from distopt.runtime.ranks import RankOfJob
+from distopt.testing import FaultPlan, run_replicas
+
+CONFIG = Path(__file__).parents[3] / "configs" / "digits.toml"
+SETTINGS = ("data.epochs=2", "strategy.replicas=5", "task.hidden=[16]", 'numerics.engine="numpy"')
+REPLICAS = tuple(range(5))
+
+
+@pytest.fixture(autouse=True)
+def _log_of_the_runs() -> Iterator[None]:
+    yield
+    logger = logging.getLogger("distopt")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def run(directory: Path, ranks: int, faults: FaultPlan, *settings: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return summary and metrics of a job."""
+    config = load_config(CONFIG, [*SETTINGS, *settings, f"run.directory={json.dumps(str(directory))}"])
+
+    def rank(communicator: Communicator) -> None:
+        part = RankOfJob(config, None, communicator)
+        try:
+            part.run()
+        finally:
+            part.close()
+
+    run_replicas(rank, ranks, faults=faults, survives_losses=True)
+    (folder,) = directory.iterdir()
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return json.loads((folder / "summary.json").read_text()), [json.loads(line) for line in lines]
+
+
+@functools.cache
+def undisturbed(*settings: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as directory:
+        return run(Path(directory), 1, FaultPlan(), *settings)
+
+
+def check(summary: dict[str, Any], metrics: list[dict[str, Any]], *settings: str) -> None:
+    """Compare a job with one that lost nobody: bits, and each step and replica once in the metrics."""
+    want, want_metrics = undisturbed(*settings)
+    assert summary["state_hash"] == want["state_hash"]
+    assert summary["step"] == want["step"] == 24
+    assert summary["test_accuracy"] == want["test_accuracy"]
+    computed = Counter((line["step"], r) for line in metrics if line["event"] == "step" for r in line["replicas"])
+    assert computed == Counter((step, r) for step in range(24) for r in REPLICAS)
+    epochs = [[line for line in lines if line["event"] == "epoch"] for lines in (metrics, want_metrics)]
+    assert [line["epoch"] for line in epochs[0]] == [0, 1]
+    assert [line["test_loss"] for line in epochs[0]] == [line["test_loss"] for line in epochs[1]]
+
+
+@pytest.mark.parametrize(
+    ("victim", "exchange"), [(1, 0), (0, 3), (2, 6), (1, 9), (0, 13), (2, 22), (1, 24), (0, 26), (2, 38), (0, 41)]
+)
+def test_rank_lost_in_any_exchange_leaves_the_bits_and_each_step_and_replica_once(
+    tmp_path: Path, victim: int, exchange: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary, metrics = run(tmp_path, 3, FaultPlan().kill(rank=victim, exchange=exchange))
+    check(summary, metrics)
+    assert [each["worker"] for each in summary["lost"]] == [victim]
+    assert f"{victim} before step {summary['lost'][0]['step']}" in capsys.readouterr().out
+
+
+def test_job_that_loses_all_ranks_but_one_ends_with_the_same_bits(tmp_path: Path) -> None:
+    plan = FaultPlan().kill(rank=0, exchange=15).kill(rank=3, exchange=17).kill(rank=1, exchange=46)
+    summary, metrics = run(tmp_path, 4, plan)
+    check(summary, metrics)
+    assert sorted(each["worker"] for each in summary["lost"]) == [0, 1, 3]
+
+
+@pytest.mark.parametrize(
+    "settings", [("task.name=tests.faults.tasks:WithDropout",), ("aggregation.local_steps=4", "aggregation.name=mean")]
+)
+@pytest.mark.parametrize("keep", [0, 7])
+def test_state_that_a_lost_rank_had_alone_comes_from_the_last_that_was_kept(
+    tmp_path: Path, settings: tuple[str, ...], keep: int
+) -> None:
+    kept = f"deployment.keep_every_steps={keep}"
+    summary, metrics = run(tmp_path, 3, FaultPlan().kill(rank=1, exchange=30), kept, *settings)
+    check(summary, metrics, *settings)
+    (lost,) = summary["lost"]
+    assert lost["step"] % 12 == 0 if keep == 0 else lost["step"] in (1, 7, 14, 21)
+
+
+def test_loss_ends_the_job_where_the_launcher_ends_the_others(tmp_path: Path) -> None:
+    config = load_config(CONFIG, [*SETTINGS, f"run.directory={json.dumps(str(tmp_path))}"])
+    with pytest.raises(PeerLostError, match="rank 1 was killed"):
+        run_replicas(lambda c: RankOfJob(config, None, c).run(), 2, faults=FaultPlan().kill(rank=1, exchange=20))
