@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from distopt.keras import symbolic
-from distopt.keras.layers import InputLayer, InputShape, Layer, training_phase
+from distopt.keras.layers import InputLayer, InputShape, Layer, calls_of, training_phase
 from distopt.keras.training import History, Model, functional_class
 from distopt.nest import flatten
 
@@ -78,7 +78,7 @@ class Sequential(Model):
             for layer in self._layers:
                 inputs = layer(inputs)
         # From now on the layers' checks are done; what is left of a call is their arithmetic.
-        self._calls = tuple(layer.call_in_phase if layer._takes_training else layer.call for layer in self._layers)
+        self._calls = tuple(calls_of(self._layers))
 
 
 class Functional(Model):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
@@ -14,7 +15,7 @@ from distopt.keras import activations, regularizers
 from distopt.keras.activations import ActivationLike
 from distopt.keras.layers.base import InputShape, Layer
 from distopt.keras.regularizers import RegularizerLike
-from distopt.ops.dense import ACTIVATIONS
+from distopt.ops.dense import ACTIVATIONS, dense_layers
 from distopt.types import Shape
 from distopt.variable import Variable
 
@@ -116,6 +117,33 @@ class Dense(KernelLayer):
         """Return ``[..., units]`` for inputs ``[..., features]``."""
         outputs = ops.dense(inputs, self.kernel, self.bias, self._fused)
         return outputs if self._after is None else self._after(outputs)
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether ``call`` is one operation, which may be made one with the next."""
+        return self._after is None and type(self).call is Dense.call
+
+
+class DenseRun:
+    """Built dense layers that follow each other, called as one operation."""
+
+    def __init__(self, layers: Sequence[Dense]) -> None:
+        self._layers = layers
+        self._activations = tuple(layer._fused or "linear" for layer in layers)
+
+    def __call__(self, inputs: Any) -> Any:
+        """Return the outputs of the last layer."""
+        return dense_layers(inputs, [w for layer in self._layers for w in (layer.kernel, layer.bias)], self._activations)
+
+
+def calls_of(layers: Iterable[Layer]) -> Iterator[Callable[[Any], Any]]:
+    """Yield what is to be called for built layers, one after another."""
+    for is_fused, run in itertools.groupby(layers, lambda layer: isinstance(layer, Dense) and layer.is_fused):
+        members: list[Any] = list(run)
+        if is_fused and len(members) > 1:
+            yield DenseRun(members)
+        else:
+            yield from (layer.call_in_phase if layer._takes_training else layer.call for layer in members)
 
 
 class Activation(Layer):
