@@ -64,13 +64,12 @@ def backward_pass(
                 fresh = False
         for parent, contribution in zip(node.parents, gradients, strict=True):
             target = parent.order
-            if type(contribution) is Rows:
-                rows.setdefault(target, []).append(contribution)
-                continue
             earlier = totals[target]
-            if earlier is None:
+            if earlier is None and type(contribution) is not Rows:
                 totals[target] = contribution
                 owned[target] = fresh
+            elif type(contribution) is Rows:
+                rows.setdefault(target, []).append(contribution)
             elif owned[target] and type(earlier) is _ndarray and type(contribution) is not ArrayBox:
                 np.add(earlier, contribution, out=earlier)
             else:

@@ -24,6 +24,7 @@ from distopt.tensor import Operand, Tensor, tensor_of, to_array
 _log = logging.getLogger(__name__)
 _next_number: Callable[[], int] = itertools.count(1).__next__
 _ndarray = np.ndarray
+_DENSE = {np.ndarray}
 
 
 class GradientTape:
@@ -135,10 +136,11 @@ class GradientTape:
         try:
             # A list of variables that were read: the usual case, and nothing to look for.
             orders = [roots[id(leaf)][1].order for leaf in sources] if type(sources) is list else []
-            leaves, is_flat = sources, True
+            leaves, is_flat, are_read = sources, True, bool(orders)
         except KeyError:
+            are_read = False
+        if not are_read:
             orders = []
-        if not orders:
             is_flat = type(sources) is list and not any(map(is_nested, sources))
             leaves = sources if is_flat else flatten(sources)
             for leaf in leaves:
@@ -159,13 +161,14 @@ class GradientTape:
             release=not self._persistent,
             replay_trace=replay_trace,
         )
-        results = []
-        for leaf, order in zip(leaves, orders, strict=True):
-            gradient = None if order is None else totals[order]
-            if type(gradient) is _ndarray:
-                results.append(tensor_of(gradient))
-            else:
-                results.append(self._result(leaf, gradient, unconnected_gradients))
+        results: list[Any] = []
+        if are_read:
+            found = [totals[order] for order in orders if order is not None]
+            if set(map(type, found)) == _DENSE:
+                results = list(map(tensor_of, found))
+        if not results:
+            for leaf, order in zip(leaves, orders, strict=True):
+                results.append(self._result(leaf, None if order is None else totals[order], unconnected_gradients))
         if state.watcher is not None and type(target) is Tensor and (node := self._node_of(target)) is not None:
             state.watcher(node, results)
         if not self._persistent:
@@ -327,6 +330,8 @@ class GradientTape:
         return seeds
 
     def _result(self, source: Operand, gradient: Any, unconnected_gradients: str) -> Any:
+        if type(gradient) is _ndarray:
+            return tensor_of(gradient)
         if gradient is None:
             return Tensor(np.zeros(source.shape, source.dtype)) if unconnected_gradients == "zero" else None
         active = state.active

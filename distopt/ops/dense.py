@@ -55,9 +55,12 @@ _dense = primitive(_compute)
 
 
 def _backward(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
+    x, kernel, bias, activation = node.args
     needed = node.argnums
     found: list[Any] = []
-    below = _layer_backward(*node.args, node.value, gradient, owned, 0 in needed, 1 in needed, 2 in needed, found)
+    below = _layer_backward(
+        x, kernel, bias, activation, node.value, gradient, owned, 0 in needed, 1 in needed, 2 in needed, found
+    )
     if below is not None:
         found.append(below)
     found.reverse()

@@ -24,7 +24,7 @@ FEW_CLASSES = 32
 
 def add_bias_and_relu(z: Array, bias: Array) -> None:
     """Replace ``z``, shape ``[b, n]``, by ``max(z + bias, 0)``; a NaN stays one. ``bias`` has shape ``[n]``."""
-    loop = _compiled(_ADD_BIAS_AND_RELU, z)
+    loop = _ADD_BIAS_AND_RELU[z.dtype] if kernels.loops_compiled and z.flags.c_contiguous else None
     if loop is not None and bias.dtype is z.dtype and bias.flags.c_contiguous:
         loop(z, bias, z.dtype.type(0))
         return
@@ -35,7 +35,7 @@ def add_bias_and_relu(z: Array, bias: Array) -> None:
 
 def add_bias(z: Array, bias: Array) -> None:
     """Add ``bias``, shape ``[n]``, to each row of ``z``, shape ``[..., n]``, in place."""
-    loop = _compiled(_ADD_BIAS, z) if z.ndim == 2 else None
+    loop = _ADD_BIAS[z.dtype] if kernels.loops_compiled and z.ndim == 2 and z.flags.c_contiguous else None
     if loop is not None and bias.dtype is z.dtype and bias.flags.c_contiguous:
         loop(z, bias)
     else:
@@ -44,7 +44,7 @@ def add_bias(z: Array, bias: Array) -> None:
 
 def sum_columns(values: Array) -> Array:
     """Return the sum over the rows of ``values``, shape ``[b, n]``, rows added first to last; of no rows, zeros."""
-    loop = _compiled(_SUM_COLUMNS, values)
+    loop = _SUM_COLUMNS[values.dtype] if kernels.loops_compiled and values.flags.c_contiguous else None
     if loop is not None and len(values):
         total = np.empty(values.shape[1], values.dtype)
         loop(values, total, values.dtype.type(0))
@@ -63,7 +63,7 @@ def relu_backward(gradient: Array, result: Array) -> Array:
 
     Shapes: ``[b, n]``, both; the sum ``[n]``, rows added first to last.
     """
-    loop = _compiled(_RELU_BACKWARD, gradient)
+    loop = _RELU_BACKWARD[gradient.dtype] if kernels.loops_compiled and gradient.flags.c_contiguous else None
     if loop is not None and result.flags.c_contiguous and len(gradient):
         total = np.empty(gradient.shape[1], gradient.dtype)
         number = gradient.dtype.type
@@ -80,7 +80,7 @@ def shift_rows(logits: Array, labels: Array) -> tuple[Array, Array]:
 
     Raises: ValueError for a label outside of 0..c-1.
     """
-    loop = _compiled(_SHIFT_ROWS, logits)
+    loop = _SHIFT_ROWS[logits.dtype] if kernels.loops_compiled and logits.flags.c_contiguous else None
     if loop is not None and logits.shape[1]:
         z, chosen = np.empty_like(logits), np.empty(len(logits), logits.dtype)
         if loop(logits, labels, z, chosen, logits.dtype.type(0)) >= 0:
@@ -105,7 +105,7 @@ def refuse_labels(labels: Array, classes: int) -> None:
 
 def sum_rows(values: Array) -> Array:
     """Return the sum of each row of ``values``, shape ``[b, c]``, from left to right."""
-    loop = _compiled(_SUM_ROWS, values)
+    loop = _SUM_ROWS[values.dtype] if kernels.loops_compiled and values.flags.c_contiguous else None
     if loop is not None and values.shape[1]:
         sums = np.empty(len(values), values.dtype)
         loop(values, sums)
@@ -118,7 +118,7 @@ def sum_rows(values: Array) -> Array:
 
 def scale_rows_and_subtract(values: Array, weights: Array, sums: Array, labels: Array) -> None:
     """Multiply row i of ``values`` by ``weights[i] / sums[i]``, then subtract ``weights[i]`` at ``labels[i]``."""
-    loop = _compiled(_SCALE_ROWS, values)
+    loop = _SCALE_ROWS[values.dtype] if kernels.loops_compiled and values.flags.c_contiguous else None
     if loop is not None and weights.dtype is values.dtype and weights.flags.c_contiguous:
         loop(values, weights, sums, labels)
         return
@@ -208,17 +208,16 @@ kernel = njit([types.{returns}({signature})], error_model="numpy", nogil=True, c
 _NATIVE = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-class _Loop:
-    """A loop, and its compiled form for each dtype that has been asked for."""
+class _Loop(dict[np.dtype[Any], Callable[..., Any] | None]):
+    """A loop, compiled for each dtype that is asked for; None for one that the machine has no arithmetic of."""
 
     def __init__(self, function: Callable[..., Any], signature: str, returns: str = "void") -> None:
-        self.loaded: dict[np.dtype[Any], Callable[..., Any] | None] = {}
+        super().__init__()
         self._returns = returns
         self._function = function
         self._signature = signature
 
-    def load(self, dtype: np.dtype[Any]) -> Callable[..., Any] | None:
-        """Return the loop compiled for ``dtype``; None for one that the machine has no arithmetic of."""
+    def __missing__(self, dtype: np.dtype[Any]) -> Callable[..., Any] | None:
         found: Callable[..., Any] | None = None
         if dtype in _NATIVE:
             functions = kernels.functions_source(self._function)
@@ -232,7 +231,7 @@ class _Loop:
                     name=self._function.__name__,
                 )
             )
-        self.loaded[dtype] = found
+        self[dtype] = found
         return found
 
 
@@ -244,13 +243,3 @@ _SHIFT_ROWS = _Loop(_shift_rows_loop, "_input, _labels, _matrix, _output, _scala
 _SUM_ROWS = _Loop(_sum_rows_loop, "_input, _output")
 _SCALE_ROWS = _Loop(_scale_rows_loop, "_matrix, _vector, _vector, _labels")
 
-
-def _compiled(loop: _Loop, array: Array) -> Callable[..., Any] | None:
-    """Return ``loop`` for arrays like ``array``; None where NumPy is to make the passes."""
-    if not kernels.loops_compiled or not array.flags.c_contiguous:
-        return None
-    dtype = array.dtype
-    try:
-        return loop.loaded[dtype]
-    except KeyError:
-        return loop.load(dtype)
