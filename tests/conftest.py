@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
+import hypothesis
 import pytest
 
 from distopt.comm.communicator import Communicator
@@ -21,6 +22,12 @@ Result = TypeVar("Result")
 
 MPI_WORLD_SIZE = int(os.environ.get("OMPI_COMM_WORLD_SIZE") or os.environ.get("PMI_SIZE") or 1)
 GROUPS = [f"mpi-{MPI_WORLD_SIZE}"] if MPI_WORLD_SIZE > 1 else [f"in_process-{n}" for n in (1, 2, 3, 5, 8)]
+
+# No test is about time, least of all on a busy machine; which examples are tried depends on the test alone.
+hypothesis.settings.register_profile(
+    "distopt", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("distopt")
 
 
 @pytest.hookimpl(optionalhook=True)
