@@ -257,11 +257,14 @@ def compute_average_loss(per_example_loss: Any, sample_weight: Any = None, globa
         integer; ReplicaContextError in a cross-replica context without a size.
     """
     losses = _tensor(per_example_loss)
-    if not losses.shape:
+    shape = losses.shape
+    if not shape:
         raise ValueError("per_example_loss is a scalar: pass the losses before they are reduced, one per example")
     if global_batch_size is None:
         replica = replica_context.current_replica("compute_average_loss without global_batch_size")
-        size = losses.shape[0] * replica.num_replicas_in_sync
+        size = shape[0] * replica.num_replicas_in_sync
+    elif type(global_batch_size) is int and global_batch_size > 0:
+        size = global_batch_size
     else:
         size = _batch_size(global_batch_size)
     return _divided_sum(losses if sample_weight is None else weighted(losses, sample_weight), size)

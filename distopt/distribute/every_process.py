@@ -58,18 +58,19 @@ class EveryProcess:
         """See :class:`Owners`."""
         optimizer = path.optimizer
         started = time.perf_counter()
-        variables = same_variables(pairs_of)
-        if self._is_alone and path.aggregator.sums:
+        aggregator = optimizer.gradient_aggregator
+        if self._is_alone and aggregator.sums:
             # The sum over one replica is its own gradient: nothing to bring together, so nothing to copy.
             pairs = pairs_of[0]
-            if type(path.aggregator) is not Sum:
+            if type(aggregator) is not Sum:
                 columns = [[gradient] for gradient, _ in pairs]
-                pairs = list(zip(self.aggregate(path.aggregator, columns), variables, strict=True))
+                pairs = list(zip(self.aggregate(aggregator, columns), pairs.variables, strict=True))
             combined = time.perf_counter()
             if self._inspector.looks_for_non_finite and self._is_skipped(optimizer, [g for g, _ in pairs], pairs_of):
                 return
             optimizer.finish_aggregated(pairs, hypers)
         else:
+            same_variables(pairs_of)
             try:
                 found = self._aggregate_and_update(path, pairs_of, hypers)
             except Withdrawn:

@@ -307,8 +307,12 @@ class Extended:
 
     def apply_at_owners(self, path: Any, pairs: Any) -> None:
         """Run the rest of the gradient's path at the owners of the variables."""
-        path = values.local_components(path, self.num_hosted)[0]
-        pairs_of = values.local_components(pairs, self.num_hosted)
+        pairs_of: Sequence[Pairs]
+        if self.num_hosted == 1:
+            pairs_of = (pairs,)
+        else:
+            path = values.local_components(path, self.num_hosted)[0]
+            pairs_of = values.local_components(pairs, self.num_hosted)
         self.inspector.adopt(path.optimizer)
         if self.inspector.looks_at_applies:
             self.inspector.before_apply(path, pairs_of)

@@ -25,7 +25,7 @@ FEW_CLASSES = 32
 def add_bias_and_relu(z: Array, bias: Array) -> None:
     """Replace ``z``, shape ``[b, n]``, by ``max(z + bias, 0)``; a NaN stays one. ``bias`` has shape ``[n]``."""
     loop = _ADD_BIAS_AND_RELU[z.dtype] if kernels.loops_compiled and z.flags.c_contiguous else None
-    if loop is not None and bias.dtype is z.dtype and bias.flags.c_contiguous:
+    if loop is not None and bias.dtype is z.dtype and bias.flags.c_contiguous and bias.shape == z.shape[1:]:
         loop(z, bias, z.dtype.type(0))
         return
     z += bias
@@ -36,7 +36,7 @@ def add_bias_and_relu(z: Array, bias: Array) -> None:
 def add_bias(z: Array, bias: Array) -> None:
     """Add ``bias``, shape ``[n]``, to each row of ``z``, shape ``[..., n]``, in place."""
     loop = _ADD_BIAS[z.dtype] if kernels.loops_compiled and z.ndim == 2 and z.flags.c_contiguous else None
-    if loop is not None and bias.dtype is z.dtype and bias.flags.c_contiguous:
+    if loop is not None and bias.dtype is z.dtype and bias.flags.c_contiguous and bias.shape == z.shape[1:]:
         loop(z, bias)
     else:
         z += bias
@@ -242,4 +242,3 @@ _RELU_BACKWARD = _Loop(_relu_backward_loop, "_matrix, _input, _output, _scalar, 
 _SHIFT_ROWS = _Loop(_shift_rows_loop, "_input, _labels, _matrix, _output, _scalar", returns="int64")
 _SUM_ROWS = _Loop(_sum_rows_loop, "_input, _output")
 _SCALE_ROWS = _Loop(_scale_rows_loop, "_matrix, _vector, _vector, _labels")
-

@@ -16,7 +16,7 @@ import numpy as np
 from distopt import clipping, norms, threads
 from distopt.arena import Run, aligned_zeros, runs
 from distopt.optimizers.clips import NO_CLIPS, Clips
-from distopt.optimizers.engine import SHARED_BYTES, Blocks, Call, Engine, Kernel, run_together
+from distopt.optimizers.engine import SHARED_BYTES, Blocks, Call, Engine, Kernel, run_together, unshared
 from distopt.optimizers.features import AVERAGE, ScalarSource, Step, Treatment
 from distopt.optimizers.piece import Piece
 from distopt.optimizers.slots import SlotStore
@@ -74,6 +74,7 @@ class Batches:
         self.variables = tuple(variables)
         self._optimizer = optimizer
         position = {id(variable): i for i, variable in enumerate(variables)}
+        self._are_large = sum(variable.storage.nbytes for variable in variables) >= SHARED_BYTES // 4
         groups: dict[tuple[Treatment, np.dtype[Any]], _Group] = {}
         for run in runs(variables):
             for treatment, members in _cut(run, [optimizer.treatment(variable) for variable in run.variables]):
@@ -82,7 +83,6 @@ class Batches:
                 group = _Group(treatment, slot_dtype, batch.piece.is_one_pass, [])
                 groups.setdefault((treatment, slot_dtype), group).batches.append(batch)
         self._groups = tuple(groups.values())
-        self._are_large = sum(variable.storage.nbytes for variable in variables) >= SHARED_BYTES // 4
 
     def can_update(self, gradients: Sequence[Array | None]) -> bool:
         """Return whether every gradient is dense and every variable has one value, which may be written to now.
@@ -98,12 +98,13 @@ class Batches:
 
     def update(self, gradients: Sequence[Any], hypers: Mapping[str, float], clips: Clips = NO_CLIPS) -> None:
         """Clip as ``clips`` say, but by norm, and update; ``gradients`` have their variables' shapes and dtypes."""
-        step = Step(self._optimizer, hypers)
+        step: Step | None = None
         clip = self._clip(gradients, clips) if clips.active else None
         calls: list[Call] | None = [] if self._are_large and threads.num_threads() > 1 else None
         for (rule, weight_decay), slot_dtype, one_pass, batches in self._groups:
             scalars = self._optimizer.scalars_of(rule, hypers, slot_dtype)
             if weight_decay is not None:
+                step = step or Step(self._optimizer, hypers)
                 scalars = (*scalars, *step.decay(weight_decay, slot_dtype))
             for kernel, written, flat, copies, piece in batches:
                 if flat is None:
@@ -116,6 +117,7 @@ class Batches:
                         target[...] = gradients[position]
                     gradient = flat
                 if not one_pass or clip is not None:
+                    step = step or Step(self._optimizer, hypers)
                     found = Gradient(PLAIN, (gradient,))
                     piece.update(found if clip is None else clip(found), step)
                     piece.take_average(step)
@@ -159,14 +161,15 @@ class Batches:
         arrays = {name: array[start:stop] for name, array in self._optimizer.slots.buffers(segment).items()}
         written = (segment.buffer[start:stop], *(arrays[name] for name in treatment.rule.slots))
         piece = Piece(self.engine, treatment, written, (), average=arrays.get(AVERAGE))
+        kernel = piece.kernel if self._are_large else unshared(piece.kernel)
         if len(members) == 1:
-            return _Batch(piece.kernel, written, None, ((written[0], members[0][1]),), piece)
+            return _Batch(kernel, written, None, ((written[0], members[0][1]),), piece)
         flat = aligned_zeros(stop - start, segment.dtype)
         copies = tuple(
             (flat[offset - start : offset - start + storage.size].reshape(storage.shape), position)
             for (offset, storage), (_, position) in zip(places, members, strict=True)
         )
-        return _Batch(piece.kernel, written, flat, copies, piece)
+        return _Batch(kernel, written, flat, copies, piece)
 
 
 def _cut(run: Run, treatments: Sequence[Treatment]) -> list[tuple[Treatment, list[Variable]]]:

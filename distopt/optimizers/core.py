@@ -338,11 +338,13 @@ class OptimizerCore(SavedState):
             pairs = check_gradients(pairs)
             variables = [variable for _, variable in pairs]
             pairs = self._accumulated_means(pairs, calls_of_mean(hypers))
+            if not pairs:
+                self.advance(hypers, variables)
+                return
         elif self.features.ema_momentum is not None:
             pairs = check_gradients(pairs)
             variables = [variable for _, variable in pairs]
-        if pairs:
-            (self._clip_and_finish if self.clips.active else self.finish_pairs)(pairs, hypers)
+        (self._clip_and_finish if self.clips.active else self.finish_pairs)(pairs, hypers)
         self.advance(hypers, variables)
 
     def _clip_and_finish(self, pairs: Iterable[Pair], hypers: Mapping[str, float]) -> None:
@@ -382,7 +384,7 @@ class OptimizerCore(SavedState):
 
         Raises: as :func:`~distopt.optimizers.pipeline.check_gradients`, and TapeError, before anything changes.
         """
-        checked = check_gradients(pairs)
+        checked = pairs if type(pairs) is Pairs else check_gradients(pairs)
         if replica_id is None and self._finish_in_batches(checked, hypers):
             return
         if replica_id is None and any(variable.is_split for _, variable in checked):

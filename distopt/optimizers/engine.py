@@ -282,6 +282,11 @@ class _Shared:
         return sum([array.nbytes for array in arguments[: self._num_arrays]])
 
 
+def unshared(kernel: Kernel) -> Kernel:
+    """Return ``kernel`` for arrays that are too small for several threads."""
+    return kernel.kernel if type(kernel) is _Shared else kernel
+
+
 Call = tuple[Kernel, tuple[Any, ...]]
 """A kernel and its arguments."""
 

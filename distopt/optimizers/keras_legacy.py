@@ -236,7 +236,8 @@ class Optimizer(RecordedUpdates, HyperAttributes, ClipOptions, FeatureOptions, S
     def _checked(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> Pairs:
         """Return the pairs that have a gradient, each fit for its variable."""
         pairs = list(grads_and_vars)
-        return known_pairs(pairs, self.fits) or check_gradients(filter_empty_gradients(pairs))
+        known = known_pairs(pairs, self.fits)
+        return check_gradients(filter_empty_gradients(pairs)) if known is None else known
 
     def _transform_loss(self, loss: Any) -> Any:
         return loss

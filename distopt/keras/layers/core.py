@@ -133,7 +133,8 @@ class DenseRun:
 
     def __call__(self, inputs: Any) -> Any:
         """Return the outputs of the last layer."""
-        return dense_layers(inputs, [w for layer in self._layers for w in (layer.kernel, layer.bias)], self._activations)
+        weights = [weight for layer in self._layers for weight in (layer.kernel, layer.bias)]
+        return dense_layers(inputs, weights, self._activations)
 
 
 def calls_of(layers: Iterable[Layer]) -> Iterator[Callable[[Any], Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -377,3 +378,39 @@ def test_fit_with_a_scaled_loss_has_the_bits_of_fit_without(make: Any, num_repli
     twin: Any = tf.keras.optimizers.deserialize(described)
     assert type(twin) is make
     assert twin.get_config() == optimizer.get_config()
+
+
+# ---------------------------------------------------------------- dense layers that follow each other
+
+
+@pytest.mark.parametrize("frozen", [(), (0,), (1, 2)])
+def test_dense_layers_in_a_row_have_the_bits_of_one_after_another(frozen: tuple[int, ...]) -> None:
+    random.set_seed(2)
+    first = Dense(5, "relu", trainable=0 not in frozen)
+    second = Dense(4, "tanh", use_bias=False, trainable=1 not in frozen)
+    third = Dense(3, "sigmoid", trainable=2 not in frozen)
+    model = Sequential([first, second, third, Dense(2, "softmax")])
+    model.build((None, 3))
+    assert len(model._calls) == 2, "the last one's activation is an operation of its own"
+
+    def one_after_another(x: Any) -> Any:
+        for layer in model.layers:
+            x = layer(x)
+        return x
+
+    def bits(call: Any) -> list[Any]:
+        with GradientTape() as tape:
+            loss = ops.reduce_sum(call(X) * X[:, :2])
+        gradients = tape.gradient(loss, model.variables)
+        return [loss.numpy().tobytes(), *(None if g is None else g.numpy().tobytes() for g in gradients)]
+
+    assert bits(model) == bits(one_after_another)
+
+
+def test_model_with_dense_layers_in_a_row_is_copied_with_its_variables() -> None:
+    model = Sequential([Dense(4, "relu"), Dense(1)])
+    before = model(X).numpy()
+    twin = copy.deepcopy(model)
+    twin.layers[0].kernel.assign(np.zeros_like(twin.layers[0].kernel.numpy()))
+    np.testing.assert_array_equal(model(X).numpy(), before)
+    assert not np.array_equal(twin(X).numpy(), before)

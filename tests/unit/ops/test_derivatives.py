@@ -10,6 +10,7 @@ import pytest
 
 from distopt import nn, ops
 from distopt.autodiff.tape import GradientTape
+from distopt.ops.dense import dense_layers
 from distopt.tensor import Tensor
 from distopt.types import Array
 from distopt.variable import Variable
@@ -81,6 +82,18 @@ CASES: dict[str, tuple[Callable[..., Any], list[Array]]] = {
     "dense_tanh": (lambda x, k, b: ops.dense(x, k, b, "tanh"), [S, K, K[0]]),
     "dense_sigmoid": (lambda x, k, b: ops.dense(x, k, b, "sigmoid"), [S, K, K[0]]),
     "dense_three_axes": (lambda x, k, b: ops.dense(x, k, b, "tanh"), [X3, K, K[0]]),
+    "dense_layers": (
+        lambda x, k, b, other, last: dense_layers(x, [k, b, other, None, last, None], ("relu", "tanh", "linear")),
+        [S, K, K[0], K.T, K],
+    ),
+    "dense_layers_three_axes": (
+        lambda x, k, other, b: dense_layers(x, [k, None, other, b], ("sigmoid", "relu")),
+        [X3, K, K.T, S[0]],
+    ),
+    "dense_layers_first_kernel_fixed": (
+        lambda b, k: dense_layers(S.astype(b.dtype), [K.astype(b.dtype), b, k, None], ("tanh", "relu")),
+        [K[0], K.T],
+    ),
     "cross_entropy_labels": (lambda z: ops.softmax_cross_entropy(LABELS, z), [S]),
     "cross_entropy_labels_three_axes": (lambda z: ops.softmax_cross_entropy(np.array([[1, 3, 0], [2, 2, 1]]), z), [X3]),
     "cross_entropy_many_classes": (lambda z: ops.softmax_cross_entropy(np.array([39, 0]), z), [MANY]),

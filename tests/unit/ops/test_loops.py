@@ -114,3 +114,10 @@ def test_inputs_that_may_not_be_written_to_are_read() -> None:
     z, chosen = loops.shift_rows(logits, labels)
     assert z.tolist() == [[-2.0, 0.0]]
     assert chosen.tolist() == [-2.0]
+
+
+@pytest.mark.parametrize("add", [loops.add_bias, loops.add_bias_and_relu])
+@pytest.mark.parametrize("length", [2, 4])
+def test_bias_of_another_length_is_an_error(add: Any, length: int) -> None:
+    with pytest.raises(ValueError, match="broadcast"):
+        add(np.ones((5, 3), np.float32), np.ones(length, np.float32))
