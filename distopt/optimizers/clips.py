@@ -1,9 +1,18 @@
-"""The clip limits of an optimizer."""
+"""The clip limits of an optimizer, and gradients clipped by them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+import numpy as np
+
+from distopt.clipping import clip_by_global_norm, clip_by_norm, clip_by_value
+from distopt.norms import add_sums
+from distopt.optimizers.engine import get_engine
+from distopt.types import Array
+from distopt.variable import Variable
 
 
 @dataclass
@@ -38,3 +47,23 @@ class Clips:
 
 
 NO_CLIPS: Final = Clips()
+
+
+def clip_pairs(pairs: Iterable[tuple[Any, Variable]], clips: Clips) -> Iterable[tuple[Any, Variable]]:
+    """Return the pairs clipped by value, then by norm, then by global norm, as far as ``clips`` has each."""
+    if not clips.active:
+        return pairs
+    clipped = list(pairs)
+    if clips.value is not None:
+        clipped = [(clip_by_value(gradient, -clips.value, clips.value), v) for gradient, v in clipped]
+    if clips.norm is not None:
+        clipped = [(clip_by_norm(gradient, clips.norm, _sum_of_squares), v) for gradient, v in clipped]
+    if clips.global_norm is not None:
+        gradients, _ = clip_by_global_norm([g for g, _ in clipped], clips.global_norm, _sum_of_squares)
+        clipped = [(gradient, v) for gradient, (_, v) in zip(gradients, clipped, strict=True)]
+    return clipped
+
+
+def _sum_of_squares(values: Array) -> Any:
+    flat = np.require(values, requirements=["C", "A"]).reshape(-1)
+    return add_sums(get_engine().block_sums(flat))

@@ -13,8 +13,8 @@ import numpy as np
 
 from distopt.indexed_slices import IndexedSlices
 from distopt.optimizers.clip_options import CLIP_OPTIONS, Transformer
-from distopt.optimizers.clips import Clips
-from distopt.optimizers.core import clip_pairs, dense_gradient
+from distopt.optimizers.clips import Clips, clip_pairs
+from distopt.optimizers.core import dense_gradient
 from distopt.optimizers.feature_options import FEATURE_OPTIONS, dense_pairs
 from distopt.optimizers.hypers import bias_correction, through_float32
 from distopt.optimizers.keras_legacy import Optimizer

@@ -20,8 +20,9 @@ import numpy as np
 from distopt import replica_context
 from distopt.errors import ReplicaContextError
 from distopt.indexed_slices import IndexedSlices
+from distopt.optimizers.base import VALID_DTYPES
 from distopt.optimizers.clips import NO_CLIPS, Clips
-from distopt.optimizers.core import VALID_DTYPES, OptimizerCore
+from distopt.optimizers.core import OptimizerCore
 from distopt.optimizers.engine import get_engine
 from distopt.optimizers.owner import apply_constraint
 from distopt.optimizers.pipeline import Pair, Pairs, check_gradients, overridden_updates
