@@ -29,6 +29,7 @@ from distopt.distribute.owners import (
     zeros_like,
 )
 from distopt.distribute.row_exchange import Combine, gather_rows, is_row_sparse, sum_rows
+from distopt.distribute.span_paths import CHUNK_BYTES
 from distopt.optimizers.terms import Terms
 from distopt.types import Array
 
@@ -38,6 +39,8 @@ class EveryProcess:
 
     placement = "replica"
     re_enact_replicas = False
+    chunk_bytes = CHUNK_BYTES
+    """Of what is on its way between hosts at a time, where processes share the memory of their host."""
 
     def __init__(
         self, hosting: Hosting, rank: int, communicator: Communicator | None, phases: Phases, inspector: Inspector

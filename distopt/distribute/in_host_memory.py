@@ -25,7 +25,7 @@ from distopt.distribute.every_process import EveryProcess
 from distopt.distribute.inspector import Inspector
 from distopt.distribute.owners import Phases
 from distopt.distribute.shared_gradients import SharedGradients
-from distopt.distribute.span_paths import CHUNK_BYTES, SpanPaths
+from distopt.distribute.span_paths import SpanPaths
 from distopt.optimizers.terms import Terms
 from distopt.types import Array
 
@@ -44,9 +44,6 @@ class EveryProcessInHostMemory(EveryProcess):
 
     Gradients of few bytes are exchanged whole between hosts, as there, which takes one message instead of two.
     """
-
-    chunk_bytes = CHUNK_BYTES
-    """Of what is on its way between hosts at a time."""
 
     def __init__(
         self, hosting: Hosting, rank: int, communicator: Communicator, phases: Phases, inspector: Inspector

@@ -6,9 +6,11 @@ import enum
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from distopt.agreement import odd_ones
 from distopt.comm.communicator import Communicator, Hosting
 from distopt.distribute.cluster_resolver import ClusterResolver
 from distopt.distribute.sharded import Sharded
+from distopt.distribute.span_paths import CHUNK_BYTES
 from distopt.distribute.strategy import Strategy
 from distopt.errors import PlacementError
 
@@ -26,7 +28,8 @@ class CommunicationOptions:
     """Hints for collectives.
 
     ``timeout_seconds``: the longest wait for the other ranks in one collective; default: the communicator's.
-    ``bytes_per_pack``: accepted where TensorFlow has it; gradients travel as one buffer a dtype.
+    ``bytes_per_pack``: how long the pieces are in which gradients and variables go from host to host, each on its way
+    while the next is worked on; 0 is for 512 kB. The same on all processes. No bit depends on it.
 
     Raises: ValueError for a negative number.
     """
@@ -67,8 +70,9 @@ class MultiWorkerMirroredStrategy(Strategy):
     The MPI launcher knows the cluster; a ``cluster_resolver`` is only compared with it, where it has a cluster.
 
     Raises: PlacementError for a placement that needs servers; EndpointError
-    if MPI cannot be loaded; ValueError for fewer than one replica, arguments of another type, or a ``cluster_resolver``
-    that has another number of workers than there are ranks, or takes this one for another.
+    if MPI cannot be loaded; ValueError for fewer than one replica, arguments of another type, a ``bytes_per_pack`` that
+    is another one on other processes, or a ``cluster_resolver`` that has another number of workers than there are
+    ranks, or takes this one for another.
     """
 
     def __init__(
@@ -101,10 +105,30 @@ class MultiWorkerMirroredStrategy(Strategy):
         self.communicator = communicator
         hosting = Hosting.contiguous(communicator.size if replicas is None else replicas, communicator.size)
         super().__init__(hosting, communicator.rank, communicator)
+        extended = self.extended
+        bytes_per_pack = communication_options.bytes_per_pack if communication_options else 0
+        if communicator.shares_memory:
+            _check_same_packs(bytes_per_pack, communicator)
+        extended.every_process.chunk_bytes = bytes_per_pack or CHUNK_BYTES
         if placement == "sharded":
-            extended = self.extended
-            extended.owners = Sharded(hosting, communicator.rank, communicator, extended.phases, extended.inspector)
+            sharded = Sharded(hosting, communicator.rank, communicator, extended.phases, extended.inspector)
+            sharded.chunk_bytes = bytes_per_pack or CHUNK_BYTES
+            extended.owners = sharded
         self._cluster_resolver = cluster_resolver
+
+
+def _check_same_packs(bytes_per_pack: int, communicator: Communicator) -> None:
+    """Compare what the processes were given; a collective.
+
+    Raises: ValueError, on all of them.
+    """
+    told = [int(text) for text in communicator.all_gather_bytes(b"%d" % bytes_per_pack)]
+    reference, odd = odd_ones(dict(enumerate(told)))
+    if reference is not None and odd:
+        raise ValueError(
+            f"bytes_per_pack is {told[reference]} on rank {reference} and {told[odd[0]]} on rank {odd[0]}; "
+            "give all processes the same communication_options"
+        )
 
 
 def _check_same_cluster(resolver: ClusterResolver, communicator: Communicator) -> None:

@@ -14,7 +14,7 @@ import pytest
 import distopt as tf
 from distopt.comm.communicator import Communicator
 from distopt.comm.shared_memory import meet_on_host
-from distopt.distribute import MirroredStrategy, MultiWorkerMirroredStrategy, Strategy
+from distopt.distribute import CommunicationOptions, MirroredStrategy, MultiWorkerMirroredStrategy, Strategy
 from distopt.errors import PeerLostError, UnequalHypersError
 from distopt.testing import FaultPlan, run_replicas
 from tests.conformance.test_sharded import DTYPES, REFUSED, apply, bits, rows_begin_on_replica_0
@@ -46,8 +46,8 @@ def on_hosts(
             comm._host_group.close()
         comm._host_group = meet_on_host(comm, namespace=f"host {host_of[comm.rank]}")
         comm.shares_memory, comm.exchange_cost_bytes = True, 0
-        strategy = MultiWorkerMirroredStrategy(replicas=replicas, communicator=comm, placement=placement)
-        strategy.extended.owners.chunk_bytes = chunk_bytes
+        options = CommunicationOptions(bytes_per_pack=chunk_bytes)
+        strategy = MultiWorkerMirroredStrategy(None, options, replicas=replicas, communicator=comm, placement=placement)
         found = body(strategy)
         comm._host_group.close()
         comm._host_group = None
@@ -68,7 +68,7 @@ def test_training_has_the_bits_of_one_process(run: Run, host_of: str, placement:
         assert got == want
 
 
-def test_any_chunks_mixed_dtypes_and_subsets_have_the_bits_of_one_process(run: Run, host_of: str) -> None:
+def test_any_bytes_per_pack_mixed_dtypes_and_subsets_have_the_bits_of_one_process(run: Run, host_of: str) -> None:
     def body(strategy: Strategy) -> list[bytes]:
         with strategy.scope():
             shapes = ((9000,), (), (0, 3), (33, 7))
@@ -113,6 +113,23 @@ def test_two_optimizers_averages_and_constraints_have_the_bits_of_one_process(ru
     want = body(MirroredStrategy(3))
     for got in on_hosts(run, host_of, 3, body):
         assert got == want
+
+
+def test_bytes_per_pack_of_another_rank_is_refused_by_all(run: Run) -> None:
+    if run.size < 2:
+        pytest.skip("there is no other rank")
+
+    def worker(comm: Communicator) -> str:
+        shared, comm.shares_memory = comm.shares_memory, True
+        last = comm.rank == comm.size - 1
+        with pytest.raises(ValueError, match="bytes_per_pack") as raised:
+            MultiWorkerMirroredStrategy(None, CommunicationOptions(bytes_per_pack=4096 + last), communicator=comm)
+        comm.shares_memory = shared
+        return str(raised.value)
+
+    found = run(worker)
+    assert len(set(found)) == 1
+    assert {"4096", "4097"} < set(found[0].replace(";", " ").split())
 
 
 @pytest.mark.parametrize("placement", ["sharded", "replica"])
