@@ -8,6 +8,7 @@ the median of the rounds' ratios. The time of a step is that of the slowest rank
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import socket
@@ -42,6 +43,7 @@ class Ranks:
     """One rank of the job, in one thread; ``figures`` are what rank 0 hands to the program that started it."""
 
     def __init__(self, rounds: int, block_s: float = BLOCK_S) -> None:
+        logging.getLogger("distopt").setLevel(logging.ERROR)  # on a busy machine ranks come late to where they start
         self.comm = MpiCommunicator(timeout_s=120.0)
         self.mpi = load_mpi()
         self.world = self.mpi.COMM_WORLD
