@@ -1,10 +1,7 @@
 """Optimizers of scaled losses: gradients of half precision that would vanish are kept by scaling the loss.
 
-An optimizer is wrapped. The scale grows as long as gradients stay finite; a step whose aggregated gradients are not is
-left out, on all replicas alike, and the scale shrinks. Where servers make the update, the replicas have the gradients
-combined a first time to look at what comes out, and once more for the update: what they see is what is applied, for
-twice the traffic of gradients. Two generations differ in who unscales, in whether a step that
-is left out counts, and in how far the scale may fall; so there are two classes.
+An optimizer is wrapped; see :mod:`distopt.optimizers.scaled`. Two generations differ in who unscales, in whether a step
+that is left out counts, and in how far the scale may fall; so there are two classes.
 
 Source: tf_keras ``mixed_precision.LossScaleOptimizer``; Keras 3 ``LossScaleOptimizer``.
 """
@@ -12,151 +9,21 @@ Source: tf_keras ``mixed_precision.LossScaleOptimizer``; Keras 3 ``LossScaleOpti
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Self
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
-from distopt import deferral, replica_context
 from distopt.autodiff.tape import GradientTape
 from distopt.clipping import values_of, with_values
-from distopt.errors import PlacementError
-from distopt.optimizers.keras_legacy import Optimizer
 from distopt.optimizers.names import unique_name
-from distopt.optimizers.pipeline import GradientPath, Pair
-from distopt.optimizers.saved_state import OptimizerState
-from distopt.tensor import Operand, Tensor
+from distopt.optimizers.scaled import ScaledOptimizer, described
 from distopt.variable import Variable
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_SCALE = 2.0**15
 DEFAULT_GROWTH_STEPS = 2000
-FACTOR = 2.0
-"""By which the scale grows and shrinks."""
-
-
-class ScaledOptimizer:
-    """What both generations share: the inner optimizer, the scale, and the count of finite steps.
-
-    Attributes and methods that are not found here are the inner optimizer's; setting one of its hypers sets it there.
-    """
-
-    def __init__(self, inner_optimizer: Any, initial_scale: float, name: str) -> None:
-        if isinstance(inner_optimizer, ScaledOptimizer):
-            raise TypeError(f"{type(self).__name__} cannot wrap another loss scale optimizer")
-        if not isinstance(inner_optimizer, Optimizer):
-            raise TypeError(f"inner_optimizer must be an optimizer, not {inner_optimizer!r}")
-        if inner_optimizer.is_wrapped:
-            raise ValueError(f"{inner_optimizer.get_config()['name']} is wrapped by a loss scale optimizer already")
-        inner_optimizer.is_wrapped = True
-        self.inner_optimizer = inner_optimizer
-        self.initial_scale = float(initial_scale)
-        self._scale = Variable(np.float32(initial_scale), trainable=False, name=f"{name}/loss_scale")
-        self._counter = Variable(0, trainable=False, dtype=np.dtype(np.int64), name=f"{name}/dynamic_counter")
-        self._name = name
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or "inner_optimizer" not in self.__dict__:
-            raise AttributeError(name)
-        return getattr(self.inner_optimizer, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        inner = self.__dict__.get("inner_optimizer")
-        is_hyper = inner is not None and ("learning_rate" if name == "lr" else name) in inner._hypers
-        if is_hyper:
-            setattr(inner, name, value)
-        else:
-            object.__setattr__(self, name, value)
-
-    @property
-    def loss_scale(self) -> Tensor:
-        """What the loss is multiplied by now: a float32 scalar."""
-        return Tensor(self._scale.numpy())
-
-    def state(self) -> OptimizerState:
-        """Return the inner optimizer's state, with scale and counter among its extras."""
-        inner = self.inner_optimizer.state()
-        own = {"loss_scale": self._scale.numpy(), "dynamic_counter": self._counter.numpy()}
-        return OptimizerState(inner.iterations, inner.slots, {**inner.extras, **own})
-
-    def load_state(self, state: OptimizerState) -> None:
-        """Go on from ``state``.
-
-        Raises: ValueError, before anything changes, if it is not of such an optimizer, or as the inner optimizer does.
-        """
-        own = {"loss_scale": self._scale, "dynamic_counter": self._counter}
-        if missing := sorted(set(own) - set(state.extras)):
-            raise ValueError(f"the state has no {' and no '.join(missing)}")
-        others = {name: value for name, value in state.extras.items() if name not in own}
-        self.inner_optimizer.load_state(OptimizerState(state.iterations, state.slots, others))
-        for name, variable in own.items():
-            variable.write_all("assign", state.extras[name])
-
-    @property
-    def _looks_at_aggregate(self) -> bool:
-        """Whether a step depends on what the gradients come to."""
-        return True
-
-    def _refuse_graphs(self) -> None:
-        if deferral.building() is not None:
-            raise NotImplementedError(
-                f"{type(self).__name__} works eagerly: its scale changes with what gradients come to; in a graph give "
-                "an optimizer a constant loss_scale_factor"
-            )
-
-    def _scaled(self, loss: Any) -> Any:
-        self._refuse_graphs()
-        if callable(loss) and not isinstance(loss, Operand):
-            return lambda: self._scaled(loss())
-        scale = float(self._scale.storage)
-        return loss * (loss.dtype.type(scale) if isinstance(loss, Operand) else scale)
-
-    def _replica(self, aggregate: bool = True) -> tuple[Any, bool]:
-        """Return the current replica, and whether it can apply gradients that are aggregated already.
-
-        Raises: ReplicaContextError outside of one; PlacementError for what servers cannot do.
-        """
-        self._refuse_graphs()
-        context = replica_context.current_replica("apply_gradients")
-        check = context.strategy.extended.check
-        path = GradientPath(self.inner_optimizer, aggregate)
-        check(path)
-        try:
-            check(GradientPath(self.inner_optimizer, aggregate=False))
-        except PlacementError:
-            if self._looks_at_aggregate and not path.runs_at_owners:
-                raise PlacementError(
-                    f"{type(self).__name__} aggregates gradients once to see whether they are finite, and servers once "
-                    f"more, so {' and '.join(path.whole_gradient_hooks())} would run twice; use placement 'replica', "
-                    "or loss_scale_factor with a constant scale"
-                ) from None
-            return context, False
-        return context, True
-
-    def _aggregated(self, pairs: Iterable[Pair]) -> list[Pair]:
-        inner = self.inner_optimizer
-        return list(inner._aggregate_gradients(inner._transform_unaggregated_gradients(list(pairs))))
-
-    def _agree_on(self, context: Any, pairs: Iterable[Pair], aggregated: bool) -> Any:
-        """Return whether the gradients are finite on every replica, as a value that all replicas have alike."""
-        is_bad = np.float32(not all(np.isfinite(values_of(gradient)).all() for gradient, _ in pairs))
-        if not aggregated:
-            is_bad = context.all_reduce("SUM", Tensor(np.asarray(is_bad)))
-        return float(is_bad) == 0.0
-
-    def _shrink(self, least: float) -> None:
-        self._scale.storage[...] = max(float(self._scale.storage) / FACTOR, least)
-        self._counter.storage[...] = 0
-
-    def _count_finite_step(self, growth_steps: int) -> None:
-        count = int(self._counter.storage) + 1
-        if count >= growth_steps:
-            count = 0
-            grown = np.float32(self._scale.storage) * np.float32(FACTOR)
-            if np.isfinite(grown):
-                self._scale.storage[...] = grown
-        self._counter.storage[...] = count
 
 
 class LossScaleOptimizer(ScaledOptimizer):
@@ -285,17 +152,11 @@ class LossScaleOptimizer(ScaledOptimizer):
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments, the inner optimizer as class name and configuration."""
         return {
-            "inner_optimizer": _described(self.inner_optimizer),
+            "inner_optimizer": described(self.inner_optimizer),
             "dynamic": self.dynamic,
             "initial_scale": self.initial_scale,
             "dynamic_growth_steps": self.dynamic_growth_steps,
         }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Self:
-        """Return the optimizer that ``config`` describes."""
-        inner = _made(config["inner_optimizer"], custom_objects)
-        return cls(inner, **{name: value for name, value in config.items() if name != "inner_optimizer"})
 
 
 class LossScaleOptimizerV3(ScaledOptimizer):
@@ -399,27 +260,7 @@ class LossScaleOptimizerV3(ScaledOptimizer):
         """Return the constructor's arguments, the inner optimizer as class name and configuration."""
         return {
             "name": self._name,
-            "inner_optimizer": _described(self.inner_optimizer),
+            "inner_optimizer": described(self.inner_optimizer),
             "initial_scale": self.initial_scale,
             "dynamic_growth_steps": self.dynamic_growth_steps,
         }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Self:
-        """Return the optimizer that ``config`` describes."""
-        inner = _made(config["inner_optimizer"], custom_objects)
-        return cls(inner, **{name: value for name, value in config.items() if name != "inner_optimizer"})
-
-
-def _described(optimizer: Optimizer) -> dict[str, Any]:
-    return {"class_name": type(optimizer).__name__, "config": optimizer.get_config()}
-
-
-def _made(description: dict[str, Any], custom_objects: dict[str, Any] | None) -> Any:
-    from distopt import optimizers
-
-    name = description["class_name"]
-    made: Callable[..., Any] | None = (custom_objects or {}).get(name) or getattr(optimizers, name, None)
-    if made is None:
-        raise ValueError(f"unknown optimizer {name!r}; give its class in custom_objects")
-    return made.from_config(dict(description["config"]))  # type: ignore[attr-defined]  # an optimizer's class

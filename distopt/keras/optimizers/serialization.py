@@ -7,7 +7,7 @@ from typing import Any
 
 from distopt import optimizers
 from distopt.optimizers.keras_legacy import Optimizer
-from distopt.optimizers.loss_scale import ScaledOptimizer
+from distopt.optimizers.scaled import ScaledOptimizer
 
 AnyOptimizer = Optimizer | ScaledOptimizer
 
