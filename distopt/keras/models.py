@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from distopt.keras import symbolic
-from distopt.keras.layers import InputLayer, InputShape, Layer, calls_of, training_phase
+from distopt.keras.layers import InputLayer, InputShape, Layer, training_phase
+from distopt.keras.layers.core import calls_of
 from distopt.keras.training import History, Model, functional_class
 from distopt.nest import flatten
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from distopt.keras.layers.base import Input, InputLayer, InputShape, Layer, is_training, training_phase
-from distopt.keras.layers.core import Activation, Dense, Embedding, Flatten, ReLU, Softmax, calls_of
+from distopt.keras.layers.core import Activation, Dense, Embedding, Flatten, ReLU, Softmax
 from distopt.keras.layers.images import (
     AveragePooling2D,
     AvgPool2D,
@@ -36,7 +36,6 @@ __all__ = [
     "Reshape",
     "Softmax",
     "StringLookup",
-    "calls_of",
     "is_training",
     "training_phase",
 ]
