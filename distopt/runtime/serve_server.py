@@ -13,19 +13,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 import zmq
 
 from distopt.aggregation import Aggregator, Mean, Sum
-from distopt.canonical_sum import Node, SumTree
+from distopt.canonical_sum import Node
 from distopt.comm import combining
 from distopt.comm.communicator import Hosting
 from distopt.comm.zmq.control import ControlLink
 from distopt.comm.zmq.link import Link, Listener, data_identity
-from distopt.distribute.served import OwnerState
-from distopt.distribute.served_rows import Contributed, RowUpdate
+from distopt.distribute.served_rows import Contributed
 from distopt.errors import (
     CollectiveTimeoutError,
     MistakeError,
@@ -48,79 +47,11 @@ from distopt.protocol.messages import (
 )
 from distopt.protocol.rounds import Round
 from distopt.protocol.wire import Received
+from distopt.runtime.served_owners import Owner, ReplicaOwner, SpanOwner
 from distopt.types import Array
 
 _IDLE_MS = 250
 """After so long without a message the heartbeats say whom the server waits for."""
-
-
-@runtime_checkable
-class SpanOwner(Protocol):
-    """Updates the spans of one server from the aggregate of all replicas."""
-
-    aggregator: Aggregator
-
-    @property
-    def code_bytes(self) -> int | None:
-        """The length of the code that is pushed of each replica; None where flat spans are pushed."""
-        ...
-
-    def decode(self, code: Array) -> tuple[Array, ...]:
-        """Return the flat spans of one replica's contribution."""
-        ...
-
-    def partials(self, flat_spans: Sequence[Array], hypers: Mapping[str, float]) -> Array:
-        """Begin an update; return the sums of squares that it needs, by block; empty where it needs no norms."""
-        ...
-
-    def apply(self, step: int, flat_spans: Sequence[Array], hypers: Mapping[str, float], all_partials: Array) -> None:
-        """Make one update. ``all_partials``: those of all servers, in the order of the blocks.
-
-        ``flat_spans`` may be written to.
-        """
-        ...
-
-    def check_rows(self, node: Node, contributed: Contributed) -> None:
-        """Refuse rows that do not fit the variables: raise RemoteProtocolError."""
-        ...
-
-    def begin_rows(
-        self, tree: SumTree, contributed: Mapping[Node, Contributed], hypers: Mapping[str, float]
-    ) -> RowUpdate:
-        """Return an update of which some contributions hold rows; it has not changed anything yet."""
-        ...
-
-    def variables(self) -> Sequence[Array]:
-        """Return the flat arrays of the spans, which ``apply`` writes to in place."""
-        ...
-
-    def state(self) -> OwnerState:
-        """Return everything that a checkpoint needs; read before the next ``apply``."""
-        ...
-
-
-@runtime_checkable
-class ReplicaOwner(Protocol):
-    """Updates all variables, on the only server, from each replica's own gradients: for hooks over whole gradients."""
-
-    def check_rows(self, node: Node, contributed: Contributed) -> None:
-        """As in :class:`SpanOwner`."""
-        ...
-
-    def apply_replicas(self, step: int, gradients: Mapping[int, Contributed], hypers: Mapping[str, float]) -> None:
-        """Re-enact the replicas and make one update. ``gradients``: by replica, flat and read-only."""
-        ...
-
-    def variables(self) -> Sequence[Array]:
-        """As in :class:`SpanOwner`."""
-        ...
-
-    def state(self) -> OwnerState:
-        """As in :class:`SpanOwner`."""
-        ...
-
-
-Owner: TypeAlias = SpanOwner | ReplicaOwner
 
 
 class _Update(NamedTuple):
