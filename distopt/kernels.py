@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -197,6 +198,41 @@ def _compiled_function(function: Any, done: dict[Any, Any]) -> Any:
         twin = types.FunctionType(own.__code__, names, own.__name__, own.__defaults__, cells)
         done[function] = numba.njit(error_model="numpy", nogil=True, forceinline=True)(twin)
     return done[function]
+
+
+def compiled(*signatures: Any, cache: bool) -> Callable[[Any], Any]:
+    """Decorate a function of a generated module: it is compiled for ``signatures``, and for nothing else.
+
+    With ``cache``, machine code that is kept beside the module is loaded without what only a compilation needs: the
+    declarations of all that Numba can compile, which take several times as long as the rest.
+    """
+    import numba
+    from numba.core import caching
+
+    def decorate(function: Any) -> Any:
+        kernel: Any = numba.njit(error_model="numpy", nogil=True)(function)
+        if cache:
+            kept: Any = caching.FunctionCache(function)  # type: ignore[no-untyped-call, unused-ignore]
+            kept.load_overload = functools.partial(_load_machine_code, kept)
+            kernel._cache = kept
+        for signature in signatures:
+            kernel.compile(signature)
+        kernel.disable_compile()
+        return kernel
+
+    return decorate
+
+
+def _load_machine_code(kept: Any, signature: Any, target: Any) -> Any:
+    """Return what Numba's cache ``kept`` has for ``signature``, or None, as its own method but for one thing.
+
+    That refreshes ``target``, which imports and installs the declarations. Loaded code needs the runtime alone.
+    """
+    from numba.core.runtime import nrt
+
+    nrt.rtsys.initialize(target)
+    with kept._guard_against_spurious_io_errors():
+        return kept._load_overload(signature, target)
 
 
 def has_processor_feature(name: str) -> bool:
