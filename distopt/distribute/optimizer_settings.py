@@ -45,8 +45,8 @@ class OptimizerSettings:
         attributes = self._attributes
         if (
             self._watched(attributes) == self._seen
-            and vars(attributes["clips"]) == self._clips
-            and vars(attributes["features"]) == self._features
+            and attributes["clips"].change == self._clips
+            and attributes["features"].change == self._features
         ):
             return False
         self._read()
@@ -77,7 +77,7 @@ class OptimizerSettings:
         else:  # a class of the user's that keeps something under another name than it has in the configuration
             self._watched = _plain_values
         self._seen = self._watched(attributes)
-        self._clips, self._features = dict(vars(attributes["clips"])), dict(vars(attributes["features"]))
+        self._clips, self._features = attributes["clips"].change, attributes["features"].change
         plain |= self._aggregator
         self.current = plain
         self.digest = zlib.crc32(repr(sorted(plain.items())).encode())

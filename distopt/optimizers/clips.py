@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -14,6 +15,8 @@ from distopt.optimizers.engine import get_engine
 from distopt.types import Array
 from distopt.variable import Variable
 
+_next_change: Callable[[], int] = itertools.count(1).__next__
+
 
 @dataclass
 class Clips:
@@ -24,10 +27,13 @@ class Clips:
     global_norm: float | None = None
     active: bool = field(default=False, init=False, repr=False)
     """Whether there is a limit; it follows from the others."""
+    change: int = field(default=0, init=False, repr=False, compare=False)
+    """A number that no clips had before the latest assignment to these."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         own = self.__dict__
         own[name] = value
+        own["change"] = _next_change()
         # Kept, since every step asks for it several times, and limits seldom change.
         own["active"] = any(own.get(limit) is not None for limit in ("value", "norm", "global_norm"))
 
