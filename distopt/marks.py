@@ -11,7 +11,8 @@ from typing import Any
 
 from distopt.types import Array
 
-_marks: dict[int, tuple[weakref.ref[Array], str]] = {}
+marked: dict[int, tuple[weakref.ref[Array], str]] = {}
+"""The arrays that have a mark, by identity."""
 
 
 def mark(array: Array, note: str) -> None:
@@ -20,16 +21,11 @@ def mark(array: Array, note: str) -> None:
 
     def forget(reference: Any) -> None:
         # Another array may have got the same identity, and a mark of its own, meanwhile.
-        known = _marks.get(key)
+        known = marked.get(key)
         if known is not None and known[0] is reference:
-            del _marks[key]
+            del marked[key]
 
-    _marks[key] = weakref.ref(array, forget), note
-
-
-def any_marked() -> bool:
-    """Return whether there is an array with a mark."""
-    return bool(_marks)
+    marked[key] = weakref.ref(array, forget), note
 
 
 def mark_of(array: Array | None) -> str | None:
@@ -41,9 +37,9 @@ def mark_of(array: Array | None) -> str | None:
     >>> mark_of(total), mark_of(np.ones(2))
     ('SUM', None)
     """
-    if not _marks or array is None:
+    if not marked or array is None:
         return None
-    found = _marks.get(id(array))
+    found = marked.get(id(array))
     return found[1] if found is not None and found[0]() is array else None
 
 

@@ -154,9 +154,10 @@ class GradientTape:
                 self._pop()
         wanted: set[Any] = set(orders)
         wanted.discard(None)  # of a source on which nothing depends
+        seeds = self._seeds(target, output_gradients)
         totals = backward_pass(
             recording,
-            self._seeds(target, output_gradients),
+            seeds,
             wanted,
             release=not self._persistent,
             replay_trace=replay_trace,
@@ -169,8 +170,8 @@ class GradientTape:
         if not results:
             for leaf, order in zip(leaves, orders, strict=True):
                 results.append(self._result(leaf, None if order is None else totals[order], unconnected_gradients))
-        if state.watcher is not None and type(target) is Tensor and (node := self._node_of(target)) is not None:
-            state.watcher(node, results)
+        if state.watcher is not None and type(target) is Tensor and seeds:
+            state.watcher(seeds[0][0], results)
         if not self._persistent:
             self._forget()
         if is_flat:

@@ -10,6 +10,7 @@ from autograd.extend import defvjp, primitive
 
 from distopt import nest, replica_context
 from distopt.distribute import values
+from distopt.distribute.loss_origin import Origin
 from distopt.distribute.variable_access import InReplicaAccess
 from distopt.errors import InsideReplicaError, UnequalReduceOpsError
 from distopt.indexed_slices import IndexedSlices
@@ -30,7 +31,7 @@ class StrategyReplicaContext:
         self._index = index
         self.context = Context(strategy, self, InReplicaAccess(strategy, index))
         """The context to enter while this replica runs."""
-        self.origin: Any = None
+        self.origin: Origin | None = None
         """What is known of the loss of the gradients that this replica took last; see ``loss_origin``."""
         self.samples: int | None = None
         """How many samples they are of, where that was noted; see ``aggregation.note_samples``."""

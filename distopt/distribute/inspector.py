@@ -20,7 +20,7 @@ import numpy as np
 from distopt.aggregation import GradientAggregator, Mean, Sum
 from distopt.comm.communicator import Communicator, Hosting
 from distopt.distribute.checks import Action, Checks
-from distopt.distribute.loss_origin import AVERAGED, LOCAL_MEAN
+from distopt.distribute.loss_origin import AVERAGED, LOCAL_MEAN, Origin, is_of
 from distopt.distribute.receipts import Note, ReceiptBook
 from distopt.errors import (
     AggregatedTwiceError,
@@ -34,7 +34,7 @@ from distopt.errors import (
     TwoStrategiesError,
 )
 from distopt.indexed_slices import IndexedSlices
-from distopt.marks import any_marked, mark, mark_of
+from distopt.marks import mark, mark_of, marked
 from distopt.types import Array
 
 logger = logging.getLogger(__name__)
@@ -127,16 +127,16 @@ class Inspector:
 
     def before_apply(self, path: Any, pairs_of: Sequence[Any]) -> None:
         """Look at gradients that are about to be aggregated."""
-        checks = self.checks
+        checks = self._checks
         if self.several:
-            if any_marked() and checks.reduced_by_hand != "ignore":
+            if marked and checks.reduced_by_hand != "ignore":
                 self._refuse_reduced(pairs_of[0])
-            aggregator = path.aggregator
+            aggregator = path.optimizer.gradient_aggregator
             for i, context in enumerate(self._contexts):
                 origin = context.origin
-                if origin is None or (origin.kind is AVERAGED and type(aggregator) is Sum):
+                if origin is None or (origin[0] is AVERAGED and type(aggregator) is Sum):
                     continue  # as it should be, which is soon seen
-                if origin.kind not in _kinds_for(aggregator):
+                if origin[0] not in _kinds_for(aggregator):
                     self._refuse_scaling(aggregator, origin, pairs_of[i])
         if checks.applied_twice != "ignore":
             self._refuse_repeated(path.optimizer, pairs_of)
@@ -151,7 +151,7 @@ class Inspector:
         if not path.aggregate:
             for context, pairs in zip(self._contexts, pairs_of, strict=True):
                 origin = context.origin
-                if origin is not None and origin.kind is AVERAGED and _mean_by_hand(pairs):
+                if origin is not None and origin[0] is AVERAGED and _mean_by_hand(pairs):
                     self._act(checks.mean_taken_twice, _mean_twice("all_reduce(MEAN)"))
         if path.local_steps:
             return
@@ -179,10 +179,10 @@ class Inspector:
                 )
                 return
 
-    def _refuse_scaling(self, aggregator: Any, origin: Any, pairs: Any) -> None:
-        if not origin.is_of(pairs):
+    def _refuse_scaling(self, aggregator: Any, origin: Origin, pairs: Any) -> None:
+        if not is_of(origin, pairs):
             return
-        if origin.kind is LOCAL_MEAN:
+        if origin[0] is LOCAL_MEAN:
             self._act(
                 self.checks.local_mean_loss,
                 LocalMeanLossError(
@@ -247,7 +247,8 @@ class Inspector:
         if self.several:
             step = int(path.optimizer.iterations.storage)
             variables = tuple(variables)
-            note = Note("gradients", path.aggregator, num_bytes, variables, traffic_before, step, skipped=skipped)
+            aggregator = path.optimizer.gradient_aggregator
+            note = Note("gradients", aggregator, num_bytes, variables, traffic_before, step, skipped=skipped)
             self.book.add(note)
 
     def lets_pass(self, gradients: Sequence[Any], pairs_of: Sequence[Any], step: int) -> bool:

@@ -16,6 +16,7 @@ import autograd.numpy as anp
 from distopt import replica_context
 from distopt.indexed_slices import IndexedSlices
 from distopt.ops.reductions import DIVIDED_SUMS, MEANS
+from distopt.tensor import Tensor
 
 _MOST_TERMS = 16
 
@@ -33,19 +34,14 @@ LOCAL_MEAN = LossKind.LOCAL_MEAN
 """A term is the mean over all that one replica has, and was not scaled after that."""
 
 
-class Origin:
-    """What is known of the gradients that a replica took last; ``kind`` of their loss."""
+Origin = tuple[LossKind, weakref.ref[Any]]
+"""What is known of the gradients that a replica took last: the kind of their loss; with it the first of them."""
 
-    __slots__ = ("_first", "kind")
 
-    def __init__(self, kind: LossKind, first: Any) -> None:
-        self.kind = kind
-        self._first = weakref.ref(first)
-
-    def is_of(self, pairs: Iterable[tuple[Any, Any]]) -> bool:
-        """Return whether ``pairs`` hold these gradients, not merely some for the same variables."""
-        first = self._first()
-        return first is not None and any(_values_of(gradient) is first for gradient, _ in pairs)
+def is_of(origin: Origin, pairs: Iterable[tuple[Any, Any]]) -> bool:
+    """Return whether ``pairs`` hold the gradients of ``origin``, not merely some for the same variables."""
+    first = origin[1]()
+    return first is not None and any(_values_of(gradient) is first for gradient, _ in pairs)
 
 
 def note_origin(node: Any, gradients: Sequence[Any]) -> None:
@@ -59,7 +55,7 @@ def note_origin(node: Any, gradients: Sequence[Any]) -> None:
         return
     for gradient in gradients:
         if gradient is not None:
-            context.origin = Origin(kind, _values_of(gradient))
+            context.origin = kind, weakref.ref(gradient if type(gradient) is Tensor else _values_of(gradient))
             return
 
 

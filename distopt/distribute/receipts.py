@@ -82,10 +82,8 @@ class ReceiptBook:
         self._communicator = communicator
         self._notes: deque[Note] = deque(maxlen=MOST_RECEIPTS)
         self._observers: list[Callable[[Receipt], Any]] = []
-
-    def begin(self) -> None:
+        self.begin = self._notes.clear
         """Forget what is there: a new run begins."""
-        self._notes.clear()
 
     def traffic(self) -> tuple[int, int]:
         """Return the bytes that this process has sent and received so far."""
@@ -96,8 +94,10 @@ class ReceiptBook:
 
     def add(self, note: Note) -> None:
         """Keep ``note``; its reduction is done."""
-        if self._communicator is not None:
-            note.traffic_after = self.traffic()
+        communicator = self._communicator
+        if communicator is not None:
+            traffic = communicator.traffic
+            note.traffic_after = traffic.bytes_sent, traffic.bytes_received
         self._notes.append(note)
         for observer in self._observers:
             observer(self._receipt(note))
