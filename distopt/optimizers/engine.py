@@ -48,6 +48,7 @@ class Blocks:
         self.starts, self.stops = (
             np.array(ends, np.int64) for ends in (zip(*bounds, strict=True) if bounds else ((), ()))
         )
+        self.downward = self.starts[::-1].copy(), self.stops[::-1].copy()
 
 
 class Engine(Protocol):
@@ -197,12 +198,14 @@ class CompiledEngine:
         if kernel is None:
             kernel = self._gathering[key] = kernels.load_gathering(dtype, gradient.source, store=out is not None)
         sums = np.empty(len(blocks.starts), norms.accumulation_dtype(dtype))
+        # An update that follows begins with the first blocks: then those that were read last are still in the cache.
+        starts, stops = blocks.downward if out is None else (blocks.starts, blocks.stops)
         arrays = terms if out is None else (out, *terms)
         own = (*terms, *gradient.scalars)
         number = threads.num_threads() if sum(array.nbytes for array in arrays) >= SHARED_BYTES else 1
         part = -(-len(sums) // number)
         parts = [
-            (sums[at : at + part], blocks.starts[at : at + part], blocks.stops[at : at + part], *own)
+            (sums[at : at + part], starts[at : at + part], stops[at : at + part], *own)
             for at in range(0, len(sums), max(part, 1))
         ]
         if out is not None:
@@ -211,7 +214,7 @@ class CompiledEngine:
             kernel(*parts[0])
         elif parts:
             threads.run_parts(kernel, parts)
-        return sums
+        return sums[::-1] if out is None else sums
 
     def update(
         self, rule: Rule, variable: Array, slots: Sequence[Array], gradient: Array, scalars: Sequence[Any]
