@@ -18,8 +18,7 @@ written once on the host: W + 6 arrays for Adam.
 from __future__ import annotations
 
 import argparse
-import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from distopt.types import Array
 
 SIZES = (10**4, 10**5, 10**6, 10**7, 25 * 10**6)
 SLOTS = 2
+OTHERS = ("copy", "replica", "mpi4py", "gloo")
 
 
 class Bench(Ranks):
@@ -85,8 +85,8 @@ class Bench(Ranks):
         return step
 
 
-def one_variable(bench: Bench, sizes: Sequence[int]) -> None:
-    """Print what a step on one variable of each size costs."""
+def one_variable(bench: Bench, sizes: Sequence[int], only: Sequence[str]) -> None:
+    """Print what a step on one variable of each size costs; of ``only`` these beside ours and the triad."""
     ranks = bench.comm.size
     bench.say(f"\none variable, {ranks} ranks: ms a step, then how many times as long as `sharded` the others take")
     bench.say(
@@ -94,22 +94,19 @@ def one_variable(bench: Bench, sizes: Sequence[int]) -> None:
         f"{'copy, of roofline':>18} {'gloo/replica':>13}"
     )
     for size in sizes:
-        contenders = {
-            "sharded": bench.ours([size], "sharded", in_place=True),
-            "copy": bench.ours([size], "sharded"),
-            "replica": bench.ours([size], "replica"),
-            "mpi4py": bench.mpi4py([size]),
-            "triad": triad(4 * size),
+        makers: dict[str, Callable[[], Step]] = {
+            "copy": lambda size=size: bench.ours([size], "sharded"),
+            "replica": lambda size=size: bench.ours([size], "replica"),
+            "mpi4py": lambda size=size: bench.mpi4py([size]),
         }
         if bench.has_torch:
-            contenders["gloo"] = bench.gloo(size)
+            makers["gloo"] = lambda size=size: bench.gloo(size)
+        contenders = {"sharded": bench.ours([size], "sharded", in_place=True), "triad": triad(4 * size)}
+        contenders |= {name: make() for name, make in makers.items() if name in only}
         seconds = bench.seconds(contenders)
         # The triad moves 4 arrays on every rank, a step 2 + 2 * SLOTS and one for each rank, on the host.
         moved = (2 + 2 * SLOTS + ranks) / (4 * ranks)
-        shares = [
-            statistics.median(moved * t / s for t, s in zip(seconds["triad"], seconds[name], strict=True))
-            for name in ("sharded", "copy")
-        ]
+        shares = [moved * ratio(seconds, "triad", name) for name in ("sharded", "copy")]
         bench.say(
             f"{size:>10,} {medians_ms(seconds)['sharded']:>9.3f} {ratio(seconds, 'gloo', 'sharded'):>7.2f} "
             f"{ratio(seconds, 'mpi4py', 'sharded'):>7.2f} {ratio(seconds, 'replica', 'sharded'):>8.2f} "
@@ -133,17 +130,15 @@ def many_variables(bench: Bench, number: int, size: int) -> None:
     )
     bench.figures.append({"kind": "many variables", "ranks": bench.comm.size, "seconds": seconds})
     bench.say(f"\n{number:,} variables of {size} elements, {bench.comm.size} ranks: ms a step")
-    for name, times in seconds.items():
-        bench.say(
-            f"{name:>12} {1e3 * statistics.median(times):>9.3f}   {ratio(seconds, name, 'sharded'):.2f} of sharded"
-        )
+    for name, ms in medians_ms(seconds).items():
+        bench.say(f"{name:>12} {ms:>9.3f}   {ratio(seconds, name, 'sharded'):.2f} of sharded")
 
 
 def exchanges(bench: Bench) -> None:
     """Print what one exchange between the ranks of the host costs."""
     group, label = bench.comm.host_group, bytes(24)
     seconds = bench.seconds({"exchange": lambda: group.exchange("a benchmark", label) and None})
-    bench.say(f"one exchange of {group.size} ranks: {1e6 * statistics.median(seconds['exchange']):.1f} us")
+    bench.say(f"one exchange of {group.size} ranks: {1e3 * medians_ms(seconds)['exchange']:.1f} us")
 
 
 def inside(options: argparse.Namespace) -> None:
@@ -151,7 +146,7 @@ def inside(options: argparse.Namespace) -> None:
     bench = Bench(options.rounds)
     exchanges(bench)
     if "1" in options.parts:
-        one_variable(bench, [int(size) for size in options.sizes])
+        one_variable(bench, [int(size) for size in options.sizes], options.only)
     if "2" in options.parts:
         many_variables(bench, 1000, 100)
     bench.finish(options.inside)
@@ -186,6 +181,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=float, nargs="+", default=SIZES, help="elements of one variable")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--parts", default="12", help="1: one variable; 2: many small ones")
+    parser.add_argument("--only", nargs="*", choices=OTHERS, default=OTHERS, help="of the others; all take 40 P memory")
     plots.add_option(parser)
     parser.add_argument("--inside", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -197,7 +193,7 @@ def main() -> None:
     figures = []
     for ranks in options.ranks:
         arguments = ["--rounds", str(options.rounds), "--parts", options.parts]
-        arguments += ["--sizes", *map(str, options.sizes)]
+        arguments += ["--sizes", *map(str, options.sizes), "--only", *options.only]
         figures += launch("benchmarks.aggregate_apply", ranks, arguments)
     if options.plot:
         draw(options.plot, figures)

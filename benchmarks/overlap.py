@@ -9,6 +9,9 @@ and computed is the same in all contenders, which differ in when the gradients l
 ``polled``   when a layer's is there; MPI, which moves data only while it is called, is called after each layer
 ``thread``   when a layer's is there; a thread calls MPI all the time, sleeping between
 
+``batch 0``  stands for hosts with cores of their own, which emulated ones have not: instead of each product of matrices
+             the rank sleeps for ``--product-ms``, and the cores are free to carry packets
+
 and two of the parts: ``gradient`` alone, ``wire``: the exchange without it. ``bound`` is what ``after`` would take if
 the shorter of backward (two thirds of ``gradient``) and half of ``wire`` cost nothing. Medians over rounds in which all
 take turns; ratios are to ``after``, medians over rounds.
@@ -44,7 +47,9 @@ PAUSE_S = 3e-4
 class Model:
     """Layers of equal width, relu between them, and the half of each that this rank owns."""
 
-    def __init__(self, bench: Ranks, width: int, depth: int, batch: int) -> None:
+    def __init__(self, bench: Ranks, width: int, depth: int, batch: int, product_s: float) -> None:
+        self.product_s = 0.0 if batch else product_s
+        batch = batch or 1
         rng = np.random.default_rng(bench.comm.rank)
         self.world, self.mpi = bench.world, bench.mpi
         self.x = rng.standard_normal((batch, width), np.float32)
@@ -60,6 +65,7 @@ class Model:
         values = [self.x]
         for weights in self.weights:
             hidden = values[-1] @ weights
+            time.sleep(self.product_s)
             values.append(np.maximum(hidden, 0, out=hidden))
         return values
 
@@ -69,10 +75,12 @@ class Model:
         for layer in reversed(range(len(self.weights))):
             back = back * (values[layer + 1] > 0)
             np.matmul(values[layer].T, back, out=self.gradients[layer])
+            time.sleep(self.product_s)
             if layer_is_done is not None:
                 layer_is_done(layer)
             if layer:
                 back = back @ self.weights[layer].T
+                time.sleep(self.product_s)
 
     def chunks(self, array: Array) -> list[Array]:
         """Return the parts of an array that are messages."""
@@ -146,10 +154,10 @@ class Model:
         self.update()
 
 
-def work(width: int, depth: int, batch: int, rounds: int) -> None:
+def work(width: int, depth: int, batch: int, product_s: float, rounds: int) -> None:
     """One rank of the job; rank 0 prints the figures as JSON."""
     bench = Ranks(rounds, block_s=0.4)
-    model = Model(bench, width, depth, batch)
+    model = Model(bench, width, depth, batch, product_s)
     seconds = bench.seconds({name: getattr(model, name) for name in ("gradient", "wire", "after", "polled", "thread")})
     if bench.comm.rank == 0:
         sys.stdout.write(json.dumps(seconds) + "\n")
@@ -162,12 +170,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--links", nargs="*", choices=list(LINKS), default=list(LINKS))
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--depth", type=int, default=6)
-    parser.add_argument("--batches", type=int, nargs="*", default=[64, 512, 2048])
+    parser.add_argument("--batches", type=int, nargs="*", default=[0, 64, 256, 1024])
+    parser.add_argument("--product-ms", type=float, default=20.0)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--work", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.work is not None:
-        work(options.width, options.depth, options.work, options.rounds)
+        work(options.width, options.depth, options.work, options.product_ms / 1e3, options.rounds)
         return 0
     if trouble := why_not():
         sys.stderr.write(f"{trouble}\n")
@@ -187,6 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with emulated_hosts(2, LINKS[link]) as hosts:
             command = [sys.executable, "-m", "benchmarks.overlap", "--work", str(batch)]
             command += ["--width", str(options.width), "--depth", str(options.depth), "--rounds", str(options.rounds)]
+            command += ["--product-ms", str(options.product_ms)]
             found = subprocess.run(
                 hosts.mpirun([1, 1], command),
                 env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
