@@ -60,7 +60,7 @@ def add_row_sums(tree: SumTree, sums: Mapping[Node, RowSum], wanted: Node | None
     RowSum(indices=array([4, 7, 5]), values=array([1., 6., 8.], dtype=float32))
     """
     node = tree.root if wanted is None else wanted
-    nodes = _covering(tree, sums, node)
+    nodes = covering(tree, sums, node)
     if len(nodes) == 1:
         return sums[nodes[0]]
     first, position = _first_and_position(np.concatenate([sums[n].indices for n in nodes]))
@@ -91,6 +91,14 @@ def sum_of_replicas(indices: Array, values: Array, counts: Sequence[int]) -> Row
     return add_row_sums(_tree(len(counts)), sums)
 
 
+def add_occurrences(table: Array, place: Array, values: Array) -> None:
+    """Add ``values[i]`` to row ``place[i]`` of ``table``, for one i after another.
+
+    Shapes: ``table`` ``[rows, width]``, contiguous; ``values`` ``[n, width]``.
+    """
+    _add_rows(table, place, values, np.arange(len(place)))
+
+
 class _Adder:
     """Adds sums whose ``indices`` are positions among ``size`` rows."""
 
@@ -115,12 +123,16 @@ class _Adder:
         return RowSum(np.concatenate((left.indices, right.indices[is_new])), values)
 
 
-def _covering(tree: SumTree, sums: Mapping[Node, RowSum], node: Node) -> list[Node]:
+def covering(tree: SumTree, sums: Mapping[Node, Any], node: Node) -> list[Node]:
+    """Return the nodes of ``sums`` that make up ``node``, in order.
+
+    Raises: ValueError if a replica below ``node`` is covered by none.
+    """
     if node in sums:
         return [node]
     if node.stop - node.start < 2:
         raise ValueError(f"no contribution covers {node}")
-    return [n for child in tree.children(node) for n in _covering(tree, sums, child)]
+    return [n for child in tree.children(node) for n in covering(tree, sums, child)]
 
 
 _tree = functools.lru_cache(maxsize=64)(SumTree)

@@ -109,7 +109,7 @@ class EveryProcess:
                 return None
         else:
             columns = [[pairs[i][0] for pairs in pairs_of] for i in range(len(variables))]
-            combine_rows = (sum_rows if path.may_sum_rows else gather_rows) if by_rows else None
+            combine_rows = self._combine_rows(may_sum=path.may_sum_rows) if by_rows else None
             gradients = self.aggregate_by(path.aggregator, columns, combine_rows, label, withdraws=begins_rows)
             combined = time.perf_counter()
             num_bytes = sum(num_bytes_of(gradient) for column in columns for gradient in column)
@@ -169,7 +169,7 @@ class EveryProcess:
         """
         if not rows_may_differ or self._communicator is None or self._communicator.size == 1:
             by_rows = any_rows(columns) if rows_may_differ else any(map(is_row_sparse, columns))
-            return self.aggregate_by(aggregator, columns, gather_rows if by_rows else None)
+            return self.aggregate_by(aggregator, columns, self._combine_rows(may_sum=False) if by_rows else None)
         key = tuple((column[0].shape, column[0].dtype) for column in columns)
         have_rows = any_rows(columns)
         if key not in self._rows_by_shapes:
@@ -179,7 +179,11 @@ class EveryProcess:
                 return self.aggregate_by(aggregator, columns, None, withdraws=have_rows)
             except Withdrawn:
                 self._rows_by_shapes[key] = True
-        return self.aggregate_by(aggregator, columns, gather_rows)
+        return self.aggregate_by(aggregator, columns, self._combine_rows(may_sum=False))
+
+    def _combine_rows(self, *, may_sum: bool) -> Combine:
+        """Return what brings rows together: their sums, if nothing looks at them before, or as they were stored."""
+        return functools.partial(sum_rows if may_sum else gather_rows, self._hosting, self._rank, self._communicator)
 
     def aggregate_by(
         self,
@@ -197,7 +201,7 @@ class EveryProcess:
         results: list[Any] = [None] * len(columns)
         if aggregator.sums and combine_rows is not None:
             with self._exchange():
-                results[:] = combine_rows(self._hosting, self._rank, self._communicator, columns, label)
+                results[:] = combine_rows(columns, label)
             for i, rows in enumerate(results):
                 if rows is not None:
                     values = aggregator.finish(rows.values.numpy(), self._hosting.num_replicas)

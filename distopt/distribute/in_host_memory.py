@@ -24,6 +24,8 @@ from distopt.distribute.codes import sends_codes
 from distopt.distribute.every_process import EveryProcess
 from distopt.distribute.inspector import Inspector
 from distopt.distribute.owners import Phases
+from distopt.distribute.row_exchange import Combine
+from distopt.distribute.rows_in_host_memory import RowsInHostMemory
 from distopt.distribute.shared_gradients import SharedGradients
 from distopt.distribute.span_paths import SpanPaths
 from distopt.optimizers.terms import Terms
@@ -54,6 +56,7 @@ class EveryProcessInHostMemory(EveryProcess):
         self._sent_whole: weakref.WeakSet[Any] = weakref.WeakSet()
         """Layouts of which the gradients are too few to be worth more than one message."""
         self._holds_memory = False
+        self._rows: RowsInHostMemory | None = None
 
     def gradient_arrays(self, optimizer: Any, variables: Sequence[Any]) -> list[Array] | None:
         """See :class:`~distopt.distribute.owners.Owners`."""
@@ -88,6 +91,11 @@ class EveryProcessInHostMemory(EveryProcess):
             gradients.paths.spread(gradients.add_own(path.aggregator), gradients.totals_of)
             self._group.exchange("the parts of all are added up", label)
         return gradients.totals
+
+    def _combine_rows(self, *, may_sum: bool) -> Combine:
+        if self._rows is None:
+            self._rows = RowsInHostMemory(self._hosting, self._ranks)
+        return self._rows.sum if may_sum else self._rows.gather
 
     def _release(self, label: bytes) -> None:
         if not self._holds_memory:

@@ -29,7 +29,7 @@ Column: TypeAlias = Sequence[Any]
 """The gradients of one variable, of each hosted replica, or of one stand-in where none is hosted."""
 
 RowsByNode: TypeAlias = Mapping[Node, RowSum]
-Combine: TypeAlias = Callable[[Hosting, int, Communicator | None, Sequence[Column], bytes], list[IndexedSlices | None]]
+Combine: TypeAlias = Callable[[Sequence[Column], bytes], list[IndexedSlices | None]]
 """Bring together the rows of each column, under a label; None for one that is dense somewhere."""
 
 

@@ -12,15 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from distopt import clipping, norms
 from distopt.arena import Span
 from distopt.canonical_sum import Node, add_nodes
 from distopt.comm.communicator import Hosting
 from distopt.comm.hosting import Parcel
+from distopt.distribute.row_owner import sum_of_squares
 from distopt.distribute.variable_parts import NodeRows, VariablePart, packed
 from distopt.errors import PlacementError
 from distopt.indexed_slices import IndexedSlices
-from distopt.optimizers.engine import get_engine
 from distopt.row_sums import add_row_sums, sum_occurrences
 from distopt.types import Array
 
@@ -106,16 +105,10 @@ def _dense_of(hosting: Hosting, node: Node, column: Sequence[Any]) -> Array:
 
 
 def _squares(path: Any, hosting: Hosting, column: Sequence[Any]) -> Array:
-    """Return the sums of squares of each replica's rows as a clip by norm sees them: aggregated, clipped by value."""
-    limit = path.optimizer.clips.value
-    found = []
-    for slices in column:
-        values = path.aggregator.finish(slices.values.numpy(), hosting.num_replicas)
-        if limit is not None:
-            values = clipping.clip_by_value(values, -limit, limit)
-        flat = np.require(values, requirements=["C", "A"]).reshape(-1)
-        found.append(norms.add_sums(get_engine().block_sums(flat)))
-    return np.array(found, np.float64)
+    """Return the sums of squares of each replica's rows."""
+    return np.array(
+        [sum_of_squares(path, hosting.num_replicas, slices.values.numpy()) for slices in column], np.float64
+    )
 
 
 def _is_rows(gradient: Any) -> bool:

@@ -11,18 +11,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from distopt import clipping, norms
+from distopt import clipping
 from distopt.aggregation import Aggregator
 from distopt.arena import Span, aligned_zeros
 from distopt.canonical_sum import Node, SumTree, add_nodes
+from distopt.distribute.row_owner import (
+    aggregated_occurrences,
+    aggregated_sum,
+    clipped_by_norm,
+    total_of_rows,
+    update_part,
+)
 from distopt.distribute.variable_parts import NodeRows, VariablePart, parts_of, unpacked
 from distopt.errors import RemoteProtocolError
 from distopt.indexed_slices import IndexedSlices
-from distopt.optimizers.engine import get_engine
-from distopt.optimizers.features import AVERAGE, Step
-from distopt.optimizers.piece import Part, Piece
+from distopt.optimizers.features import Step
 from distopt.optimizers.pipeline import GradientPath
-from distopt.optimizers.sparse import as_table, moves_all_rows, update_rows
+from distopt.optimizers.sparse import as_table, moves_all_rows
 from distopt.row_sums import RowSum, add_row_sums, sum_of_replicas
 from distopt.types import Array
 
@@ -201,20 +206,17 @@ class RowUpdate:
 
     def _aggregated_rows(self, tree: SumTree, of_nodes: Mapping[Node, Any]) -> IndexedSlices:
         """Return the rows of all replicas: summed where nothing looks at them before, else stored, clipped by value."""
-        finish, clips = self._served.aggregator.finish, self._optimizer.clips
-        if not any(len(rows.counts) for rows in of_nodes.values()):
-            total = add_row_sums(tree, {node: RowSum(rows.indices, rows.values) for node, rows in of_nodes.items()})
-            return IndexedSlices(finish(total.values, tree.num_replicas), total.indices)
-        rows = of_nodes.values()
-        values = finish(np.concatenate([of_node.values for of_node in rows]), tree.num_replicas)
-        slices = IndexedSlices(values, np.concatenate([of_node.indices for of_node in rows]))
-        slices.row_counts = tuple(np.concatenate([of_node.counts for of_node in rows]).tolist())
-        return slices if clips.value is None else clipping.clip_by_value(slices, -clips.value, clips.value)
+        aggregator = self._served.aggregator
+        if any(len(rows.counts) for rows in of_nodes.values()):
+            stored = list(of_nodes.values())
+            return aggregated_occurrences(aggregator, self._optimizer.clips, stored, tree.num_replicas)
+        total = add_row_sums(tree, {node: RowSum(rows.indices, rows.values) for node, rows in of_nodes.items()})
+        return aggregated_sum(aggregator, total, tree.num_replicas)
 
     def _apply(self, all_partials: Array) -> None:
         totals: dict[int, Any] = {}
         for i, squares in self._squares.items():
-            totals[i] = norms.add_sums(squares.astype(norms.accumulation_dtype(self._served.variables[i].dtype)))
+            totals[i] = total_of_rows(squares, self._served.variables[i].dtype)
         if self._dense is not None and self._optimizer.clips.needs_norms:
             totals |= zip(self._dense_positions, self._dense.owner.totals(all_partials), strict=True)
         total = clipping.add_totals([totals[i] for i in sorted(totals)])
@@ -222,33 +224,8 @@ class RowUpdate:
             self._dense.owner.apply(self._flat, self._hypers, all_partials, lambda _: total)
         step = Step(self._optimizer, self._hypers)
         for part, rows in self._rows.items():
-            self._update(part, self._clipped_by_norm(rows, totals.get(part.variable), total), step)
-
-    def _clipped_by_norm(self, rows: IndexedSlices, own_total: Any, total: Any) -> IndexedSlices:
-        clips, values = self._optimizer.clips, rows.values.numpy()
-        with np.errstate(all="ignore"):
-            if clips.norm is not None:
-                limit, divisor = clipping.norm_limit(own_total, clips.norm, values.dtype)
-                return rows.with_values(values * limit / divisor)
-            if clips.global_norm is not None:
-                return rows.with_values(values * clipping.global_scale(total, clips.global_norm, values.dtype))
-        return rows
-
-    def _update(self, part: VariablePart, rows: IndexedSlices, step: Step) -> None:
-        optimizer, variable = self._optimizer, self._served.variables[part.variable]
-        engine, treatment = get_engine(), optimizer.treatment(variable)
-        by_name = optimizer.slots.of(variable)
-        arrays = (variable.storage, *(by_name[name] for name in treatment.rule.slots))
-        own = slice(part.start, part.stop)
-        average = by_name[AVERAGE].reshape(-1)[own] if AVERAGE in by_name else None
-        flat = tuple(array.reshape(-1)[own] for array in arrays)
-        piece = Piece(engine, treatment, flat, (Part(0, 0, part.size),), average=average)
-        piece.decay(step)
-        local = IndexedSlices(rows.values, rows.indices - part.rows.start)
-        local.row_counts = rows.row_counts
-        table, *slots = (as_table(array)[part.rows] for array in arrays)
-        update_rows(engine, treatment.rule, table, slots, local, step.scalars(treatment.rule, table.dtype))
-        piece.take_average(step)
+            clipped = clipped_by_norm(self._optimizer.clips, rows, totals.get(part.variable), total)
+            update_part(self._optimizer, self._served.variables[part.variable], part, clipped, step)
 
 
 def _densified(part: VariablePart, given: Array | NodeRows) -> Array:

@@ -19,13 +19,15 @@ the next gradients can be written where these were.
 
 from __future__ import annotations
 
+import functools
 import time
 import weakref
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from distopt import clipping
 from distopt.arena import Span
 from distopt.comm.communicator import Communicator, Hosting
 from distopt.comm.shared_memory import HostGroup
@@ -35,11 +37,13 @@ from distopt.distribute.introduction import Introductions
 from distopt.distribute.owners import (
     Phases,
     check_path,
+    densified,
     num_bytes_of,
     refuse_split,
     same_variables,
 )
-from distopt.distribute.row_exchange import gather_rows, sum_rows
+from distopt.distribute.row_exchange import gather_rows
+from distopt.distribute.sharded_rows import ShardedRows
 from distopt.distribute.shared_arena import SharedArena
 from distopt.distribute.shared_gradients import SharedGradients
 from distopt.distribute.span_paths import CHUNK_BYTES, SpanPaths
@@ -67,7 +71,8 @@ class Sharded:
         self._introductions = Introductions(communicator)
         self._arena = SharedArena(self._group)
         self._every_process = EveryProcess(hosting, rank, communicator, phases, inspector)
-        self._latest: weakref.WeakKeyDictionary[Any, _LayoutSteps] = weakref.WeakKeyDictionary()
+        self._rows: ShardedRows | None = None
+        self._latest: weakref.WeakKeyDictionary[Any, _Latest] = weakref.WeakKeyDictionary()
         """By optimizer, whose slots are current at their owners alone."""
 
     def apply(self, path: Any, pairs_of: Sequence[Any], hypers: dict[str, float]) -> None:
@@ -86,7 +91,7 @@ class Sharded:
         known = self._introductions.of(optimizer, pairs_of)
         label = known.label(path.aggregator.full_name, hypers)
         if known.rows or len(set(pairs_of[0].key)) < len(pairs_of[0].key):
-            self._apply_whole(path, pairs_of, hypers, label, by_rows=known.rows)
+            self._apply_others(path, pairs_of, hypers, label, has_rows=known.rows)
             return
         steps = self._steps(optimizer, pairs_of[0].variables, path.aggregator.sums)
         before = inspector.book.traffic()
@@ -102,16 +107,82 @@ class Sharded:
         if steps.paths.collect(label, withdraws=begins_rows):
             # A replica of some process begins to have rows with this step, which the others could not know.
             self._introductions.begin_rows(optimizer, pairs_of)
-            self._apply_whole(path, pairs_of, hypers, label, by_rows=True)
+            self._apply_others(path, pairs_of, hypers, label, has_rows=True)
             return
         traffic.bytes_received += steps.paths.num_bytes_read
         traffic.bytes_sent += steps.paths.num_bytes_told
         inspector.note_gradients(path, steps.layout.num_bytes * len(pairs_of), steps.layout.variables, before)
         if steps.paths.crosses_hosts:
-            self._latest[optimizer] = steps
-        steps.update(path.aggregator, hypers)
+            self._latest[optimizer] = _Latest(steps)
+        steps.begin(path.aggregator, hypers)
+        steps.finish(hypers)
         self._advance(optimizer, hypers, steps.layout.variables)
         self._group.exchange("the variables of all are updated", label)
+        waited = traffic.wait_s - waited
+        self._phases.combine += written - started
+        self._phases.wait += waited
+        self._phases.apply += time.perf_counter() - written - waited
+
+    def _apply_others(
+        self, path: Any, pairs_of: Sequence[Any], hypers: dict[str, float], label: bytes, *, has_rows: bool
+    ) -> None:
+        """Apply gradients that are no flat arrays."""
+        optimizer = path.optimizer
+        variables = pairs_of[0].variables
+        optimizer.build(variables)
+        needs_whole = optimizer.clips.active and not all(optimizer.rule_of(v).is_element_wise for v in variables)
+        if has_rows and not needs_whole and len(set(pairs_of[0].key)) == len(variables):
+            self._apply_by_rows(path, pairs_of, hypers, label)
+        else:
+            self._apply_whole(path, pairs_of, hypers, label, by_rows=has_rows)
+
+    def _apply_by_rows(self, path: Any, pairs_of: Sequence[Any], hypers: dict[str, float], label: bytes) -> None:
+        """Apply gradients of which some are row-sparse: each by the owners of its rows, or of its spans."""
+        optimizer, inspector, group = path.optimizer, self._inspector, self._group
+        started = time.perf_counter()
+        traffic, variables = self._communicator.traffic, pairs_of[0].variables
+        waited, before = traffic.wait_s, inspector.book.traffic()
+        if self._rows is None:
+            self._rows = ShardedRows(self._hosting, self._communicator)
+        segments = {id(v.placement[0]): v.placement[0] for v in variables}.values()
+        self._arena.take(optimizer, segments, self._gather_slots)
+        steps: _LayoutSteps | None = None
+
+        def write_dense(with_rows: tuple[int, ...]) -> None:
+            nonlocal steps
+            positions = [i for i in range(len(variables)) if i not in with_rows]
+            tables = tuple(variables[i] for i in with_rows)
+            steps = None
+            if positions:
+                dense = [variables[i] for i in positions]
+                steps = self._steps(optimizer, dense, path.aggregator.sums, tables)
+                steps.gradients.write([_Dense([densified(pairs[i][0]) for i in positions]) for pairs in pairs_of])
+            elif (latest := self._latest.get(optimizer)) is not None and not latest.is_of(None, tables):
+                self._gather_slots(optimizer)
+
+        met = self._rows.meet(path, pairs_of, label, write_dense)
+        written = time.perf_counter()
+        tables = tuple(variables[i] for i in met.with_rows)
+        if steps is not None:
+            steps.paths.collect(label, withdraws=False)
+            traffic.bytes_received += steps.paths.num_bytes_read
+            traffic.bytes_sent += steps.paths.num_bytes_told
+        num_bytes = sum(num_bytes_of(gradient) for pairs in pairs_of for gradient, _ in pairs)
+        inspector.note_gradients(path, num_bytes, variables, before)
+        if not group.holds_all:
+            self._latest[optimizer] = _Latest(steps, tables, self._rows)
+        totals = self._rows.totals(variables, met)
+        if steps is not None:
+            steps.begin(path.aggregator, hypers)
+            if optimizer.clips.needs_norms:
+                positions = [i for i in range(len(variables)) if i not in met.with_rows]
+                totals |= zip(positions, steps.totals(), strict=True)
+        total = clipping.add_totals([totals[i] for i in sorted(totals)])
+        if steps is not None:
+            steps.finish(hypers, lambda _: total)
+        self._rows.update(path, variables, met, hypers, totals, total)
+        self._advance(optimizer, hypers, variables)
+        group.exchange("the variables of all are updated", label)
         waited = traffic.wait_s - waited
         self._phases.combine += written - started
         self._phases.wait += waited
@@ -124,14 +195,13 @@ class Sharded:
         optimizer, group = path.optimizer, self._group
         started = time.perf_counter()
         variables = pairs_of[0].variables
-        optimizer.build(variables)
         self._gather_slots(optimizer)
         segments = {id(v.placement[0]): v.placement[0] for v in variables}.values()
         self._arena.take(optimizer, segments, self._gather_slots)
         columns = [[pairs[i][0] for pairs in pairs_of] for i in range(len(variables))]
-        combine_rows = sum_rows if path.may_sum_rows else gather_rows
         before = self._inspector.book.traffic()
-        gradients = self._every_process.aggregate_by(path.aggregator, columns, combine_rows if by_rows else None, label)
+        gather = functools.partial(gather_rows, self._hosting, self._communicator.rank, self._communicator)
+        gradients = self._every_process.aggregate_by(path.aggregator, columns, gather if by_rows else None, label)
         num_bytes = sum(num_bytes_of(gradient) for column in columns for gradient in column)
         self._inspector.note_gradients(path, num_bytes, variables, before)
         combined = time.perf_counter()
@@ -150,11 +220,14 @@ class Sharded:
             self._group.exchange("the accumulated gradients of all are used")
         optimizer.advance(hypers, variables)
 
-    def _steps(self, optimizer: Any, variables: Sequence[Any], summed: bool) -> _LayoutSteps:
+    def _steps(
+        self, optimizer: Any, variables: Sequence[Any], summed: bool, tables: tuple[Any, ...] = ()
+    ) -> _LayoutSteps:
+        """Return what updates ``variables`` from dense gradients, in a step with row-sparse ones of ``tables``."""
         layout = optimizer.layout(variables)
         found = layout.kept if isinstance(layout.kept, _LayoutSteps) else None
         latest = self._latest.get(optimizer)
-        if latest is not None and latest.layout is not layout:
+        if latest is not None and not latest.is_of(layout, tables):
             self._gather_slots(optimizer)  # other owners
         if found is None or not found.is_current(self._group, summed):
             self._arena.take(optimizer, layout.segments, self._gather_slots)
@@ -166,8 +239,14 @@ class Sharded:
     def _gather_slots(self, optimizer: Any) -> None:
         """Make the slots current on all hosts; a collective, and nothing where they are."""
         latest = self._latest.pop(optimizer, None)
-        if latest is not None:
-            latest.gather_slots()
+        if latest is None:
+            return
+        self._group.exchange("the slots are wanted on all hosts")
+        if latest.steps is not None:
+            latest.steps.gather_slots()
+        if latest.rows is not None:
+            latest.rows.gather_slots(optimizer, latest.tables)
+        self._group.exchange("the slots are on all hosts")
 
     def gradient_arrays(self, optimizer: Any, variables: Sequence[Any]) -> list[Array] | None:
         """See :class:`~distopt.distribute.owners.Owners`."""
@@ -187,6 +266,25 @@ class Sharded:
         Raises: PlacementError.
         """
         refuse_split(what, self.placement)
+
+
+class _Dense(NamedTuple):
+    """The gradients of one replica that are no rows."""
+
+    arrays: Sequence[Array]
+
+
+class _Latest(NamedTuple):
+    """Who owns the slots of an optimizer: what updated it last, of which ``tables`` by their rows."""
+
+    steps: _LayoutSteps | None
+    tables: tuple[Any, ...] = ()
+    rows: ShardedRows | None = None
+
+    def is_of(self, layout: Any, tables: Sequence[Any]) -> bool:
+        """Return whether the owners are those of ``layout``, None for no dense variable, and of ``tables``."""
+        own_layout = None if self.steps is None else self.steps.layout
+        return own_layout is layout and list(map(id, self.tables)) == list(map(id, tables))
 
 
 class _LayoutSteps:
@@ -221,13 +319,15 @@ class _LayoutSteps:
         self._blocks = list(self._owner.blocks)
         self._all_sums: Array = self.gradients.extra.view(np.float64)
         self._own: list[Array] | None = None
+        self._begun: Terms | list[Array] = []
+        self._norms: Array = self._all_sums[:0]
 
     def is_current(self, group: HostGroup, summed: bool) -> bool:
         """Return whether variables and slots are still where they were, and treated as they were."""
         return self._is_of(group, summed) and self._stamp == self._bindings()
 
-    def update(self, aggregator: Any, hypers: dict[str, float]) -> None:
-        """Aggregate the contributions to the spans of this process, and update them."""
+    def begin(self, aggregator: Any, hypers: dict[str, float]) -> None:
+        """Aggregate the contributions to the spans of this process; exchange the sums of squares, if it needs any."""
         sums = self.paths.sums
         # Where they are plain terms, the very loop that updates adds them up: each is read once, and no sum is stored.
         gradients: Terms | list[Array] | None = self.gradients.terms(aggregator, sums)
@@ -236,25 +336,38 @@ class _LayoutSteps:
                 self._own = [np.empty_like(array) for array in next(iter(sums.values()))]
             gradients = self.gradients.aggregate(aggregator, sums, self._own)
         owner = self._owner
-        all_sums = self._all_sums[:0]
+        self._begun = gradients
+        self._norms = self._all_sums[:0]
         if owner.exchanges:
-            all_sums = self._all_sums[: len(self.layout.blocks) * owner.num_sums]
-            by_block = all_sums.reshape(-1, owner.num_sums)
+            self._norms = self._all_sums[: len(self.layout.blocks) * owner.num_sums]
+            by_block = self._norms.reshape(-1, owner.num_sums)
             own = owner.partials(gradients, hypers) if self._spans else by_block[:0]
             by_block[self._blocks] = own.reshape(-1, owner.num_sums)
             self.paths.exchange_sums(own, by_block)
             self._group.exchange("the sums of squares of all are ready")
+
+    def totals(self) -> list[Any]:
+        """Return the sum of squares of each variable, which have been exchanged."""
+        found: list[Any] = self._owner.totals(self._norms)
+        return found
+
+    def finish(
+        self, hypers: dict[str, float], add_totals: Callable[[Sequence[Any]], Any] = clipping.add_totals
+    ) -> None:
+        """Clip, and update the spans of this process; bring those of the other hosts here.
+
+        ``add_totals``: as :meth:`~distopt.optimizers.owner.SpanOwner.apply` takes it.
+        """
+        gradients, owner = self._begun, self._owner
         if self.paths.crosses_hosts and makes_step(hypers):
-            made = owner.apply_each(gradients, hypers, all_sums) if self._spans else ()
+            made = owner.apply_each(gradients, hypers, self._norms, add_totals) if self._spans else ()
             self.paths.spread(made, self._variables_of)
         elif self._spans:
-            owner.apply(gradients, hypers, all_sums)
+            owner.apply(gradients, hypers, self._norms, add_totals)
 
     def gather_slots(self) -> None:
         """Bring the slots from their owners to all hosts; a collective."""
-        self._group.exchange("the slots are wanted on all hosts")
         self.paths.spread(range(len(self._spans)), self._slots_of)
-        self._group.exchange("the slots are on all hosts")
 
     def _variables_of(self, span: Span) -> list[Array]:
         return [self.layout.segment_of(span).buffer[span.start : span.stop]]

@@ -61,7 +61,7 @@ class SpanPaths:
         """Of what this process contributes to the spans of the others of this host."""
         if not self.crosses_hosts:
             return
-        nodes_of_hosts = [_nodes_of_host(hosting, ranks, gradients.summed) for ranks in group.hosts]
+        nodes_of_hosts = [nodes_of_host(hosting, ranks, gradients.summed) for ranks in group.hosts]
         num_bytes_of = [list(map(layout.num_bytes_of, spans)) for spans in spans_of]
         self._between = BetweenHosts(communicator, group.hosts, nodes_of_hosts, num_bytes_of)
         self._received: dict[Node, tuple[Array, ...]] = {}
@@ -154,7 +154,7 @@ def _joined(spans: Sequence[Span]) -> tuple[Span, ...]:
     return tuple(found)
 
 
-def _nodes_of_host(hosting: Hosting, ranks: Sequence[int], summed: bool) -> tuple[Node, ...]:
+def nodes_of_host(hosting: Hosting, ranks: Sequence[int], summed: bool) -> tuple[Node, ...]:
     """Return what the ranks of one host contribute together: the fewest nodes, or a node for each replica."""
     if summed:
         return hosting.tree.cover(replica for rank in ranks for replica in hosting.hosted[rank])

@@ -161,12 +161,18 @@ class SpanOwner:
         for _ in self._apply(gradients, hypers, all_partials, add_totals):
             pass
 
-    def apply_each(self, gradients: Gradients, hypers: Mapping[str, float], all_partials: Array) -> Iterator[int]:
+    def apply_each(
+        self,
+        gradients: Gradients,
+        hypers: Mapping[str, float],
+        all_partials: Array,
+        add_totals: Callable[[Sequence[Any]], Any] = clipping.add_totals,
+    ) -> Iterator[int]:
         """Do what :meth:`apply` does, span after span; yield the position of each as soon as it has its new values.
 
         Nothing is yielded where gradients are only accumulated.
         """
-        return self._apply(gradients, hypers, all_partials, clipping.add_totals, by_span=True)
+        return self._apply(gradients, hypers, all_partials, add_totals, by_span=True)
 
     def _apply(
         self,

@@ -1,0 +1,144 @@
+"""Row-sparse gradients with placement ``sharded``: each process owns some rows of every table.
+
+How the rows of an apply call go, in each process::
+
+    meet      the rows of the hosted replicas go into this process's memory, and all tell how many they are
+    collect   what the other hosts contribute to the rows of this process comes, added up as far as it may be
+    update    the rows of all replicas are added in the canonical order, clipped, and variable and slots updated
+    spread    the other hosts get the new rows
+
+A row belongs to one process, whole. Tables are divided among hosts and then among the ranks of each in equal numbers of
+rows, whatever the optimizer's other variables are; the slots of a row are then current on its owner's host alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from distopt.canonical_sum import Node
+from distopt.comm.communicator import Communicator, Hosting
+from distopt.distribute.host_rows import HostRows, Met, Shape, Wish
+from distopt.distribute.row_owner import (
+    aggregated_occurrences,
+    aggregated_sum,
+    clipped_by_norm,
+    sum_of_squares,
+    total_of_rows,
+    update_part,
+)
+from distopt.distribute.row_paths import Interval, RowPaths, divide_rows
+from distopt.distribute.row_pushes import goes_by_rows
+from distopt.distribute.variable_parts import NodeRows, VariablePart
+from distopt.indexed_slices import IndexedSlices
+from distopt.optimizers.features import Step
+from distopt.optimizers.sparse import as_table, moves_all_rows
+from distopt.row_sums import RowSum
+from distopt.row_tables import Rows, RowTable, add_rows
+from distopt.types import Array
+
+
+class ShardedRows:
+    """Of the processes of ``communicator``; making it is a collective."""
+
+    def __init__(self, hosting: Hosting, communicator: Communicator) -> None:
+        self._hosting = hosting
+        self._communicator = communicator
+        self._rows = HostRows(hosting, communicator)
+        self._paths = RowPaths(hosting, communicator)
+        self._hosts = communicator.host_group.hosts
+        self.num_bytes_told = 0
+        """Of what the others of this host have read of this process's rows in the latest step."""
+
+    def meet(
+        self, path: Any, pairs_of: Sequence[Any], label: bytes, write_dense: Callable[[tuple[int, ...]], None]
+    ) -> Met:
+        """Write the rows of the hosted replicas, and tell of them; see :meth:`HostRows.meet`."""
+        variables = pairs_of[0].variables
+        columns = [[pairs[i][0] for pairs in pairs_of] for i in range(len(variables))]
+        may_be_rows = [v.storage.size > 0 and goes_by_rows(path, v) for v in variables]
+        squares = functools.partial(sum_of_squares, path, self._hosting.num_replicas)
+        return self._rows.meet(
+            columns,
+            may_be_rows,
+            Wish(path.may_sum_rows),
+            label,
+            sum_of_squares=squares if path.norms_are_owners else None,
+            write_dense=write_dense,
+        )
+
+    def totals(self, variables: Sequence[Any], met: Met) -> dict[int, Any]:
+        """Return the sums of squares of the rows of all replicas, by position; none where no clip needs them."""
+        return {i: total_of_rows(squares, variables[i].dtype) for i, squares in met.squares.items()}
+
+    def update(
+        self, path: Any, variables: Sequence[Any], met: Met, hypers: Mapping[str, float], totals: Any, total: Any
+    ) -> None:
+        """Aggregate, clip, and update the rows of this process; bring those of the other hosts here.
+
+        ``totals``: sums of squares by variable, ``total`` that of all gradients, where a clip needs them.
+        """
+        optimizer = path.optimizer
+        collected = self._paths.own_sums(met, self._division, summed=path.may_sum_rows)
+        wish = Wish(path.may_sum_rows)
+        self.num_bytes_told, num_bytes_read = self._paths.local_traffic(met, self._rows.own_nodes(wish), self._division)
+        self._communicator.traffic.bytes_sent += self.num_bytes_told
+        self._communicator.traffic.bytes_received += num_bytes_read
+        step = Step(optimizer, hypers)
+        made: dict[int, Rows] = {}
+        for i, of_nodes in collected.items():
+            own = self._division(self._communicator.rank, met.shapes[i].num_rows)
+            rows = self._aggregated(path, of_nodes, own)
+            rows = clipped_by_norm(optimizer.clips, rows, totals.get(i), total)
+            update_part(optimizer, variables[i], _part_of(i, variables[i], own), rows, step)
+            if self._paths.crosses_hosts:
+                made[i] = _updated_rows(optimizer, variables[i], own, rows.indices)
+        shapes = {i: met.shapes[i] for i in met.with_rows}
+        self._paths.spread(made, shapes, self._division, lambda i: as_table(variables[i].storage))
+
+    def gather_slots(self, optimizer: Any, variables: Sequence[Any]) -> None:
+        """Bring the slots of the rows of ``variables`` from their owners to all hosts; a collective."""
+        arrays = [as_table(array) for variable in variables for array in optimizer.slots.of(variable).values()]
+        shapes = {i: Shape(len(array), array.shape[1], array.dtype) for i, array in enumerate(arrays)}
+        made: dict[int, Rows] = {}
+        for i, array in enumerate(arrays):
+            own = self._division(self._communicator.rank, len(array))
+            made[i] = _all_rows(array, own)
+        self._paths.spread(made, shapes, self._division, arrays.__getitem__)
+
+    def _division(self, rank: int, num_rows: int) -> Interval:
+        return divide_rows(num_rows, self._hosts, rank)
+
+    def _aggregated(self, path: Any, of_nodes: Mapping[Node, Rows], own: Interval) -> IndexedSlices:
+        num_replicas = self._hosting.num_replicas
+        if path.may_sum_rows:
+            total = add_rows(self._hosting.tree, of_nodes, self._hosting.tree.root, own.start, own.size)
+            return aggregated_sum(path.aggregator, _listed(total), num_replicas)
+        listed = [_listed(of_nodes[node]) for node in sorted(of_nodes)]
+        rows = [NodeRows(*each, np.array([len(each.indices)])) for each in listed]
+        return aggregated_occurrences(path.aggregator, path.optimizer.clips, rows, num_replicas)
+
+
+def _listed(rows: Rows) -> RowSum:
+    return rows.rows() if isinstance(rows, RowTable) else rows
+
+
+def _part_of(position: int, variable: Any, own: Interval) -> VariablePart:
+    storage = variable.storage
+    width = storage.size // len(storage)
+    return VariablePart(position, own.start * width, own.stop * width, storage.shape, storage.dtype)
+
+
+def _updated_rows(optimizer: Any, variable: Any, own: Interval, indices: Array) -> Rows:
+    table = as_table(variable.storage)
+    if moves_all_rows(optimizer, variable):
+        return _all_rows(table, own)
+    ascending = indices if (indices[1:] > indices[:-1]).all() else np.unique(indices)
+    return RowSum(ascending, table[ascending])
+
+
+def _all_rows(table: Array, own: Interval) -> RowTable:
+    return RowTable(own.start, np.ones(own.size, bool), table[slice(*own)])

@@ -1,0 +1,118 @@
+"""Rows of a row-sparse gradient where most of a table's rows are there: a table of all of them.
+
+Rows that are there in great numbers are added up faster one after another, like a dense gradient, than by looking up
+where each belongs. So that the bits are those of :mod:`distopt.row_sums`, which leaves out what is absent:
+
+- an absent row holds ``-0.0``, the neutral element of addition: ``x + -0.0`` is ``x`` for every x, while ``x + 0.0``
+  makes ``0.0`` of ``-0.0``. Source: IEEE 754-2019, section 6.3;
+- which rows are there is told beside them, so that a rule is run on these and no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import numpy as np
+
+from distopt.canonical_sum import Node, SumTree, add_nodes
+from distopt.row_sums import RowSum, add_occurrences, add_row_sums, covering
+from distopt.types import Array
+
+DENSE_FROM: Final = 0.25
+"""The share of a table's rows from which on they are added up as a table; ``benchmarks/sparse_rows.py`` measures it."""
+
+
+class RowTable(NamedTuple):
+    """The rows from ``first`` on: ``values[i]`` is row ``first + i``, which is there if ``present[i]``, else -0.0.
+
+    Shapes: ``present`` ``[n]``, bool; ``values`` ``[n, width]``.
+    """
+
+    first: int
+    present: Array
+    values: Array
+
+    def rows(self) -> RowSum:
+        """Return the rows that are there, in ascending order; a view of ``values`` where all are."""
+        found = np.flatnonzero(self.present)
+        values = self.values if len(found) == len(self.present) else self.values[found]
+        return RowSum(found + self.first, values)
+
+    def within(self, start: int, stop: int) -> RowTable:
+        """Return the rows ``start <= row < stop``, as views."""
+        own = slice(max(start - self.first, 0), max(stop - self.first, 0))
+        return RowTable(self.first + own.start, self.present[own], self.values[own])
+
+
+Rows: TypeAlias = RowSum | RowTable
+"""Some rows of a table, in one of two forms."""
+
+
+def empty_table(first: int, num_rows: int, width: int, dtype: np.dtype[Any]) -> RowTable:
+    """Return a table of which no row is there."""
+    table = RowTable(first, np.empty(num_rows, bool), np.empty((num_rows, width), dtype))
+    clear_table(table)
+    return table
+
+
+def clear_table(table: RowTable) -> None:
+    """Take all rows out of a table."""
+    table.present[:] = False
+    table.values.fill(-0.0)
+
+
+def scatter_occurrences(table: RowTable, indices: Array, values: Array) -> None:
+    """Add occurrences of rows to a table, from left to right.
+
+    >>> table = empty_table(0, 3, 1, np.dtype(np.float32))
+    >>> scatter_occurrences(table, np.array([2, 0, 2]), np.float32([[1], [-0.0], [4]]))
+    >>> table.rows()
+    RowSum(indices=array([0, 2]), values=array([[-0.],
+           [ 5.]], dtype=float32))
+    """
+    place = indices.astype(np.int64, copy=False) - table.first if table.first else indices.astype(np.int64, copy=False)
+    table.present[place] = True
+    add_occurrences(table.values, place, values)
+
+
+def add_rows(tree: SumTree, sums: Mapping[Node, Rows], wanted: Node, first: int, num_rows: int) -> Rows:
+    """Return the canonical sum of ``wanted`` from sums of nodes that cover it, of ``num_rows`` rows from ``first`` on.
+
+    The bits are those of :func:`~distopt.row_sums.add_row_sums`, whichever form the rows have; they come back as a
+    table where one of them is one, or so many are there that this is faster. Inputs are not written to.
+
+    Raises: ValueError if a replica below ``wanted`` is covered by no node.
+    """
+    nodes = covering(tree, sums, wanted)
+    if len(nodes) == 1:
+        return sums[nodes[0]]
+    given = {node: sums[node] for node in nodes}
+    listed = {node: rows for node, rows in given.items() if isinstance(rows, RowSum)}
+    if len(listed) == len(given):
+        most = max(len(rows.indices) for rows in listed.values())
+        if not is_dense(most, num_rows):
+            return add_row_sums(tree, listed, wanted)
+    tables = {node: _table_of(rows, first, num_rows) for node, rows in given.items()}
+    present = np.zeros(num_rows, bool)
+    for table in tables.values():
+        present |= table.present
+    values = next(iter(tables.values())).values
+    total = np.empty(values.size, values.dtype)
+    add_nodes(tree, {node: table.values.reshape(-1) for node, table in tables.items()}, wanted, out=total)
+    return RowTable(first, present, total.reshape(values.shape))
+
+
+def is_dense(count: int, num_rows: int) -> bool:
+    """Return whether so many of a table's rows are added up as a table."""
+    return count > 0 and count >= DENSE_FROM * num_rows
+
+
+def _table_of(rows: Rows, first: int, num_rows: int) -> RowTable:
+    if isinstance(rows, RowTable):
+        return rows
+    table = empty_table(first, num_rows, rows.values.shape[1], rows.values.dtype)
+    place = rows.indices - first
+    table.present[place] = True
+    table.values[place] = rows.values
+    return table
