@@ -11,8 +11,12 @@ from typing import Any
 
 def is_nested(structure: Any) -> bool:
     """Return whether ``structure`` is a container rather than a leaf."""
+    return isinstance(structure, (tuple, list)) or _is_mapping(structure)
+
+
+def _is_mapping(structure: Any) -> bool:
     # The abstract class is asked last: that takes ten times as long as the others together.
-    return isinstance(structure, (tuple, list, dict)) or (hasattr(structure, "keys") and isinstance(structure, Mapping))
+    return isinstance(structure, dict) or (hasattr(structure, "keys") and isinstance(structure, Mapping))
 
 
 def flatten(structure: Any) -> list[Any]:
@@ -34,17 +38,17 @@ def map_structure(function: Callable[..., Any], structure: Any, *others: Any) ->
     >>> map_structure(lambda a, b: a + b, (1, {"x": 2}), (10, {"x": 20}))
     (11, {'x': 22})
     """
-    if isinstance(structure, Mapping):
-        for other in others:
-            if not isinstance(other, Mapping) or sorted(other) != sorted(structure):
-                raise ValueError(f"structures differ: {structure!r} and {other!r}")
-        mapped = {k: map_structure(function, structure[k], *(o[k] for o in others)) for k in sorted(structure)}
-        return {key: mapped[key] for key in structure}
     if isinstance(structure, (tuple, list)):
         for other in others:
             if not isinstance(other, (tuple, list)) or len(other) != len(structure):
                 raise ValueError(f"structures differ: {structure!r} and {other!r}")
         return rebuild(structure, [map_structure(function, *parts) for parts in zip(structure, *others, strict=True)])
+    if _is_mapping(structure):
+        for other in others:
+            if not isinstance(other, Mapping) or sorted(other) != sorted(structure):
+                raise ValueError(f"structures differ: {structure!r} and {other!r}")
+        mapped = {k: map_structure(function, structure[k], *(o[k] for o in others)) for k in sorted(structure)}
+        return {key: mapped[key] for key in structure}
     if any(is_nested(other) for other in others):
         raise ValueError(f"structures differ: {structure!r} is a leaf, and {others!r} are not")
     return function(structure, *others)
@@ -81,12 +85,12 @@ def rebuild(like: Any, items: list[Any]) -> Any:
 
 
 def _collect(structure: Any, leaves: list[Any]) -> None:
-    if isinstance(structure, Mapping):
-        for key in sorted(structure):
-            _collect(structure[key], leaves)
-    elif isinstance(structure, (tuple, list)):
+    if isinstance(structure, (tuple, list)):
         for item in structure:
             _collect(item, leaves)
+    elif _is_mapping(structure):
+        for key in sorted(structure):
+            _collect(structure[key], leaves)
     else:
         leaves.append(structure)
 

@@ -81,6 +81,9 @@ def select(value: Any, index: int) -> Any:
 
     if isinstance(value, DistributedValues):
         return value.values[index]
+    kind = type(value)
+    if kind is tuple or kind is list:
+        return kind([select(item, index) for item in value])
     return map_structure(lambda item: select(item, index), value) if isinstance(value, _CONTAINERS) else value
 
 
