@@ -54,8 +54,8 @@ class EveryProcess:
         self._is_alone = hosting.num_replicas == 1 and communicator is None
         self._introductions = Introductions(communicator)
         self._rows_by_shapes: dict[Any, bool] = {}
-        self.num_updates = 0
-        """Apply calls whose update is made, also where other processes are then missed in vain."""
+        self._has_updated = False
+        """Whether the apply call that is under way has made its update."""
 
     def apply(self, path: Any, pairs_of: Sequence[Any], hypers: dict[str, float]) -> None:
         """See :class:`Owners`."""
@@ -103,8 +103,9 @@ class EveryProcess:
             self._inspector.note_gradients(path, num_bytes, layout.variables, before, skipped=skipped)
             if not skipped:
                 optimizer.finish(layout, total, hypers)
-            self.num_updates += 1
+            self._has_updated = True
             self._release(label)
+            self._has_updated = False
             if skipped:
                 return None
         else:
@@ -297,6 +298,14 @@ class EveryProcess:
         sums = {leaf: tuple(flat) for leaf, flat in zip(self._hosting.leaves[self._rank], flat_of, strict=False)}
         sums |= {Node(replica, replica + 1): tuple(layout.pack(arrays)) for replica, arrays in others.items()}
         return combining.aggregate(sums, self._hosting, aggregator, like=flat_of[0])
+
+    def survives_loss(self, optimizer: Any) -> bool:  # noqa: ARG002
+        """See :class:`Owners`; every process has everything."""
+        return True
+
+    def settle(self, communicator: Communicator) -> bool | None:  # noqa: ARG002
+        """See :class:`Owners`."""
+        return self._has_updated
 
     def check(self, path: Any) -> None:
         """See :class:`Owners`; every process can make every update."""

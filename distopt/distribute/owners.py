@@ -18,7 +18,7 @@ import numpy as np
 from distopt.agreement import Described, disagreement
 from distopt.arena import Span
 from distopt.canonical_sum import add_nodes
-from distopt.comm.communicator import Contribution, Hosting
+from distopt.comm.communicator import Communicator, Contribution, Hosting
 from distopt.distribute.checks import Checks
 from distopt.errors import PlacementError, UnaggregatedGradientsError, UnequalDtypesError, UnequalShapesError
 from distopt.indexed_slices import IndexedSlices
@@ -56,6 +56,18 @@ class Owners(Protocol):
         """Aggregate, clip and apply.
 
         ``pairs_of`` holds one ``Pairs`` for each hosted replica, ``hypers`` are those of the step.
+        """
+        ...
+
+    def survives_loss(self, optimizer: Any) -> bool:
+        """Return whether the processes that are left after a loss have all that the update of ``optimizer`` needs."""
+        ...
+
+    def settle(self, communicator: Communicator) -> bool | None:
+        """End the update that was under way when a process was lost; a collective of ``communicator``, the survivors.
+
+        Return whether the apply call that this process was in has been carried out; None where nobody can tell in what
+        state variables and slots are.
         """
         ...
 

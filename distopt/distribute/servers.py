@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
-from distopt.comm.communicator import Contribution, Hosting
+from distopt.comm.communicator import Communicator, Contribution, Hosting
 from distopt.comm.hosting import Answer, Parcel
 from distopt.distribute import row_pushes
 from distopt.distribute.coded_pushes import coded_parcels, pushes_codes
@@ -141,6 +141,14 @@ class Servers:
                 f"settings of the optimizer were changed after the first step: {changes}; but with placement 'server' "
                 "the servers make the updates, with the settings that they began with; use placement 'replica'"
             )
+
+    def survives_loss(self, optimizer: Any) -> bool:  # noqa: ARG002
+        """See :class:`~distopt.distribute.owners.Owners`; a lost server has what nobody else has."""
+        return False
+
+    def settle(self, communicator: Communicator) -> bool | None:  # noqa: ARG002
+        """See :class:`~distopt.distribute.owners.Owners`."""
+        return None
 
     def check(self, path: Any) -> None:
         """Refuse what servers cannot do; see :func:`~distopt.distribute.owners.check_path`.

@@ -46,6 +46,7 @@ from distopt.distribute.row_exchange import gather_rows
 from distopt.distribute.sharded_rows import ShardedRows
 from distopt.distribute.shared_arena import SharedArena
 from distopt.distribute.shared_gradients import SharedGradients
+from distopt.distribute.span_logs import SpanLogs
 from distopt.distribute.span_paths import CHUNK_BYTES, SpanPaths
 from distopt.optimizers.features import makes_step
 from distopt.optimizers.terms import Terms
@@ -72,6 +73,11 @@ class Sharded:
         self._arena = SharedArena(self._group)
         self._every_process = EveryProcess(hosting, rank, communicator, phases, inspector)
         self._rows: ShardedRows | None = None
+        self._under_way: _UnderWay | None = None
+        """The apply call that this process is in."""
+        self._has_applied_others = False
+        self._steps_made: weakref.WeakKeyDictionary[Any, _LayoutSteps] = weakref.WeakKeyDictionary()
+        """By optimizer, those that were made last."""
         self._latest: weakref.WeakKeyDictionary[Any, _Latest] = weakref.WeakKeyDictionary()
         """By optimizer, whose slots are current at their owners alone."""
 
@@ -94,6 +100,7 @@ class Sharded:
             self._apply_others(path, pairs_of, hypers, label, has_rows=known.rows)
             return
         steps = self._steps(optimizer, pairs_of[0].variables, path.aggregator.sums)
+        under_way = self._under_way = _UnderWay(steps, path.aggregator, hypers, steps.num_updates + 1)
         before = inspector.book.traffic()
         begins_rows = any(pairs.has_rows for pairs in pairs_of)
         if not begins_rows:
@@ -117,7 +124,9 @@ class Sharded:
         steps.begin(path.aggregator, hypers)
         steps.finish(hypers)
         self._advance(optimizer, hypers, steps.layout.variables)
+        under_way.has_advanced = True
         self._group.exchange("the variables of all are updated", label)
+        self._under_way = None
         waited = traffic.wait_s - waited
         self._phases.combine += written - started
         self._phases.wait += waited
@@ -128,6 +137,8 @@ class Sharded:
     ) -> None:
         """Apply gradients that are no flat arrays."""
         optimizer = path.optimizer
+        self._under_way = _UnderWay(None, path.aggregator, hypers, 0)
+        self._has_applied_others = True
         variables = pairs_of[0].variables
         optimizer.build(variables)
         needs_whole = optimizer.clips.active and not all(optimizer.rule_of(v).is_element_wise for v in variables)
@@ -135,6 +146,7 @@ class Sharded:
             self._apply_by_rows(path, pairs_of, hypers, label)
         else:
             self._apply_whole(path, pairs_of, hypers, label, by_rows=has_rows)
+        self._under_way = None
 
     def _apply_by_rows(self, path: Any, pairs_of: Sequence[Any], hypers: dict[str, float], label: bytes) -> None:
         """Apply gradients of which some are row-sparse: each by the owners of its rows, or of its spans."""
@@ -234,6 +246,7 @@ class Sharded:
             found = layout.kept = _LayoutSteps(
                 optimizer, layout, self._hosting, self._communicator, summed, found, self.chunk_bytes
             )
+            self._steps_made[optimizer] = found
         return found
 
     def _gather_slots(self, optimizer: Any) -> None:
@@ -252,6 +265,22 @@ class Sharded:
         """See :class:`~distopt.distribute.owners.Owners`."""
         steps = self._steps(optimizer, variables, optimizer.gradient_aggregator.sums)
         return steps.gradients.arrays
+
+    def survives_loss(self, optimizer: Any) -> bool:
+        """See :class:`~distopt.distribute.owners.Owners`; where another host is lost, its slots are."""
+        steps = self._steps_made.get(optimizer)
+        return steps is not None and steps.logs is not None and not self._has_applied_others
+
+    def settle(self, communicator: Communicator) -> bool | None:
+        """See :class:`~distopt.distribute.owners.Owners`."""
+        under_way = self._under_way
+        can_be_ended = self._group.holds_all and (under_way is None or under_way.logs is not None)
+        if not all(communicator.all_gather_bytes(b"1" if can_be_ended else b"")):
+            return None
+        if under_way is not None and communicator.rank == 0:
+            under_way.end()
+        communicator.barrier()
+        return under_way is not None and under_way.settle()
 
     def check(self, path: Any) -> None:
         """Refuse what owners of parts cannot do; see :func:`~distopt.distribute.owners.check_path`.
@@ -287,6 +316,34 @@ class _Latest(NamedTuple):
         return own_layout is layout and list(map(id, self.tables)) == list(map(id, tables))
 
 
+class _UnderWay:
+    """An apply call; ``steps`` is None for one whose update others could not end."""
+
+    def __init__(self, steps: _LayoutSteps | None, aggregator: Any, hypers: dict[str, float], serial: int) -> None:
+        self._steps = steps
+        self._aggregator = aggregator
+        self._hypers = hypers
+        self._serial = serial
+        self.logs = None if steps is None else steps.logs
+        self.has_advanced = False
+        """Whether the optimizer of this process has counted it."""
+
+    def end(self) -> None:
+        """Do what is left of the updates of all members, if any of them has begun."""
+        if self._steps is not None and self.logs is not None and self.logs.latest >= self._serial:
+            self._steps.end(self._aggregator, self._hypers, self._serial)
+
+    def settle(self) -> bool:
+        """Return whether the update is made; the optimizer then has counted it."""
+        assert self._steps is not None, "asked before"
+        assert self.logs is not None, "asked before"
+        is_made = self.logs.latest >= self._serial
+        if is_made and not self.has_advanced:
+            self._steps.optimizer.advance(self._hypers, self._steps.layout.variables)
+            self.has_advanced = True
+        return is_made
+
+
 class _LayoutSteps:
     """What the apply calls for the variables of one layout share: the gradients, the sums of squares, and the owner.
 
@@ -304,14 +361,15 @@ class _LayoutSteps:
         chunk_bytes: int,
     ) -> None:
         self.layout = layout
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         self._group = communicator.host_group
         self._stamp = self._bindings()
         sums_bytes = 2 * len(layout.blocks) * np.dtype(np.float64).itemsize
         reused = before if before is not None and before._is_of(self._group, summed) else None
         if reused is None:
             self.gradients = SharedGradients(layout, hosting, communicator, summed=summed, extra_bytes=sums_bytes)
-            self.paths = SpanPaths(hosting, communicator, self.gradients, chunk_bytes)
+            in_chunks = communicator.survives_losses
+            self.paths = SpanPaths(hosting, communicator, self.gradients, chunk_bytes, in_chunks=in_chunks)
         else:
             self.gradients, self.paths = reused.gradients, reused.paths
         self._spans = self.paths.spans
@@ -321,6 +379,11 @@ class _LayoutSteps:
         self._own: list[Array] | None = None
         self._begun: Terms | list[Array] = []
         self._norms: Array = self._all_sums[:0]
+        self.num_updates: int = 0 if before is None else before.num_updates
+        self.logs: SpanLogs | None = None
+        if communicator.survives_losses and not self.paths.crosses_hosts and self._owner.updates_by_span:
+            spans_of = [self.paths.spans_of[rank] for rank in self._group.ranks]
+            self.logs = SpanLogs(self._group, spans_of, self._written_in)
 
     def is_current(self, group: HostGroup, summed: bool) -> bool:
         """Return whether variables and slots are still where they were, and treated as they were."""
@@ -337,9 +400,8 @@ class _LayoutSteps:
             gradients = self.gradients.aggregate(aggregator, sums, self._own)
         owner = self._owner
         self._begun = gradients
-        self._norms = self._all_sums[:0]
+        self._norms = self._sums_of_all()
         if owner.exchanges:
-            self._norms = self._all_sums[: len(self.layout.blocks) * owner.num_sums]
             by_block = self._norms.reshape(-1, owner.num_sums)
             own = owner.partials(gradients, hypers) if self._spans else by_block[:0]
             by_block[self._blocks] = own.reshape(-1, owner.num_sums)
@@ -359,21 +421,48 @@ class _LayoutSteps:
         ``add_totals``: as :meth:`~distopt.optimizers.owner.SpanOwner.apply` takes it.
         """
         gradients, owner = self._begun, self._owner
-        if self.paths.crosses_hosts and makes_step(hypers):
+        self.num_updates += 1
+        if self.logs is not None:
+            going = owner.apply_each(gradients, hypers, self._norms, add_totals)
+            self.logs.carry_out(self._group.index, self.num_updates, going)
+        elif self.paths.crosses_hosts and makes_step(hypers):
             made = owner.apply_each(gradients, hypers, self._norms, add_totals) if self._spans else ()
             self.paths.spread(made, self._variables_of)
         elif self._spans:
             owner.apply(gradients, hypers, self._norms, add_totals)
 
+    def end(self, aggregator: Any, hypers: dict[str, float], serial: int) -> None:
+        """Do what is left of an update that some members have begun, for all of them."""
+        assert self.logs is not None, "asked by the caller"
+        for place, first in self.logs.unfinished(serial):
+            self.logs.put_back(place, serial)
+            spans = self.paths.spans_of[self._group.ranks[place]][first:]
+            sums = {node: tuple(self.layout.take(flat, spans)) for node, flat in self.gradients.flat_of.items()}
+            gradients: Terms | list[Array] | None = self.gradients.terms(aggregator, sums)
+            if gradients is None:
+                own = [np.empty_like(array) for array in next(iter(sums.values()))]
+                gradients = self.gradients.aggregate(aggregator, sums, own)
+            owner = self.optimizer.span_owner(self.layout, spans)
+            going = owner.apply_each(gradients, hypers, self._sums_of_all())
+            self.logs.carry_out(place, serial, going, first)
+
     def gather_slots(self) -> None:
         """Bring the slots from their owners to all hosts; a collective."""
         self.paths.spread(range(len(self._spans)), self._slots_of)
+
+    def _sums_of_all(self) -> Array:
+        """Return where the sums of squares of all blocks lie; nowhere if the update needs none."""
+        owner = self._owner
+        return self._all_sums[: len(self.layout.blocks) * owner.num_sums if owner.exchanges else 0]
+
+    def _written_in(self, span: Span) -> list[Array]:
+        return self._variables_of(span) + self._slots_of(span)
 
     def _variables_of(self, span: Span) -> list[Array]:
         return [self.layout.segment_of(span).buffer[span.start : span.stop]]
 
     def _slots_of(self, span: Span) -> list[Array]:
-        slots, segment = self._optimizer.slots, self.layout.segment_of(span)
+        slots, segment = self.optimizer.slots, self.layout.segment_of(span)
         found = [array[span.start : span.stop] for array in slots.buffers(segment).values()]
         for variable, offset in zip(segment.variables, segment.offsets, strict=True):
             if span.start <= offset < span.stop:
@@ -384,4 +473,4 @@ class _LayoutSteps:
         return self.gradients.group is group and self.gradients.summed == summed
 
     def _bindings(self) -> tuple[int, int]:
-        return self._optimizer.num_bindings, self._optimizer.slots.num_added
+        return self.optimizer.num_bindings, self.optimizer.slots.num_added

@@ -28,6 +28,7 @@ class SpanPaths:
     """Between ``gradients``, those of the processes of this host, and the owners of everything.
 
     ``anywhere``: spans may also be cut in variables that are not to be divided between those who update them.
+    ``in_chunks``: spans are cut into chunks on one host, too.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class SpanPaths:
         chunk_bytes: int = CHUNK_BYTES,
         *,
         anywhere: bool = False,
+        in_chunks: bool = False,
     ) -> None:
         layout, group = gradients.layout, gradients.group
         self._hosting = hosting
@@ -46,9 +48,10 @@ class SpanPaths:
         spans_of = _spans_of_ranks(layout, group.hosts, anywhere)
         self.crosses_hosts = not group.holds_all
         """Whether there are other hosts."""
-        if self.crosses_hosts:
+        if self.crosses_hosts or in_chunks:
             spans_of = [layout.chunks(spans, chunk_bytes, anywhere=anywhere) for spans in spans_of]
-        self._spans_of = spans_of
+        self.spans_of = spans_of
+        """By rank, cut into chunks as ``spans``."""
         self.spans: tuple[Span, ...] = spans_of[communicator.rank]
         """Of this process, cut into chunks."""
         self.sums = {node: tuple(layout.take(flat, self.spans)) for node, flat in gradients.flat_of.items()}
@@ -88,7 +91,7 @@ class SpanPaths:
         ``arrays_of`` returns where a span lies in memory that all processes of this host map.
         """
         if self.crosses_hosts:
-            self._between.spread(made, lambda chunk: arrays_of(self._spans_of[chunk.owner][chunk.number]))
+            self._between.spread(made, lambda chunk: arrays_of(self.spans_of[chunk.owner][chunk.number]))
             return
         for _ in made:
             pass
@@ -101,7 +104,7 @@ class SpanPaths:
         if not self.crosses_hosts:
             return
         if self._blocks_of is None:
-            self._blocks_of = [list(self._layout.blocks_in(spans)) for spans in self._spans_of]
+            self._blocks_of = [list(self._layout.blocks_in(spans)) for spans in self.spans_of]
         blocks_of, num_sums = self._blocks_of, by_block.shape[1]
         found = self._between.exchange_parts(own, lambda owner: (len(blocks_of[owner]) * num_sums, by_block.dtype))
         for owner, sums in found.items():
@@ -109,7 +112,7 @@ class SpanPaths:
 
     def _add(self, chunk: Chunk, node: Node) -> Array:
         """Return what this host contributes of ``node`` to a chunk of an owner elsewhere."""
-        span = (self._spans_of[chunk.owner][chunk.number],)
+        span = (self.spans_of[chunk.owner][chunk.number],)
         flat_of = self._gradients.flat_of
         if node in flat_of:
             (view,) = self._layout.take(flat_of[node], span)

@@ -98,6 +98,11 @@ class SpanOwner:
         return self._optimizer.clips.needs_norms or self._exchanges_for_rules
 
     @property
+    def updates_by_span(self) -> bool:
+        """Whether :meth:`apply_each` writes nothing outside of the span that is next, and nothing is written before."""
+        return not self._exchanges_for_rules and self._optimizer.features.accumulation_steps == 1
+
+    @property
     def num_sums(self) -> int:
         """How many sums of squares are exchanged for each block."""
         return 2 if self._exchanges_for_rules else 1

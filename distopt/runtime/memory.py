@@ -17,7 +17,8 @@ class Kept(msgspec.Struct, frozen=True):
 
     epoch: int
     step: int
-    state: bytes
+    state: bytes | None
+    """None while it is live, where nobody has asked for it."""
     sums: Sums
     """Of the epoch so far, by replica: the sum of the losses of its samples, and their number."""
     metrics: EpochMetrics | None = None

@@ -131,8 +131,6 @@ class RankOfJob:
 
     def _go_without_the_lost(self) -> None:
         memory = self._memory
-        if self._loop is not None:
-            memory.kept = self._loop.salvage()
         self.communicator.phase = "recovery"
         self.communicator = self.communicator.survivors()
         logger.warning("%d ranks are left; this one was worker %d", self.communicator.size, memory.worker)
@@ -191,6 +189,10 @@ class RankOfJob:
     def _agreed_state(self, folder: RunFolder | None) -> TrainingState | None:
         """Return the state to go on from, the same on all ranks; None to begin anew."""
         communicator, memory = self.communicator, self._memory
+        loop = self._loop
+        if all(communicator.all_gather_bytes(b"1" if loop is not None and loop.can_settle() else b"")):
+            assert loop is not None, "said by all"
+            memory.kept = loop.salvage(communicator) or memory.kept
         own = memory.kept
         told = communicator.all_gather_bytes(b"" if own is None else msgspec.json.encode((own.epoch, own.step)))
         known = [msgspec.json.decode(t, type=tuple[int, int]) if t else None for t in told]
@@ -202,14 +204,18 @@ class RankOfJob:
             blob = communicator.broadcast_bytes(checkpoint.to_bytes(state) if state is not None else b"")
             return checkpoint.from_bytes(blob) if blob else None
         root = known.index(furthest)
+        if communicator.rank == root and own is not None and own.state is None:
+            assert loop is not None, "it is live there"
+            own = loop.encoded(own)
         payload = communicator.broadcast_bytes(msgspec.msgpack.encode(own) if communicator.rank == root else None, root)
         kept = msgspec.msgpack.decode(payload, type=Kept)
-        sums = {} if self._loop is None else self._loop.sums_after(kept.position)
+        sums = {} if loop is None else loop.sums_after(kept.position)
         parts = communicator.all_gather_bytes(msgspec.msgpack.encode(sums))
         if not kept.sums:
             sums = united(msgspec.msgpack.decode(part, type=Sums) for part in parts)
             kept = msgspec.structs.replace(kept, sums=sums)
         memory.kept, memory.metrics, memory.records = kept, kept.metrics, kept.records
+        assert kept.state is not None, "encoded by its owner"
         return checkpoint.from_bytes(kept.state, "the state of the survivors")
 
     def _shared_folder(self) -> RunFolder | None:

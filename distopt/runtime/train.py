@@ -18,6 +18,7 @@ from distopt import checkpoint, nn, ops, random, sampling
 from distopt.aggregation import note_samples
 from distopt.autodiff.tape import GradientTape
 from distopt.checkpoint import DataPosition, TrainingState, state_hash
+from distopt.comm.communicator import Communicator
 from distopt.distribute import Strategy
 from distopt.distribute.datasets import hosted_rows
 from distopt.distribute.values import PerReplica
@@ -62,7 +63,6 @@ class TrainLoop:
         self._ledger = LossLedger(extended.hosting, extended.rank, extended.communicator)
         self._position: DataPosition | None = None
         """After the last step that is done here; None until the state is there."""
-        self._num_updates = 0
         self._steps_per_epoch = sampling.num_steps(len(self._x), job.config.data.global_batch_size)
         self._parts_of: dict[int, list[slice]] = {}
         self._accuracy = None if self._memory.metrics is None else self._memory.metrics.test_accuracy
@@ -109,7 +109,6 @@ class TrainLoop:
                 step += 1
                 trained += len(rows)
                 self._position = DataPosition(epoch=epoch, step=step_in_epoch + 1)
-                self._num_updates = self._strategy.extended.every_process.num_updates
                 if hooks.recorder is not None:
                     hooks.recorder.progress(step)
                 if hooks.stop_requested():
@@ -177,7 +176,6 @@ class TrainLoop:
             own = rows[part]
             arguments.append((self._x.take(own, 0), self._y.take(own, 0), count, replica))
         self._ledger.begin(step)
-        self._num_updates = extended.every_process.num_updates
         try:
             extended.run_replicas(self._replica_step, arguments)
         except _ReplicaFailure as failure:
@@ -270,19 +268,27 @@ class TrainLoop:
         if self._hooks.recorder is not None:
             self._hooks.recorder.steps(memory.records)
 
-    def salvage(self) -> Kept | None:
-        """Return the state after the last step that is done here, or else the last one that was kept; None: neither.
+    def can_settle(self) -> bool:
+        """Return whether all state of the job may be live here."""
+        return self._position is not None and self._has_all_state()
 
-        To be called when another process was lost. What is live is all of the job's state only where every process
-        has all of it.
+    def salvage(self, communicator: Communicator) -> Kept | None:
+        """Return the live state after the last step that is done here, not encoded yet; None where it is not all there.
+
+        To be called when another process was lost, where every survivor :meth:`can_settle`; a collective of
+        ``communicator``, theirs.
         """
-        memory, position = self._memory, self._position
-        if position is None or not self._has_all_state():
-            return memory.kept
-        if self._strategy.extended.every_process.num_updates != self._num_updates:
-            # The update was made before another process was missed.
-            position = DataPosition(epoch=position.epoch, step=position.step + 1)
-        return self._kept(local_state(self._job, position), {})
+        is_made = self._strategy.extended.owners.settle(communicator)
+        position = self._position
+        if is_made is None or position is None:
+            return None
+        memory = self._memory
+        return Kept(position.epoch, position.step + is_made, None, {}, memory.metrics, memory.records)
+
+    def encoded(self, kept: Kept) -> Kept:
+        """Return what :meth:`salvage` returned with the state itself."""
+        state = checkpoint.to_bytes(local_state(self._job, kept.position))
+        return msgspec.structs.replace(kept, state=state)
 
     def steps_at(self, position: DataPosition) -> int:
         """Return how many steps are done at ``position``."""
@@ -294,8 +300,9 @@ class TrainLoop:
 
     def _has_all_state(self) -> bool:
         """Return whether this process has all state of the job, as far as it knows."""
-        alone = self._strategy.placement == "replica" and not self._memory.others_have_more
-        return alone and not has_state_of_replicas(self._job)
+        job, owners = self._job, self._strategy.extended.owners
+        others_have_more = self._memory.others_have_more or not owners.survives_loss(job.optimizer)
+        return not others_have_more and not has_state_of_replicas(job)
 
     def _keep(self, position: DataPosition) -> None:
         """Have every process keep the state in memory, unless each has all of it; a collective."""

@@ -6,13 +6,16 @@ import functools
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from distopt.comm.communicator import Communicator
+from distopt.comm.in_process import KilledByPlan
+from distopt.distribute.sharded import Sharded
+from distopt.distribute.span_logs import SpanLogs
 from distopt.errors import PeerLostError
 from distopt.runtime.config_file import load_config
 from distopt.runtime.ranks import RankOfJob
@@ -101,6 +104,39 @@ def test_state_that_a_lost_rank_had_alone_comes_from_the_last_that_was_kept(
     check(summary, metrics, *settings)
     (lost,) = summary["lost"]
     assert lost["step"] % 12 == 0 if keep == 0 else lost["step"] in (1, 7, 14, 21)
+
+
+@pytest.mark.parametrize("moment", ["saved", "in the middle", "written"])
+@pytest.mark.parametrize(("victim", "update"), [(0, 1), (1, 7), (2, 20)])
+def test_owner_lost_in_a_block_has_it_ended_by_the_others_and_nothing_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: int, update: int, moment: str
+) -> None:
+    settings = ("optimizer.global_clipnorm=0.5", "task.hidden=[100,100,30]")
+    carry_out = SpanLogs.carry_out
+
+    def carried_out(logs: Any, place: int, serial: int, steps: Iterable[int], first: int = 0) -> None:
+        def going() -> Iterator[int]:
+            last = len(logs._spans_of[place]) - 1
+            for index, ended in enumerate(steps):
+                if place == victim and serial == update and not killed and index == last:
+                    killed.append(place)
+                    if moment != "written":
+                        logs.put_back(place, serial)  # the update of this span is as good as not begun
+                    if moment == "in the middle":
+                        for array in logs._arrays_of(logs._spans_of[place][ended]):
+                            array[: array.size // 2] = 1e3
+                    raise KilledByPlan("was killed in its block")
+                yield ended
+
+        carry_out(logs, place, serial, going(), first)
+
+    killed: list[int] = []
+    monkeypatch.setattr(SpanLogs, "carry_out", carried_out)
+    monkeypatch.setattr(Sharded, "chunk_bytes", 256)
+    summary, metrics = run(tmp_path, 3, FaultPlan(), 'deployment.placement="sharded"', *settings)
+    assert killed == [victim]
+    check(summary, metrics, *settings)
+    assert summary["lost"] == [{"worker": victim, "step": update}]
 
 
 def test_loss_ends_the_job_where_the_launcher_ends_the_others(tmp_path: Path) -> None:
