@@ -26,7 +26,7 @@ from distopt import blas
 from distopt.autodiff.nodes import state
 from distopt.distribute import Checks, MirroredStrategy, MultiWorkerMirroredStrategy, Strategy
 from distopt.runtime.config_file import load_config
-from distopt.runtime.process import prepare
+from distopt.runtime.prepare import prepare
 from distopt.runtime.train import Hooks, TrainLoop
 
 ROOT = Path(__file__).resolve().parent.parent

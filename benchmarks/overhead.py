@@ -25,7 +25,7 @@ import numpy as np
 from distopt import blas
 from distopt.distribute import MirroredStrategy
 from distopt.runtime.config_file import load_config
-from distopt.runtime.process import prepare
+from distopt.runtime.prepare import prepare
 from distopt.runtime.train import Hooks, TrainLoop
 from distopt.types import Array
 

@@ -71,7 +71,9 @@ class LocalRecorder:
         for worker in [worker for worker in workers if worker.worker not in self._lost_told]:
             self._lost_told.add(worker.worker)
             self._write("lost", worker)
-            self._display.note(f"worker {worker.worker} is lost; the others go on at step {worker.step}")
+            self._display.note(
+                f"worker {worker.worker} is lost; the others go on at step {worker.step}, after {worker.seconds:.1f} s"
+            )
         self._flush()
 
     def epoch(self, metrics: EpochMetrics) -> None:

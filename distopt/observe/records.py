@@ -56,6 +56,8 @@ class LostWorker(msgspec.Struct, frozen=True):
     worker: int
     step: int
     """The step that the others went on with."""
+    seconds: float = 0.0
+    """From when it was missed to when the others went on."""
 
 
 class Summary(msgspec.Struct, frozen=True):

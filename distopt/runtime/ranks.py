@@ -20,6 +20,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -106,6 +107,7 @@ class RankOfJob:
         self._memory = JobMemory(communicator.rank)
         self._all_workers = self._memory.workers = tuple(range(communicator.size))
         self._loop: TrainLoop | None = None
+        self._missed_s = 0.0
 
     def run(self) -> None:
         """Train to the end, without the ranks that are lost meanwhile if the communicator survives that.
@@ -121,6 +123,7 @@ class RankOfJob:
                 if not self.communicator.survives_losses or self.was_told_to_end:
                     raise
                 logger.warning("%s", error)
+                self._missed_s = time.monotonic()
             # Not where the error is handled: it keeps all that the step was working with.
             self._go_without_the_lost()
 
@@ -168,7 +171,8 @@ class RankOfJob:
         self._loop = TrainLoop(job, strategy, hooks)
         steps = 0 if state is None else self._loop.steps_at(state.position)
         known = {*memory.workers, *(lost.worker for lost in memory.lost)}
-        memory.lost += [LostWorker(worker, steps) for worker in self._all_workers if worker not in known]
+        seconds = round(time.monotonic() - self._missed_s, 3)
+        memory.lost += [LostWorker(worker, steps, seconds) for worker in self._all_workers if worker not in known]
         hooks.recorder = self._recorder_of(folder)
         self._loop.run(state)
 

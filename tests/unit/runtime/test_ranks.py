@@ -46,7 +46,7 @@ def run(directory: Path, ranks: int, faults: FaultPlan, *settings: str) -> tuple
         finally:
             part.close()
 
-    run_replicas(rank, ranks, faults=faults, survives_losses=True)
+    run_replicas(rank, ranks, timeout_s=60.0, faults=faults, survives_losses=True)
     (folder,) = directory.iterdir()
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return json.loads((folder / "summary.json").read_text()), [json.loads(line) for line in lines]
@@ -136,7 +136,8 @@ def test_owner_lost_in_a_block_has_it_ended_by_the_others_and_nothing_is_made_ag
     summary, metrics = run(tmp_path, 3, FaultPlan(), 'deployment.placement="sharded"', *settings)
     assert killed == [victim]
     check(summary, metrics, *settings)
-    assert summary["lost"] == [{"worker": victim, "step": update}]
+    (lost,) = summary["lost"]
+    assert (lost["worker"], lost["step"]) == (victim, update)
 
 
 def test_loss_ends_the_job_where_the_launcher_ends_the_others(tmp_path: Path) -> None:
