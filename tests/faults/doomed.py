@@ -10,7 +10,8 @@
     save      while it writes this checkpoint
     ending    as it is about to say that it is done
 
-It dies by SIGKILL, having noted that in the file ``LOG``.
+It dies by SIGKILL, having noted that in the file ``LOG``. ``"hosts": 2`` in the plan: ranks take themselves to be on
+two hosts, the first half of them on one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from distopt.comm.shared_memory import rendezvous
 
 
 def die(log: Path, what: str) -> None:
@@ -75,7 +78,10 @@ def doom(kind: str, number: int, end: Callable[[], None]) -> None:
 def main() -> None:
     plan, log = json.loads(sys.argv[1]), Path(sys.argv[2])
     del sys.argv[1:3]
-    rank = os.environ["OMPI_COMM_WORLD_RANK"]
+    rank, size = os.environ["OMPI_COMM_WORLD_RANK"], os.environ["OMPI_COMM_WORLD_SIZE"]
+    if plan.get("hosts", 1) > 1:
+        host = int(rank) * int(plan["hosts"]) // int(size)
+        vars(rendezvous)["_namespace"] = lambda: f"emulated host {host}"
     if rank in plan:
         kind, number = plan[rank]
         doom(kind, number, lambda: die(log, f"{rank} {kind} {number}"))
