@@ -56,6 +56,8 @@ def collect_state(
             load_named_arrays(job.optimizer, layout, owned.spans, named)
         return _with_extras(local_state(job, position, aggregated), remembered)
     own = _with_extras(local_state(job, position, aggregated), {})
+    if everywhere and strategy.placement == "sharded":
+        return _with_extras(own, remembered)  # the same memory on every rank
     split = any(len(copies) > 1 for v in own.variables for copies in (v.value, *v.slots.values()))
     digest = b"split" if split else hashlib.sha256(state_hash(own).encode()).digest()
     digests = communicator.all_gather_bytes(digest if extended.hosted else b"")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from distopt.checkpoint import DataPosition
+from distopt.checkpoint import DataPosition, TrainingState
 from distopt.observe import EpochMetrics, LostWorker, StepRecord
 from distopt.runtime.history import StepHistory
 from distopt.runtime.ledger import Sums
@@ -18,7 +18,7 @@ class Kept(msgspec.Struct, frozen=True):
     epoch: int
     step: int
     state: bytes | None
-    """None while it is live, where nobody has asked for it."""
+    """None while nobody has asked for it; see :attr:`JobMemory.state`."""
     sums: Sums
     """Of the epoch so far, by replica: the sum of the losses of its samples, and their number."""
     metrics: EpochMetrics | None = None
@@ -42,6 +42,8 @@ class JobMemory:
     lost: list[LostWorker] = field(default_factory=list)
     kept: Kept | None = None
     """The state to go on from where processes that are left do not have all of it."""
+    state: TrainingState | None = None
+    """That of ``kept``, until it is encoded; None where it is live."""
     others_have_more: bool = False
     """Whether some process has state that this one has not."""
     metrics: EpochMetrics | None = None

@@ -209,7 +209,7 @@ class RankOfJob:
             return checkpoint.from_bytes(blob) if blob else None
         root = known.index(furthest)
         if communicator.rank == root and own is not None and own.state is None:
-            assert loop is not None, "it is live there"
+            assert loop is not None, "it is live there, or was kept by it"
             own = loop.encoded(own)
         payload = communicator.broadcast_bytes(msgspec.msgpack.encode(own) if communicator.rank == root else None, root)
         kept = msgspec.msgpack.decode(payload, type=Kept)
@@ -218,7 +218,7 @@ class RankOfJob:
         if not kept.sums:
             sums = united(msgspec.msgpack.decode(part, type=Sums) for part in parts)
             kept = msgspec.structs.replace(kept, sums=sums)
-        memory.kept, memory.metrics, memory.records = kept, kept.metrics, kept.records
+        memory.kept, memory.state, memory.metrics, memory.records = kept, None, kept.metrics, kept.records
         assert kept.state is not None, "encoded by its owner"
         return checkpoint.from_bytes(kept.state, "the state of the survivors")
 

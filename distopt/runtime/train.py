@@ -283,12 +283,13 @@ class TrainLoop:
         if is_made is None or position is None:
             return None
         memory = self._memory
+        memory.state = None
         return Kept(position.epoch, position.step + is_made, None, {}, memory.metrics, memory.records)
 
     def encoded(self, kept: Kept) -> Kept:
-        """Return what :meth:`salvage` returned with the state itself."""
-        state = checkpoint.to_bytes(local_state(self._job, kept.position))
-        return msgspec.structs.replace(kept, state=state)
+        """Return what :meth:`salvage` returned, or what was kept, with the state itself."""
+        state = self._memory.state or local_state(self._job, kept.position)
+        return msgspec.structs.replace(kept, state=checkpoint.to_bytes(state))
 
     def steps_at(self, position: DataPosition) -> int:
         """Return how many steps are done at ``position``."""
@@ -307,19 +308,16 @@ class TrainLoop:
     def _keep(self, position: DataPosition) -> None:
         """Have every process keep the state in memory, unless each has all of it; a collective."""
         communicator: Any = self._strategy.extended.communicator
+        memory = self._memory
         if all(communicator.all_gather_bytes(b"1" if self._has_all_state() else b"")):
-            self._memory.kept = None
+            memory.kept = memory.state = None
             return
-        self._memory.others_have_more = True
+        memory.others_have_more = True
         state = collect_state(self._job, self._strategy, position, everywhere=True)
-        assert state is not None, "asked for everywhere"
         told = communicator.all_gather_bytes(msgspec.msgpack.encode(self.sums_after(position)))
-        self._memory.kept = self._kept(state, united(msgspec.msgpack.decode(sums, type=Sums) for sums in told))
-
-    def _kept(self, state: TrainingState, sums: Sums) -> Kept:
-        memory, position = self._memory, state.position
-        payload = checkpoint.to_bytes(state)
-        return Kept(position.epoch, position.step, payload, sums, memory.metrics, memory.records)
+        sums = united(msgspec.msgpack.decode(part, type=Sums) for part in told)
+        memory.kept = Kept(position.epoch, position.step, None, sums, memory.metrics, memory.records)
+        memory.state = state
 
     def _checkpoint_is_due(self, epoch: int) -> bool:
         config = self._job.config
