@@ -26,7 +26,7 @@ import numpy as np
 
 import distopt as tf
 from benchmarks import plots
-from benchmarks.ranks import Ranks, Step, about, launch, medians_ms, ratio, torch
+from benchmarks.ranks import Ranks, Step, about, column, launch, medians_ms, ratio, torch
 from benchmarks.update import triad
 from distopt.arena import aligned_zeros
 from distopt.distribute import MultiWorkerMirroredStrategy
@@ -107,12 +107,10 @@ def one_variable(bench: Bench, sizes: Sequence[int], only: Sequence[str]) -> Non
         # The triad moves 4 arrays on every rank, a step 2 + 2 * SLOTS and one for each rank, on the host.
         moved = (2 + 2 * SLOTS + ranks) / (4 * ranks)
         shares = [moved * ratio(seconds, "triad", name) for name in ("sharded", "copy")]
-        bench.say(
-            f"{size:>10,} {medians_ms(seconds)['sharded']:>9.3f} {ratio(seconds, 'gloo', 'sharded'):>7.2f} "
-            f"{ratio(seconds, 'mpi4py', 'sharded'):>7.2f} {ratio(seconds, 'replica', 'sharded'):>8.2f} "
-            f"{ratio(seconds, 'copy', 'sharded'):>6.2f} {shares[0]:>12.2f} {shares[1]:>18.2f} "
-            f"{ratio(seconds, 'gloo', 'replica'):>13.2f}"
-        )
+        ratios = [ratio(seconds, name, "sharded") for name in ("gloo", "mpi4py", "replica", "copy")]
+        figures = [*ratios, *shares, ratio(seconds, "gloo", "replica")]
+        row = " ".join(map(column, figures, (7, 7, 8, 6, 12, 18, 13)))
+        bench.say(f"{size:>10,} {medians_ms(seconds)['sharded']:>9.3f} {row}")
         bench.figures.append({"kind": "one variable", "ranks": ranks, "elements": size, "seconds": seconds})
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import socket
@@ -112,6 +113,15 @@ def ratio(seconds: Seconds, other: str, ours: str) -> float:
     if other not in seconds or ours not in seconds:
         return float("nan")
     return statistics.median(t / o for t, o in zip(seconds[other], seconds[ours], strict=True))
+
+
+def column(value: float, width: int) -> str:
+    """Return a figure as a column of a table, with a dash for what did not run.
+
+    >>> column(1.234, 6), column(float("nan"), 3)
+    ('  1.23', '  -')
+    """
+    return f"{'-' if math.isnan(value) else format(value, '.2f'):>{width}}"
 
 
 def medians_ms(seconds: Seconds) -> dict[str, float]:

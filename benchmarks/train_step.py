@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -34,7 +35,7 @@ import numpy as np
 
 import distopt as tf
 from benchmarks import plots
-from benchmarks.ranks import ROOT, Ranks, Seconds, Step, about, launch, medians_ms, ratio, torch
+from benchmarks.ranks import ROOT, Ranks, Seconds, Step, about, column, launch, medians_ms, ratio, torch
 from distopt.types import Array
 
 INPUTS, CLASSES, WIDTH, BATCH = 784, 10, 2048, 64
@@ -271,12 +272,10 @@ HEADING = (
 
 def _row(ranks: int, width: int, seconds: Seconds) -> str:
     ms = medians_ms(seconds)
-    figures = " ".join(f"{ms.get(name, float('nan')):>9.2f}" for name in ("gradient", "sharded", "replica", "ddp"))
-    return (
-        f"{ranks:>6} {width:>6} {num_parameters(width):>11,} {figures} ms   "
-        f"{ratio(seconds, 'sharded', 'gradient'):>17.2f} {ratio(seconds, 'replica', 'gradient'):>17.2f} "
-        f"{ratio(seconds, 'ddp', 'sharded'):>12.2f}"
-    )
+    figures = " ".join(column(ms.get(name, math.nan), 9) for name in ("gradient", "sharded", "replica", "ddp"))
+    ratios = [("sharded", "gradient", 17), ("replica", "gradient", 17), ("ddp", "sharded", 12)]
+    compared = " ".join(column(ratio(seconds, other, to), places) for other, to, places in ratios)
+    return f"{ranks:>6} {width:>6} {num_parameters(width):>11,} {figures} ms   {compared}"
 
 
 def draw(folder: Path, figures: Sequence[dict[str, Any]]) -> None:
