@@ -73,7 +73,7 @@ def draw(rng: random.Random) -> Plan:
 
 
 def settings(task: str) -> list[str]:
-    options = [f"data.epochs={EPOCHS}", f"strategy.replicas={REPLICAS}", *TASKS[task], "task.hidden=[64]"]
+    options = [f"data.epochs={EPOCHS}", f"strategy.replicas={REPLICAS}", *TASKS[task], "task.hidden=[200,100]"]
     return [word for option in options for word in ("--set", option)]
 
 
