@@ -61,6 +61,8 @@ class SpanLogs:
         memories = group.share(ALIGNMENT + largest, "what is being updated")
         self._marks = [memory[:8].view(np.int64) for memory in memories]
         self._saved = [memory[ALIGNMENT:] for memory in memories]
+        self._pairs_of: dict[tuple[int, int], list[tuple[Array, Array]]] = {}
+        """By member and span: each array that its update writes, and where that is saved."""
 
     @property
     def latest(self) -> int:
@@ -72,7 +74,8 @@ class SpanLogs:
         mark, spans = self._marks[place], self._spans_of[place]
         going: Iterator[int] = iter(steps)
         for index in range(first, len(spans)):
-            self._save(place, spans[index])
+            for array, saved in self._pairs(place, index):
+                np.copyto(saved, array)
             mark[0] = serial << _SERIAL_SHIFT | index << 1 | 1
             next(going)
             mark[0] = serial << _SERIAL_SHIFT | (index + 1) << 1
@@ -94,16 +97,18 @@ class SpanLogs:
         mark = self._mark(place)
         if mark.serial != serial or not mark.is_open:
             return
-        start = 0
-        for array in self._arrays_of(self._spans_of[place][mark.ended]):
-            array[...] = self._saved[place][start : start + array.nbytes].view(array.dtype)
-            start += padded(array.nbytes)
+        for array, saved in self._pairs(place, mark.ended):
+            np.copyto(array, saved)
 
-    def _save(self, place: int, span: Span) -> None:
-        start = 0
-        for array in self._arrays_of(span):
-            self._saved[place][start : start + array.nbytes].view(array.dtype)[...] = array
-            start += padded(array.nbytes)
+    def _pairs(self, place: int, index: int) -> list[tuple[Array, Array]]:
+        found = self._pairs_of.get((place, index))
+        if found is None:
+            found, start = [], 0
+            for array in self._arrays_of(self._spans_of[place][index]):
+                found.append((array, self._saved[place][start : start + array.nbytes].view(array.dtype)))
+                start += padded(array.nbytes)
+            self._pairs_of[place, index] = found
+        return found
 
     def _mark(self, place: int) -> _Mark:
         value = int(self._marks[place][0])
