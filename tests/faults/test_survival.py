@@ -43,7 +43,8 @@ def test_killed_ranks_are_survived_by_the_others_in_the_same_processes(
     assert {int(kill.split()[0]) for kill in killed} == lost
     (folder,) = (tmp_path / "runs").iterdir()
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    assert {each["worker"] for each in summary["lost"]} == lost
+    at_the_end = {int(rank) for rank, (kind, _) in plan.by_itself.items() if kind == "ending"}  # the job may be done
+    assert lost - at_the_end <= {each["worker"] for each in summary["lost"]} <= lost
     assert not (folder / "error.json").exists()
 
 
