@@ -80,8 +80,14 @@ _LOOK_EVERY_S: Final = 0.1
 _GAP_S: Final = 2.0
 """A pause this long between two looks means that this process was stopped; its waits are prolonged by it."""
 
+_MPI_SEGMENTS: Final = ("/dev/shm/sm_segment.", "/dev/shm/mpich_shm_")
+"""What Open MPI and MPICH call the memory that ranks of a host share."""
+
 _LATE_S: Final = 1.0
 """A rank that comes so much later than the median of the others is logged."""
+
+_MOMENT_S: Final = 0.2
+"""So soon after MPI has failed, it is known that a process of this host is dead: its memory goes before itself."""
 
 _GRACE_S: Final = 5.0
 """How long the watchdog lets a wait overrun, and how long an abort may take."""
@@ -165,6 +171,8 @@ class MpiCommunicator(Communicator):
         upper = self._mpi.COMM_WORLD.Get_attr(self._mpi.TAG_UB) or _LEAST_TAG_UB
         self._num_digests = (upper - 3) // 2
         self._wait: Wait | None = None
+        self._statuses: list[MPI.Status] = []
+        """Of the requests of the latest exchange."""
         self._closed = False
         self._arrivals: Arrivals | None = None
         """Of the wait under way, once it has lasted."""
@@ -275,13 +283,19 @@ class MpiCommunicator(Communicator):
         """
         self.has_failed = True
         now = self._situation()
-        self._notes.read()
+        known = self._known_end(now)
+        return known or JobAbortedError(f"rank {self.rank} was told to end at step {self.step}; {now}")
+
+    def _known_end(self, now: str) -> DistoptError | None:
+        """Return what is known of why a wait failed: the reason that another rank gave, or its death."""
+        with contextlib.suppress(self._mpi.Exception):  # MPICH refuses to receive once a rank is dead
+            self._notes.read()
         if self._notes.ended is not None:
             source, reason = self._notes.ended
             return JobAbortedError(f"rank {source} ended the job: {reason}; {now}")
         if dead := self._host_peers.first_dead():
             return PeerLostError(f"{dead} at step {self.step}; {now}")
-        return JobAbortedError(f"rank {self.rank} was told to end at step {self.step}; {now}")
+        return None
 
     def abort(self, status: int = 1, reason: str = "") -> NoReturn:
         """End the job, all of its ranks, with this ``status``; ``reason`` is what the others' errors then say."""
@@ -382,7 +396,7 @@ class MpiCommunicator(Communicator):
     def _complete(self, wait: _Wait, look: Any) -> list[MPI.Status]:
         """Return when all requests are done: test, then yield the core, then sleep for longer and longer."""
         self._wait = wait
-        statuses = [self._mpi.Status() for _ in wait.requests]
+        self._statuses = statuses = [self._mpi.Status() for _ in wait.requests]
         test_all = self._mpi.Request.Testall
         yields = 0
         looked_s = wait.started_s
@@ -448,7 +462,9 @@ class MpiCommunicator(Communicator):
         try:
             self._notes.read()
         except self._mpi.Exception as error:
-            raise PeerLostError(f"MPI failed at step {self.step}: {error}; {waiting}") from error
+            raise self._known_end(waiting) or PeerLostError(
+                f"MPI failed at step {self.step}: {error}; {waiting}"
+            ) from error
 
     def begin_wait(self, wait: Wait) -> None:
         self._wait = wait
@@ -493,12 +509,17 @@ class MpiCommunicator(Communicator):
         if self.survives_losses and mpi_survivors.has_losses(self._comm):
             dead = self._host_peers.first_dead()
             return PeerLostError(f"{dead or 'another rank is lost'}; {where}")
-        code = getattr(error, "Get_error_class", lambda: None)()
-        if code in (self._mpi.ERR_TRUNCATE, self._mpi.ERR_IN_STATUS):
+        codes = [getattr(error, "Get_error_class", lambda: None)()]
+        if codes == [self._mpi.ERR_IN_STATUS]:
+            codes = [self._mpi.Get_error_class(status.Get_error()) for status in self._statuses]
+        if self._mpi.ERR_TRUNCATE in codes:
             if label:  # what does not fit came from another call
                 return self._labels_differ(label)
             return RemoteProtocolError(f"a peer sent more than was expected of it; {where}")
-        return PeerLostError(f"MPI failed; {where}")
+        deadline_s = time.monotonic() + _MOMENT_S
+        while (known := self._known_end(where)) is None and time.monotonic() < deadline_s:
+            time.sleep(_MAX_PAUSE_S)
+        return known or PeerLostError(f"MPI failed; {where}")
 
     def _end_stuck(self, what: str) -> None:
         message = f"distopt: rank {self.rank} is stuck inside MPI at step {self.step}, its wait overdue: {what}\n"
@@ -514,16 +535,17 @@ def _chunks(array: Array) -> Iterator[Array]:
 
 
 def _unlink_shared_memory(maps: Path = Path("/proc/self/maps")) -> None:
-    """Remove the names of the segments that Open MPI shares between the ranks of a host, which all have mapped them.
+    """Remove the names of the segments that MPI shares between the ranks of a host, which all have mapped them.
 
-    Open MPI removes them when it finalizes, so they stay for ever if all ranks and the launcher are killed at once.
+    Open MPI and MPICH remove them when they finalize. So they would stay for ever where that is not reached: under
+    Open MPI if all ranks and the launcher are killed at once, under MPICH after any abort or kill.
     """
     try:
         lines = maps.read_text().splitlines()
     except OSError:
         return
     # Of a segment whose name is gone, the last word is "(deleted)".
-    for path in {line.split()[-1] for line in lines if "/dev/shm/sm_segment." in line and line[-1] != ")"}:
+    for path in {line.split()[-1] for line in lines if line[-1] != ")" and any(s in line for s in _MPI_SEGMENTS)}:
         with contextlib.suppress(OSError):  # a peer was faster
             os.unlink(path)
 

@@ -24,7 +24,7 @@ from distopt.runtime.signals import INTERRUPTED, handling
 
 _LOSSES = ("PeerLostError", "CollectiveTimeoutError", "JobAbortedError")
 
-_AS_MANY_AS_ASKED_FOR = {
+AS_MANY_AS_ASKED_FOR = {
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
     "OMPI_MCA_rmaps_base_oversubscribe": "1",
 }
@@ -90,7 +90,7 @@ def run_ranks(folder: RunFolder, num_ranks: int) -> int:
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
-        env={**environment(), **_AS_MANY_AS_ASKED_FOR},
+        env={**environment(), **AS_MANY_AS_ASKED_FOR},
         preexec_fn=functools.partial(signal_when_parent_dies, signal.SIGTERM),
         start_new_session=True,  # Ctrl-C is ours to pass on
     )

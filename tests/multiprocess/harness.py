@@ -26,6 +26,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
 
+from distopt.runtime.restarts import AS_MANY_AS_ASKED_FOR
+
 MARK: Final = "DISTOPT_TEST_JOB"
 ROOT: Final = Path(__file__).resolve().parents[2]
 
@@ -105,7 +107,7 @@ def mpirun(num_ranks: int, argv: Sequence[str]) -> list[str]:
     launcher = Path(sys.executable).parent / "mpirun"
     found = str(launcher) if launcher.exists() else shutil.which("mpirun")
     assert found is not None, "no mpirun; pip install 'distopt[mpi]'"
-    return [found, "--oversubscribe", "-n", str(num_ranks), sys.executable, *argv]
+    return [found, "-n", str(num_ranks), sys.executable, *argv]
 
 
 class Job:
@@ -325,8 +327,12 @@ class _Output:
 
 
 def _mpi_environment() -> dict[str, str]:
-    """Return what lets Open MPI run here: also as root, quietly, and without threads that compete."""
+    """Return what lets Open MPI run here: more ranks than cores, as root, quietly, and without threads that compete.
+
+    MPICH allows all of that by itself, and ignores these.
+    """
     return {
+        **AS_MANY_AS_ASKED_FOR,
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "OMPI_MCA_osc": "^ucx",
