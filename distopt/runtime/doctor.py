@@ -50,7 +50,7 @@ def _mpi() -> str:
         return "the MPI library did not load within 20 s"
     if probe.returncode != 0:
         return f"no library; {INSTALL_MPI}"
-    return probe.stdout.partition("\n")[0].partition(",")[0].strip()
+    return " ".join(probe.stdout.partition("\n")[0].partition(",")[0].split())
 
 
 def _shared_memory() -> str:

