@@ -10,9 +10,9 @@ before; where it turns out otherwise, all write and meet once more, as they do w
 
 Rules of this file:
 
-- Listed rows lie in ascending order, each row's occurrences left to right, so that whoever is to add up some of the
-  table's rows finds them by bisection, side by side, and reads them in place. (Not where occurrences are wanted as
-  they were stored.)
+- Listed rows lie part by part, as the table is divided, each row's occurrences left to right; so whoever is to add up
+  the rows of a part finds them by bisection, side by side, and reads them in place. (Not where occurrences are wanted
+  as they were stored.)
 - Rows that nothing looks at before they are summed are summed over the hosted replicas first; where so many of a
   table's rows are there that this is faster, as a table (:mod:`distopt.row_tables`).
 - What was written is read until the caller's next exchange, which must come before the next meeting.
@@ -67,10 +67,13 @@ class Met(NamedTuple):
 
 
 class Wish(NamedTuple):
-    """How rows are wanted: ``summed`` over the replicas of a process, or each replica's; in ascending ``order``."""
+    """How rows are wanted: ``summed`` over the replicas of a process, or each replica's.
+
+    ``cuts`` returns where a table of so many rows is divided, ascending; None for rows as they were stored.
+    """
 
     summed: bool
-    ordered: bool = True
+    cuts: Callable[[int], Array] | None = None
 
 
 class HostMemory:
@@ -268,20 +271,18 @@ class HostRows:
         else:
             sums = {leaf: sum_occurrences(*rows) for leaf, rows in below.items()}
             rows = add_row_sums(self._hosting.tree, sums, node)
-        return _Listed(position, shape, rows, ordered=wish.ordered)
+        return _Listed(position, shape, rows, None if wish.cuts is None else wish.cuts(shape.num_rows))
 
 
 class _Listed:
     """Rows that are written as a list."""
 
-    def __init__(self, position: int, shape: Shape, rows: RowSum, *, ordered: bool) -> None:
+    def __init__(self, position: int, shape: Shape, rows: RowSum, cuts: Array | None) -> None:
         self.position = position
         self._shape = shape
         self._rows = rows
-        indices = rows.indices
-        is_ascending = not ordered or bool((indices[1:] >= indices[:-1]).all())
-        self._order = None if is_ascending else np.argsort(indices, kind="stable")
-        self.count = len(indices)
+        self._order = None if cuts is None else _order_by_part(rows.indices, cuts)
+        self.count = len(rows.indices)
         self.num_bytes = num_bytes_of(shape, self.count)
 
     def write(self, memory: Array, at: int) -> None:
@@ -291,6 +292,17 @@ class _Listed:
                 array[...] = given
             else:
                 np.take(given, self._order, axis=0, out=array)
+
+
+def _order_by_part(indices: Array, cuts: Array) -> Array | None:
+    """Return the order in which rows lie part by part; None for the one that they have."""
+    if not len(cuts):
+        return None
+    part = np.searchsorted(cuts, indices, "right")
+    if (part[1:] >= part[:-1]).all():
+        return None
+    narrow = part.astype(np.uint16) if len(cuts) < 1 << 16 else part  # which NumPy sorts by digits
+    return np.argsort(narrow, kind="stable")
 
 
 class _Table:

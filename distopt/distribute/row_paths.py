@@ -194,13 +194,19 @@ def divide_rows(num_rows: int, hosts: Sequence[Sequence[int]], rank: int) -> Int
     raise ValueError(f"there is no rank {rank} on hosts {list(hosts)}")
 
 
+def cuts_of(division: Division, num_ranks: int, num_rows: int) -> Array:
+    """Return where a table of ``num_rows`` rows is divided, ascending, whichever rank is asked."""
+    starts = {division(rank, num_rows).start for rank in range(num_ranks)}
+    return np.array(sorted(starts - {0, num_rows}), np.int64)
+
+
 def within(rows: Rows, part: Interval) -> Rows:
-    """Return those of the rows, which ascend if they are listed, that lie in a part; views."""
+    """Return those of the rows, which lie part by part if they are listed, that lie in a part; views."""
     if isinstance(rows, RowTable):
         return rows.within(*part)
     if not len(rows.indices):
         return rows
-    start, stop = np.searchsorted(rows.indices, part)
+    start, stop = np.searchsorted(rows.indices, part)  # bisection: all before a cut are less, all after it are not
     return RowSum(rows.indices[start:stop], rows.values[start:stop])
 
 

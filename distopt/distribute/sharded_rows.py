@@ -30,7 +30,7 @@ from distopt.distribute.row_owner import (
     total_of_rows,
     update_part,
 )
-from distopt.distribute.row_paths import Interval, RowPaths, divide_rows
+from distopt.distribute.row_paths import Interval, RowPaths, cuts_of, divide_rows
 from distopt.distribute.row_pushes import goes_by_rows
 from distopt.distribute.variable_parts import NodeRows, VariablePart
 from distopt.indexed_slices import IndexedSlices
@@ -50,6 +50,7 @@ class ShardedRows:
         self._rows = HostRows(hosting, communicator)
         self._paths = RowPaths(hosting, communicator)
         self._hosts = communicator.host_group.hosts
+        self._cuts = functools.lru_cache(maxsize=64)(functools.partial(cuts_of, self._division, communicator.size))
         self.num_bytes_told = 0
         """Of what the others of this host have read of this process's rows in the latest step."""
 
@@ -64,7 +65,7 @@ class ShardedRows:
         return self._rows.meet(
             columns,
             may_be_rows,
-            Wish(path.may_sum_rows),
+            Wish(path.may_sum_rows, self._cuts),
             label,
             sum_of_squares=squares if path.norms_are_owners else None,
             write_dense=write_dense,
@@ -83,7 +84,7 @@ class ShardedRows:
         """
         optimizer = path.optimizer
         collected = self._paths.own_sums(met, self._division, summed=path.may_sum_rows)
-        wish = Wish(path.may_sum_rows)
+        wish = Wish(path.may_sum_rows, self._cuts)
         self.num_bytes_told, num_bytes_read = self._paths.local_traffic(met, self._rows.own_nodes(wish), self._division)
         self._communicator.traffic.bytes_sent += self.num_bytes_told
         self._communicator.traffic.bytes_received += num_bytes_read

@@ -1,0 +1,254 @@
+"""What a step costs on an embedding of which few rows have a gradient: ``python -m benchmarks.sparse_rows``.
+
+Every rank of an MPI job has a row-sparse gradient of one float32 table, of other rows than the others'; a step ends
+when all ranks have the new rows. The contenders take turns in blocks of steps within that job; a figure is the median
+over rounds, a ratio the median of the rounds' ratios. One thread a rank.
+
+``sharded``    ours, placement ``sharded``, SGD (or Adagrad, which has a slot)
+``replica``    ours, placement ``replica``
+``dense``      ours, placement ``sharded``: the same gradient as an array of the whole table, written where owners read
+``copied``     the same with an array that lies elsewhere, as a tape would make it
+``mpi4py``     ``Allgatherv`` of indices and rows with mpi4py's buffers, then ``np.add.at`` on the table
+
+``moved``: what the process, or between hosts the host, that sends most sends in a step, over the bytes of the union of
+all ranks' rows, an index of 8 bytes with each. On one host that is what others read of its memory; with several
+(:mod:`benchmarks.emulated_hosts`, as root) what ranks of one host read of each other is left out.
+
+``--parts 2`` is how the density was found from which on rows are added up as a table: one step with lists and with
+tables at some densities, on one host.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import distopt as tf
+from benchmarks.aggregate_apply import Bench, Step
+from benchmarks.emulated_hosts import emulated_hosts, why_not
+from distopt import row_tables
+from distopt.distribute import MultiWorkerMirroredStrategy
+
+ROOT = Path(__file__).resolve().parent.parent
+OPTIMIZERS = {"SGD": lambda: tf.keras.optimizers.SGD(1e-3), "Adagrad": lambda: tf.keras.optimizers.Adagrad(1e-3)}
+DENSITIES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6, 0.8, 1.0)
+
+
+class Rows:
+    """What one rank has: ``share`` of the rows of a table, ascending or not."""
+
+    def __init__(self, bench: Bench, num_rows: int, width: int, share: float) -> None:
+        rng = np.random.default_rng(bench.comm.rank)
+        self.shape = (num_rows, width)
+        self.indices = rng.choice(num_rows, max(1, round(share * num_rows)), replace=False)
+        self.values = rng.standard_normal((len(self.indices), width), np.float32)
+
+    def union_bytes(self, bench: Bench) -> int:
+        """Return the bytes of the rows that some rank has."""
+        there = np.zeros(self.shape[0], np.uint8)
+        there[self.indices] = 1
+        everywhere = np.empty_like(there)
+        bench.world.Allreduce(there, everywhere, op=bench.mpi.MAX)
+        return int(everywhere.sum()) * (8 + 4 * self.shape[1])
+
+
+class Ours:
+    """A step through ``apply_gradients``."""
+
+    def __init__(self, bench: Bench, rows: Rows, optimizer: str, placement: str, *, dense: str = "") -> None:
+        self.strategy = MultiWorkerMirroredStrategy(placement=placement, communicator=bench.comm)
+        with self.strategy.scope():
+            variable = tf.Variable(np.zeros(rows.shape, np.float32))
+        self._optimizer = OPTIMIZERS[optimizer]()
+        gradient: Any = tf.IndexedSlices(rows.values, rows.indices, rows.shape)
+        if dense:
+            array = np.zeros(rows.shape, np.float32)
+            if dense == "in place":
+                (array,) = self.strategy.extended.gradient_arrays(self._optimizer, [variable])
+            array[rows.indices] = rows.values
+            gradient = tf.Tensor(array)
+        self._pairs = [(gradient, variable)]
+
+    def __call__(self) -> None:
+        self.strategy.run(self._apply)
+
+    def _apply(self) -> None:
+        self._optimizer.apply_gradients(self._pairs)
+
+    def moved(self, bench: Bench) -> int:
+        """Return what the host, or on one host the process, that sends most sends in a step."""
+        comm = bench.comm
+        hosts = comm.host_group.hosts
+        own_host = comm.host_group.ranks
+        exchange, before, sent = comm.exchange, comm.traffic.bytes_sent, 0
+
+        def counted(sends: Any, *args: Any, **kwargs: Any) -> bool:
+            nonlocal sent
+            sends = list(sends)
+            sent += sum(array.nbytes for peer, array in sends if peer not in own_host)
+            return exchange(sends, *args, **kwargs)
+
+        comm.exchange = counted  # type: ignore[method-assign]
+        self()
+        comm.exchange = exchange  # type: ignore[method-assign]
+        if len(hosts) == 1:
+            return max(bench.world.allgather(comm.traffic.bytes_sent - before))
+        told = bench.world.allgather(sent)
+        return max(sum(told[rank] for rank in ranks) for ranks in hosts)
+
+
+def by_hand(bench: Bench, rows: Rows) -> Step:
+    """Return a step that brings all rows to all ranks and subtracts them one after another."""
+    table = np.zeros(rows.shape, np.float32)
+    counts = np.array(bench.world.allgather(len(rows.indices)))
+    indices = np.empty(counts.sum(), np.int64)
+    values = np.empty((counts.sum(), rows.shape[1]), np.float32)
+    own_indices = rows.indices.astype(np.int64)
+
+    def step() -> None:
+        bench.world.Allgatherv(own_indices, [indices, counts])
+        bench.world.Allgatherv(rows.values, [values, counts * rows.shape[1]])
+        np.add.at(table, indices, np.float32(-1e-3) * values)
+
+    return step
+
+
+def compared(bench: Bench, num_rows: int, width: int, share: float, optimizers: Sequence[str]) -> dict[str, Any]:
+    """Return the figures of one table."""
+    rows = Rows(bench, num_rows, width, share)
+    union = rows.union_bytes(bench)
+    ours = {f"{name}, {p}": Ours(bench, rows, name, p) for name in optimizers for p in ("sharded", "replica")}
+    steps: dict[str, Step] = dict(ours)
+    steps["mpi4py"] = by_hand(bench, rows)
+    for name in optimizers:
+        steps[f"{name}, dense"] = Ours(bench, rows, name, "sharded", dense="in place")
+        steps[f"{name}, copied"] = Ours(bench, rows, name, "sharded", dense="copied")
+    seconds = bench.seconds(steps)
+    figures = {}
+    for name, times in seconds.items():
+        own = name.partition(",")[0]
+        dense = seconds[f"{own if own in optimizers else optimizers[0]}, dense"]
+        figures[name] = {
+            "ms": 1e3 * statistics.median(times),
+            "dense": statistics.median(d / t for d, t in zip(dense, times, strict=True)),
+            "mpi4py": statistics.median(m / t for m, t in zip(seconds["mpi4py"], times, strict=True)),
+            "moved": ours[name].moved(bench) / union if name in ours else None,
+        }
+    return figures
+
+
+def densities(bench: Bench, num_rows: int, width: int) -> dict[str, Any]:
+    """Return for each density how long a step takes with lists, with tables, and dense."""
+    figures = {}
+    for share in DENSITIES:
+        rows = Rows(bench, num_rows, width, share)
+        step = Ours(bench, rows, "SGD", "sharded")
+        found: dict[str, Step] = {
+            "lists": lambda step=step: _with_threshold(step, 2.0),
+            "tables": lambda step=step: _with_threshold(step, 0.0),
+            "dense": Ours(bench, rows, "SGD", "sharded", dense="copied"),
+        }
+        seconds = bench.seconds(found)
+        figures[f"{share:.2f}"] = {name: 1e3 * statistics.median(times) for name, times in seconds.items()} | {
+            "ratio": statistics.median(a / b for a, b in zip(seconds["lists"], seconds["tables"], strict=True))
+        }
+    return figures
+
+
+def _with_threshold(step: Step, threshold: float) -> None:
+    row_tables.DENSE_FROM = threshold  # type: ignore[misc]
+    step()
+
+
+def inside(options: argparse.Namespace) -> None:
+    """Run as one rank; rank 0 prints the figures as JSON."""
+    bench = Bench(options.rounds)
+    figures: dict[str, Any] = {}
+    if "1" in options.parts:
+        figures["steps"] = compared(bench, int(options.rows), options.width, options.share, options.optimizers)
+    if "2" in options.parts:
+        figures["densities"] = densities(bench, int(options.rows), options.width)
+    bench.say(json.dumps(figures))
+    bench.comm.finish()
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Print what one job found."""
+    if "steps" in figures:
+        print(f"{'':>18} {'ms':>9} {'dense takes':>12} {'mpi4py takes':>13} {'moved':>7}")
+        for name, row in figures["steps"].items():
+            moved = "" if row["moved"] is None else f"{row['moved']:.2f}"
+            print(f"{name:>18} {row['ms']:>9.2f} {row['dense']:>12.2f} {row['mpi4py']:>13.2f} {moved:>7}")
+    if "densities" in figures:
+        print(f"{'density':>8} {'lists, ms':>10} {'tables, ms':>11} {'dense, ms':>10} {'lists/tables':>13}")
+        for share, row in figures["densities"].items():
+            print(
+                f"{share:>8} {row['lists']:>10.2f} {row['tables']:>11.2f} {row['dense']:>10.2f} {row['ratio']:>13.2f}"
+            )
+    sys.stdout.flush()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print all comparisons."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=float, default=1e6)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--share", type=float, default=0.01, help="of the rows, on each rank")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--parts", default="12", help="1: against dense and mpi4py; 2: by density")
+    parser.add_argument("--optimizers", nargs="*", choices=list(OPTIMIZERS), default=list(OPTIMIZERS))
+    parser.add_argument("--slots", nargs="*", default=["2", "1,1", "2,2"], help="ranks of each host, such as 2,2")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.inside:
+        inside(options)
+        return 0
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    own = Path(sys.executable).parent / "mpirun"
+    launcher = str(own) if own.exists() else shutil.which("mpirun")
+    if launcher is None:
+        sys.exit("no mpirun; pip install 'distopt[mpi]'")
+    for slots in options.slots:
+        counts = [int(count) for count in slots.split(",")]
+        parts = options.parts if len(counts) == 1 else options.parts.replace("2", "")
+        command = [sys.executable, "-m", "benchmarks.sparse_rows", "--inside", "--parts", parts]
+        for name in ("rows", "width", "share", "rounds"):
+            command += [f"--{name}", str(getattr(options, name))]
+        command += ["--optimizers", *options.optimizers]
+        if not parts:
+            continue
+        print(
+            f"\n{options.rows:,.0f} x {options.width}, {options.share:.2%} of the rows a rank, ranks of hosts {slots}"
+        )
+        if len(counts) == 1:
+            found = _run([launcher, "--oversubscribe", "-n", slots, *command], environment)
+        elif trouble := why_not():
+            print(trouble)
+            continue
+        else:
+            with emulated_hosts(len(counts)) as hosts:
+                found = _run(hosts.mpirun(counts, command), environment)
+        show(json.loads(found.splitlines()[-1]))
+    return 0
+
+
+def _run(command: Sequence[str], environment: dict[str, str]) -> str:
+    found = subprocess.run(
+        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=1200, check=True
+    )
+    return found.stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())
