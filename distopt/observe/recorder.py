@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -38,11 +39,10 @@ class LocalRecorder:
         self._display = display
         self._output = output
         self._keep = keep_checkpoints
-        self._steps_told = self._epochs_told = 0
-        self._lost_told: set[int] = set()
+        self._told = _Told()
         self._has_finished = False
         if takes_over and folder is not None:
-            self._steps_told, self._epochs_told, self._lost_told = _told(folder.metrics)
+            self._told = _read_told(folder.metrics)
             self._has_finished = folder.summary.is_file()
         self._metrics = None if folder is None else folder.metrics.open("ab")
         self._progress = None if folder is None else folder.progress.open("wb", buffering=0)
@@ -61,15 +61,14 @@ class LocalRecorder:
         self._display.progress(step, loss)
 
     def steps(self, records: Sequence[StepRecord]) -> None:
-        new = [record for record in records if record.step >= self._steps_told]
-        for record in new:
-            self._write("step", record)
-        self._steps_told = max([self._steps_told, *(record.step + 1 for record in new)])
+        for record in records:
+            if self._told.is_new(record.step, record.rank):
+                self._write("step", record)
 
     def lost(self, workers: Sequence[LostWorker]) -> None:
         """Record that the job goes on without some workers."""
-        for worker in [worker for worker in workers if worker.worker not in self._lost_told]:
-            self._lost_told.add(worker.worker)
+        for worker in [worker for worker in workers if worker.worker not in self._told.lost]:
+            self._told.lost.add(worker.worker)
             self._write("lost", worker)
             self._display.note(
                 f"worker {worker.worker} is lost; the others go on at step {worker.step}, after {worker.seconds:.1f} s"
@@ -77,9 +76,9 @@ class LocalRecorder:
         self._flush()
 
     def epoch(self, metrics: EpochMetrics) -> None:
-        if metrics.epoch < self._epochs_told:
+        if metrics.epoch < self._told.epochs:
             return
-        self._epochs_told = metrics.epoch + 1
+        self._told.epochs = metrics.epoch + 1
         self._write("epoch", metrics)
         self._flush()
         self.progress(metrics.step, metrics.loss)
@@ -139,11 +138,40 @@ def summary_text(summary: Summary, run: str | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _told(metrics: Path) -> tuple[int, int, set[int]]:
-    """Return which step and epoch a file of metrics lacks first, and what workers are lost in it; mend its last line.
+@dataclass
+class _Told:
+    """How far a file of metrics goes."""
+
+    step: int = -1
+    """The last one of which there are records, and of which workers."""
+    workers: set[int] = field(default_factory=set)
+    epochs: int = 0
+    lost: set[int] = field(default_factory=set)
+
+    def is_new(self, step: int, worker: int) -> bool:
+        """Return whether there is no record of that yet; from now on there is."""
+        if step < self.step or (step == self.step and worker in self.workers):
+            return False
+        if step > self.step:
+            self.step, self.workers = step, set()
+        self.workers.add(worker)
+        return True
+
+
+class _Line(msgspec.Struct, frozen=True):
+    event: str
+    step: int = -1
+    rank: int = -1
+    epoch: int = -1
+    worker: int = -1
+
+
+def _read_told(metrics: Path) -> _Told:
+    """Return how far a file of metrics goes; a last line that is no whole one is taken away.
 
     A file that cannot be read tells nothing.
     """
+    told = _Told()
     try:
         with metrics.open("rb+") as file:
             lines = file.read().splitlines(keepends=True)
@@ -151,20 +179,13 @@ def _told(metrics: Path) -> tuple[int, int, set[int]]:
                 file.truncate(sum(map(len, lines[:-1])))
                 lines.pop()
     except OSError:
-        return 0, 0, set()
-    steps = epochs = 0
-    lost = set()
+        return told
     for line in lines:
-        told = msgspec.json.decode(line, type=_Told)
-        steps = max(steps, told.step + 1 if told.event == "step" else 0)
-        epochs = max(epochs, told.epoch + 1 if told.event == "epoch" else 0)
-        if told.event == "lost":
-            lost.add(told.worker)
-    return steps, epochs, lost
-
-
-class _Told(msgspec.Struct, frozen=True):
-    event: str
-    step: int = -1
-    epoch: int = -1
-    worker: int = -1
+        read = msgspec.json.decode(line, type=_Line)
+        if read.event == "step":
+            told.is_new(read.step, read.rank)
+        elif read.event == "epoch":
+            told.epochs = read.epoch + 1
+        elif read.event == "lost":
+            told.lost.add(read.worker)
+    return told

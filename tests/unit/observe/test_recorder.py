@@ -7,6 +7,7 @@ import json
 import logging
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from distopt.observe import (
     EpochMetrics,
     JobInfo,
     LocalRecorder,
+    LostWorker,
     RunFolder,
     StepRecord,
     Summary,
@@ -170,3 +172,40 @@ def test_log_lines_bear_process_and_step(tmp_path: Path) -> None:
         "WARNING worker 1 step 17: slow",
         "INFO worker 1 step 24: epoch 1 done: loss 0.2500, test accuracy 0.5000",
     ]
+
+
+def test_recorder_that_takes_over_mends_the_last_line_and_leaves_out_what_is_told(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "digits", "")
+    records = [StepRecord(step, rank, (rank,), 0, 0, {}) for step in range(3) for rank in range(2)]
+    first = LocalRecorder(folder, make_display(io.StringIO()), io.StringIO())
+    first.steps(records[:3])
+    first.close()
+    with folder.metrics.open("ab") as file:
+        file.write(b'{"event":"step","step":1,"ra')  # its process was killed
+    shown = io.StringIO()
+    second = LocalRecorder(folder, make_display(shown), io.StringIO(), takes_over=True)
+    lost = LostWorker(worker=0, step=3, seconds=0.25)
+    for _ in range(2):
+        second.steps(records)
+        second.epoch(METRICS)
+        second.lost([lost])
+    second.close()
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    assert [(line["step"], line["rank"]) for line in lines[:6]] == [(r.step, r.rank) for r in records]
+    assert [line["event"] for line in lines[6:]] == ["epoch", "lost"]
+    assert "worker 0 is lost; the others go on at step 3, after 0.2 s" in shown.getvalue()
+
+
+def test_summary_says_who_was_lost_and_is_printed_once(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "digits", "")
+    printed = io.StringIO()
+    recorder = LocalRecorder(folder, make_display(io.StringIO()), printed)
+    recorder.finished(msgspec.structs.replace(SUMMARY, lost=(LostWorker(2, 17), LostWorker(0, 30))))
+    recorder.finished(SUMMARY)
+    recorder.close()
+    assert printed.getvalue().count("lost workers   2 before step 17, 0 before step 30\n") == 1
+    assert printed.getvalue().count("state hash") == 1
+    other = LocalRecorder(folder, make_display(io.StringIO()), printed, takes_over=True)
+    other.finished(SUMMARY)
+    other.close()
+    assert printed.getvalue().count("state hash") == 1
