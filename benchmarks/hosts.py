@@ -127,7 +127,8 @@ def work(size: int) -> None:
                 step()
             world.Barrier()
             taken = (time.perf_counter() - started) / counts[name]
-            local = 0 if layout is None else layout.kept.paths.num_bytes_told
+            kept = None if layout is None else layout.kept  # None: so few that they are sent whole
+            local = 0 if kept is None else kept.paths.num_bytes_told
             told = world.allgather((comm.traffic.bytes_sent - sent) / counts[name] - local)
             cards = world.allgather((card_bytes() - card) / counts[name])
             seconds[name].append(taken)
