@@ -27,6 +27,7 @@ class SlotStore:
     def __init__(self, scope: str, weights: list[Variable] | None = None) -> None:
         self._scope = scope
         self._buffers: dict[int, dict[str, Array]] = {}
+        self._filled: dict[tuple[int, str], bytes] = {}
         self._by_variable: dict[int, dict[str, Variable]] = {}
         self._apart: dict[int, dict[str, Variable]] = {}
         self._variables: list[Variable] = []
@@ -68,15 +69,16 @@ class SlotStore:
         own_dtype = storage.dtype if dtype is None else dtype
         value = _initial_value(initializer, own_shape, own_dtype)
         slot = Variable(
-            np.broadcast_to(value, own_shape).astype(own_dtype),
+            np.broadcast_to(value, own_shape).astype(own_dtype, copy=False),
             trainable=False,
             dtype=own_dtype,
             name=f"{self._scope}/{variable.name.partition(':')[0]}/{name}",
         )
         if own_shape == storage.shape:
-            self._add_buffer(segment, name, own_dtype, value if np.ndim(value) == 0 else 0)
+            constant = own_dtype.type(value).tobytes() if np.ndim(value) == 0 else None
+            filled = self._add_buffer(segment, name, own_dtype, 0 if constant is None else value)
             if slot.storage.base is None:  # else it lies in the buffer of another replica's optimizer, and stays there
-                self._bind(slot, name, segment, offset)
+                self._bind(slot, name, segment, offset, copy=constant != filled)
         else:
             self._apart.setdefault(id(variable), {})[name] = slot
         if id(variable) not in self._by_variable:
@@ -172,6 +174,7 @@ class SlotStore:
         memo[id(self)] = twin
         twin.names = list(self.names)
         twin._variables = list(self._variables)
+        twin._filled = dict(self._filled)
         twin._buffers = {
             segment: {name: _aligned_copy(buffer) for name, buffer in buffers.items()}
             for segment, buffers in self._buffers.items()
@@ -190,15 +193,19 @@ class SlotStore:
                     twin._bind(slot, name, *variable.placement)
         return twin
 
-    def _bind(self, slot: Variable, name: str, segment: Segment, offset: int) -> None:
-        slot.rebind(self._buffers[id(segment)][name][offset : offset + slot.storage.size].reshape(slot.shape))
+    def _bind(self, slot: Variable, name: str, segment: Segment, offset: int, *, copy: bool = True) -> None:
+        place = self._buffers[id(segment)][name][offset : offset + slot.storage.size]
+        slot.rebind(place.reshape(slot.shape), copy=copy)
 
-    def _add_buffer(self, segment: Segment, name: str, dtype: np.dtype[Any], padding: Any) -> None:
+    def _add_buffer(self, segment: Segment, name: str, dtype: np.dtype[Any], padding: Any) -> bytes:
+        """Return what the buffer holds wherever no slot lies in it yet, as the bytes of one element."""
         buffers = self._buffers.setdefault(id(segment), {})
         if name not in buffers:
             buffers[name] = aligned_zeros(segment.buffer.size, dtype)
             if padding != 0:  # zeros that are not written take no memory until they are
                 buffers[name][:] = padding
+            self._filled[id(segment), name] = dtype.type(padding if padding != 0 else 0).tobytes()
+        return self._filled[id(segment), name]
 
 
 def _aligned_copy(array: Array) -> Array:
