@@ -50,9 +50,7 @@ class GlobalBatches:
         self._iterable = x if y is None and not hasattr(x, "shape") and not isinstance(x, list) else None
         if self._iterable is not None:
             return
-        parts = [part for part in (x, y, sample_weight) if part is not None]
-        self._arrays = tuple(part if hasattr(part, "ndim") else np.asarray(part) for part in parts)
-        self._arrays = tuple(np.asarray(array) for array in self._arrays)
+        self._arrays = tuple(np.asarray(part) for part in (x, y, sample_weight) if part is not None)
         self._length = batch_length(self._arrays)
         self._batch_size = 32 if batch_size is None else batch_size
         self._seed = seed if shuffle else None

@@ -83,8 +83,7 @@ class Metric:
         return context.replica.merge_call(lambda _: self._value())
 
     def _value(self) -> float:
-        total, count = float(self.total.numpy()), float(self.count.numpy())
-        return total / count if count else 0.0
+        return mean(self.total.numpy(), self.count.numpy())
 
 
 class FunctionMetric(Metric):
@@ -259,6 +258,15 @@ def weighted_sum(values: Any, sample_weight: Any = None) -> tuple[float, float]:
     weights = weights.reshape(weights.shape + (1,) * (values.ndim - weights.ndim))
     weights = np.broadcast_to(weights, values.shape)
     return float((values * weights).sum()), float(weights.sum())
+
+
+def mean(total: Any, count: Any) -> float:
+    """Return what a sum and a count, or a sum of weights, come to; 0 where nothing was counted.
+
+    >>> mean(0.25, 0.5), mean(0.0, 0.0)
+    (0.5, 0.0)
+    """
+    return float(total) / float(count) if count else 0.0
 
 
 __all__ = [

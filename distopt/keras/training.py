@@ -272,7 +272,7 @@ class Model(Layer):
         if self._loss.reduction is Reduction.SUM:
             sums = np.concatenate([[sums[0], num_batches], sums[2:]])
         names = ["loss", *(metric.name for metric in self._metrics)]
-        return {name: float(sums[2 * i] / max(sums[2 * i + 1], 1.0)) for i, name in enumerate(names)}
+        return {name: keras_metrics.mean(*sums[2 * i : 2 * i + 2]) for i, name in enumerate(names)}
 
     def _train_step(self, totals: _Totals, batch: Batch, global_rows: int) -> None:
         with GradientTape() as tape:

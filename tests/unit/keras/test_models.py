@@ -197,6 +197,18 @@ def test_fit_counts_a_regularizer_once_however_many_replicas(replicas: int) -> N
     np.testing.assert_allclose(kernel.numpy(), before * (1 - 2 * 0.01), rtol=1e-6)
 
 
+@pytest.mark.parametrize("num_replicas", [1, 2, 5])
+def test_metric_with_weights_of_less_than_one_in_all_is_their_mean(num_replicas: int) -> None:
+    with MirroredStrategy(num_replicas).scope():
+        model = regression()
+        model.compile(SGD(0.0), "mse", [MeanAbsoluteError()])
+    weight = np.linspace(0.01, 0.02, len(X))
+    figures = model.evaluate(X, Y, sample_weight=weight, batch_size=13, verbose=0, return_dict=True)
+    error = np.abs(model.predict(X) - Y)[:, 0].astype(np.float64)
+    assert weight.sum() < 1
+    np.testing.assert_allclose(figures["mean_absolute_error"], (error * weight).sum() / weight.sum(), rtol=1e-6)
+
+
 @pytest.mark.parametrize("replicas", [1, 2, 5])
 def test_evaluate_counts_each_example_once(replicas: int) -> None:
     with MirroredStrategy(replicas).scope():
