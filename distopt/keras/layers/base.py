@@ -167,11 +167,11 @@ class Layer:
 
     @property
     def variables(self) -> list[Variable]:
-        """All variables, in order of creation within a layer, and layer by layer."""
+        """All variables, in order of creation within a layer, and layer by layer; one that layers share, once."""
         found: list[Variable] = []
         for item in self._tracked():
             found += item.variables if isinstance(item, Layer) else [item]
-        return found
+        return _each_once(found)
 
     @property
     def trainable_variables(self) -> list[Variable]:
@@ -184,7 +184,7 @@ class Layer:
                 found += item.trainable_variables
             elif item.trainable:
                 found.append(item)
-        return found
+        return _each_once(found)
 
     @property
     def non_trainable_variables(self) -> list[Variable]:
@@ -270,6 +270,10 @@ def Input(
     A ``Sequential`` may start with it, and layers and operations take it, for ``Model(inputs, outputs)``.
     """
     return symbolic.placeholder((batch_size, *shape), np.dtype(dtype), name or _unique_name("input"))
+
+
+def _each_once(variables: list[Variable]) -> list[Variable]:
+    return list({id(variable): variable for variable in variables}.values())
 
 
 def _unique_name(kind: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,10 +53,11 @@ class StringLookup(Layer):
         self.num_oov_indices = num_oov_indices
         self._num_special = len(first) + num_oov_indices
         self._words = [*first, *[oov_token] * num_oov_indices, *words]
-        repeated = sorted({word for word in words if words.count(word) > 1 or word in first})
+        repeated = sorted(word for word, count in Counter(words).items() if count > 1 or word in first)
         if not words or repeated:
             raise ValueError(f"a vocabulary has each string once, and some; {repeated or 'this one is empty'}")
-        self._number_of = {word: number for number, word in enumerate(self._words) if word in first or word in words}
+        special = range(len(first), self._num_special)  # what stands for unknown strings is itself one
+        self._number_of = {word: number for number, word in enumerate(self._words) if number not in special}
         self._unknown = len(first) if num_oov_indices else None
         self.built = True
 

@@ -197,6 +197,25 @@ def test_fit_counts_a_regularizer_once_however_many_replicas(replicas: int) -> N
     np.testing.assert_allclose(kernel.numpy(), before * (1 - 2 * 0.01), rtol=1e-6)
 
 
+def test_layer_that_two_models_share_is_trained_once() -> None:
+    shared = Dense(1, kernel_initializer="zeros", use_bias=False)
+
+    class Both(Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.alone = shared
+            self.within = Sequential([shared])
+
+        def call(self, inputs: Any) -> Any:
+            return self.alone(inputs) + self.within(inputs)
+
+    model = Both()
+    model.compile(SGD(0.5), "mse")
+    model.fit(np.ones((1, 1), np.float32), np.ones(1, np.float32), verbose=0)
+    assert model.variables == model.trainable_variables == [shared.kernel]
+    np.testing.assert_array_equal(shared.kernel.numpy(), [[2.0]])  # 0 - 0.5 * 2 (0 - 1) * 2
+
+
 @pytest.mark.parametrize("num_replicas", [1, 2, 5])
 def test_metric_with_weights_of_less_than_one_in_all_is_their_mean(num_replicas: int) -> None:
     with MirroredStrategy(num_replicas).scope():
