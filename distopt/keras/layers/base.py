@@ -160,10 +160,12 @@ class Layer:
 
     @property
     def losses(self) -> list[Any]:
-        """The penalties of this layer and those below it, computed now."""
-        own = [penalty(variable) for penalty, variable in self._regularized]
-        own += [penalty() for penalty in self._penalties]
-        return own + [loss for layer in self._sublayers() for loss in layer.losses]
+        """The penalties of this layer and those below it, computed now; those of a layer that others share, once."""
+        found: list[Any] = []
+        for layer in self._with_those_below():
+            found += [penalty(variable) for penalty, variable in layer._regularized]
+            found += [penalty() for penalty in layer._penalties]
+        return found
 
     @property
     def variables(self) -> list[Variable]:
@@ -249,6 +251,12 @@ class Layer:
     def _tracked(self) -> list[Any]:
         items: list[Any] = self.__dict__.get("_items", [])
         return items
+
+    def _with_those_below(self) -> list[Layer]:
+        found = {id(self): self}
+        for layer in self._sublayers():
+            found.update({id(below): below for below in layer._with_those_below()})
+        return list(found.values())
 
     def _sublayers(self) -> list[Layer]:
         return [item for item in self._tracked() if isinstance(item, Layer)]

@@ -198,7 +198,7 @@ def test_fit_counts_a_regularizer_once_however_many_replicas(replicas: int) -> N
 
 
 def test_layer_that_two_models_share_is_trained_once() -> None:
-    shared = Dense(1, kernel_initializer="zeros", use_bias=False)
+    shared = Dense(1, kernel_initializer="zeros", use_bias=False, kernel_regularizer=lambda kernel: 3 * kernel[0, 0])
 
     class Both(Model):
         def __init__(self) -> None:
@@ -213,7 +213,8 @@ def test_layer_that_two_models_share_is_trained_once() -> None:
     model.compile(SGD(0.5), "mse")
     model.fit(np.ones((1, 1), np.float32), np.ones(1, np.float32), verbose=0)
     assert model.variables == model.trainable_variables == [shared.kernel]
-    np.testing.assert_array_equal(shared.kernel.numpy(), [[2.0]])  # 0 - 0.5 * 2 (0 - 1) * 2
+    np.testing.assert_array_equal(shared.kernel.numpy(), [[0.5]])  # 0 - 0.5 * (2 (0 - 1) * 2 + 3)
+    assert [float(loss) for loss in model.losses] == [1.5]
 
 
 @pytest.mark.parametrize("num_replicas", [1, 2, 5])
