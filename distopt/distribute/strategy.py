@@ -51,7 +51,7 @@ class Strategy:
 
     @property
     def placement(self) -> str:
-        """Where the owners of the variables live: ``"replica"`` or ``"server"``."""
+        """Where the owners of the variables live: ``"replica"``, ``"sharded"`` or ``"server"``."""
         return self.extended.owners.placement
 
     @contextmanager

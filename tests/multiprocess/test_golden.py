@@ -17,8 +17,9 @@ pytestmark = [
 ]
 
 
+@pytest.mark.timeout(320)
 def test_two_mpi_ranks_follow_every_recorded_case() -> None:
-    result = run_job(mpirun(2, ["-m", "tests.multiprocess.golden_programs"]), limit_s=120.0)
+    result = run_job(mpirun(2, ["-m", "tests.multiprocess.golden_programs"]), limit_s=300.0)
     assert result.status == 0, result
     lines = re.findall(r"rank (\d) followed (\{.*\}) and sent (\d+)", result.stdout)
     assert sorted(rank for rank, _, _ in lines) == ["0", "1"], result
