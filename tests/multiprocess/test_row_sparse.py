@@ -38,7 +38,11 @@ OPTIMIZERS = {
 CLUSTER = ["--on", "cluster", "--set", "deployment.workers=3", "--set", "deployment.servers=2", "--set"]
 
 
-def test_row_sparse_conformance_suite_passes_under_mpirun() -> None:
+@pytest.mark.parametrize(
+    ("file", "chosen"),
+    [("test_row_sparse.py", ""), ("test_rows_in_host_memory.py", "several_hosts and measured or negative_zeros")],
+)
+def test_row_sparse_conformance_suite_passes_under_mpirun(file: str, chosen: str) -> None:
     argv = [
         "-m",
         "mpi4py",
@@ -48,7 +52,8 @@ def test_row_sparse_conformance_suite_passes_under_mpirun() -> None:
         "-x",
         "-p",
         "no:cacheprovider",
-        "tests/conformance/test_row_sparse.py",
+        f"tests/conformance/{file}",
+        *(["-k", chosen] if chosen else []),
     ]
     result = run_job(mpirun(3, argv), limit_s=110.0)
     assert result.status == 0, result
