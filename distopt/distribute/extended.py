@@ -71,6 +71,9 @@ class Extended:
         """What replicas have made in the run that is under way; None where there is one replica in this process."""
         self._greenlets = ReplicaGreenlets()
         self._merging_s = 0.0
+        self.merge: Callable[[Callable[..., Any], Any, Any], Any]
+        self.merge = self._merge_now if self.num_hosted == 1 else self._greenlets.merge
+        """Meet the other hosted replicas, run the given function once, return its result for all of them."""
 
     @property
     def owners_re_enact_replicas(self) -> bool:
@@ -136,12 +139,6 @@ class Extended:
                 self.creations.clear()
             state.watcher = watcher
             self.phases.gradient += time.perf_counter() - started - self._merging_s
-
-    def merge(self, merge_fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Meet the other hosted replicas, run ``merge_fn`` once, return its result for all of them."""
-        if self.num_hosted == 1:
-            return self._merge_now(merge_fn, args, kwargs)
-        return self._greenlets.merge(merge_fn, args, kwargs)
 
     def combine(self, aggregator: GradientAggregator, gradients: Any, variables: Sequence[Any]) -> list[Any]:
         """Return the aggregate over all replicas of the gradients of ``variables``; called through ``merge_call``."""

@@ -200,7 +200,7 @@ class OptimizerBase(SavedState):
         iterations = self.iterations.storage.item()
         values = self._hypers.evaluate_all(iterations)
         values.pop("decay", None)
-        if "learning_rate" in values:
+        if self._initial_decay > 0 and "learning_rate" in values:
             values["learning_rate"] = self._decayed(values["learning_rate"], iterations)
         if self.tells_iterations:
             values[ITERATIONS] = float(iterations)
@@ -214,9 +214,7 @@ class OptimizerBase(SavedState):
             self.iterations.storage[()] = hypers[ITERATIONS]
 
     def _decayed(self, learning_rate: float, iterations: int) -> float:
-        if self._initial_decay > 0:
-            return hyper_arithmetic.decayed(learning_rate, self._initial_decay, iterations)
-        return learning_rate
+        return hyper_arithmetic.decayed(learning_rate, self._initial_decay, iterations)
 
     @property
     def has_callable_hypers(self) -> bool:

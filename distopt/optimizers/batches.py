@@ -9,6 +9,7 @@ depends on any of this.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -29,6 +30,10 @@ SMALL_BYTES = 2**14
 
 BATCH_BYTES = 2**17
 """Bytes of the gradients of one batch at most, so that they are still in the cache when the kernel reads them."""
+
+
+_is_split = attrgetter("is_split")
+_readers = attrgetter("readers")
 
 
 class RuleUser(ScalarSource, Protocol):
@@ -84,15 +89,16 @@ class Batches:
                 groups.setdefault((treatment, slot_dtype), group).batches.append(batch)
         self._groups = tuple(groups.values())
 
-    def can_update(self, gradients: Sequence[Array | None]) -> bool:
-        """Return whether every gradient is dense and every variable has one value, which may be written to now.
+    def can_update(self) -> bool:
+        """Return whether every variable has one value, which may be written to now.
 
         Raises: TapeError if a live tape has read one of the variables.
         """
-        for variable, gradient in zip(self.variables, gradients, strict=True):
-            if gradient is None or variable.is_split:
-                return False
-            if variable.readers:
+        variables = self.variables
+        if any(map(_is_split, variables)):
+            return False
+        if any(map(_readers, variables)):
+            for variable in variables:
                 variable.check_writable()
         return True
 

@@ -203,6 +203,8 @@ class OptimizerCore(OptimizerBase):
 
     def _finish_in_batches(self, pairs: Pairs, hypers: Mapping[str, float], clips: Clips = NO_CLIPS) -> bool:
         """Clip, and make all updates at once, as far as :class:`Batches` can, and return whether it could."""
+        if pairs.has_rows:
+            return False
         key, engine = pairs.key, get_engine()
         batches = self._batches.pop(key, None)  # so that no other thread uses it meanwhile
         if batches is None or batches.engine is not engine:
@@ -212,7 +214,7 @@ class OptimizerCore(OptimizerBase):
                 return False
             self.build(variables)
             batches = Batches(self, engine, variables)
-        done = batches.can_update(pairs.arrays)
+        done = batches.can_update()
         if done:
             batches.update(pairs.arrays, hypers, clips)
         self._batches[key] = batches

@@ -108,10 +108,10 @@ class HyperTable:
         """Return what :meth:`evaluate` gives for every hyper, by name."""
         if not self._created:
             self.create_variables()
-        values = {}
-        for name, value in self._values.items():
-            values[name] = value.storage.item() if type(value) is Variable else self.evaluate(name, iterations)
-        return values
+        return {
+            name: value.storage.item() if type(value) is Variable else self.evaluate(name, iterations)
+            for name, value in self._values.items()
+        }
 
     def has_callables(self) -> bool:
         """Return whether a hyper is a function, asked at every step; a schedule, which knows the step, is not."""
