@@ -52,12 +52,16 @@ class Run(Protocol):
     def __call__(self, body: Callable[[Communicator], Result]) -> list[Result]: ...
 
 
+_LIMIT_S = 100.0
+"""Of one run: on a machine that compiles every kernel for the first time, and is busy, some take half a minute."""
+
+
 class _Threads:
     def __init__(self, size: int) -> None:
         self.size = size
 
     def __call__(self, body: Callable[[Communicator], Result]) -> list[Result]:
-        return run_replicas(body, self.size)
+        return run_replicas(body, self.size, timeout_s=_LIMIT_S)
 
 
 class _ThisRank:
@@ -74,7 +78,7 @@ def mpi_communicator() -> Iterator[Communicator]:
     """The world of an MPI job, for as long as the tests run."""
     from distopt.comm.mpi import MpiCommunicator
 
-    comm = MpiCommunicator(timeout_s=30.0)
+    comm = MpiCommunicator(timeout_s=60.0)
     yield comm
     comm.close()
 
@@ -105,4 +109,4 @@ def run_everywhere(request: pytest.FixtureRequest) -> RunReplicas:
         from tests.unit.comm.zmq.cluster import Cluster
 
         return lambda body, num_replicas: Cluster(int(size), 1, body, num_replicas=num_replicas).results()
-    return lambda body, _: run_replicas(body, int(size))
+    return lambda body, _: run_replicas(body, int(size), timeout_s=_LIMIT_S)
