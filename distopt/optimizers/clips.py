@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -11,15 +10,14 @@ import numpy as np
 
 from distopt.clipping import clip_by_global_norm, clip_by_norm, clip_by_value
 from distopt.norms import add_sums
+from distopt.optimizers.changes import Changing
 from distopt.optimizers.engine import get_engine
 from distopt.types import Array
 from distopt.variable import Variable
 
-_next_change: Callable[[], int] = itertools.count(1).__next__
-
 
 @dataclass
-class Clips:
+class Clips(Changing):
     """The clip limits of an optimizer; ``None``: not clipped that way."""
 
     value: float | None = None
@@ -27,13 +25,10 @@ class Clips:
     global_norm: float | None = None
     active: bool = field(default=False, init=False, repr=False)
     """Whether there is a limit; it follows from the others."""
-    change: int = field(default=0, init=False, repr=False, compare=False)
-    """A number that no clips had before the latest assignment to these."""
 
     def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
         own = self.__dict__
-        own[name] = value
-        own["change"] = _next_change()
         # Kept, since every step asks for it several times, and limits seldom change.
         own["active"] = any(own.get(limit) is not None for limit in ("value", "norm", "global_norm"))
 

@@ -7,13 +7,13 @@ Source: Keras 3, ``keras.optimizers.Optimizer``.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from distopt.optimizers.changes import Changing
 from distopt.optimizers.hypers import through_float32
 from distopt.optimizers.rule import Rule
 
@@ -41,11 +41,8 @@ def makes_step(hypers: Mapping[str, float]) -> bool:
     return hypers.get(ACCUMULATED_CALLS) != 0
 
 
-_next_change: Callable[[], int] = itertools.count(1).__next__
-
-
 @dataclass
-class Features:
+class Features(Changing):
     """The features of one optimizer.
 
     ``slot_dtype`` is float32 where float16 and bfloat16 variables have slots of that dtype, in which their updates are
@@ -59,13 +56,6 @@ class Features:
     accumulation_steps: int = 1
     loss_scale_factor: float | None = None
     slot_dtype: np.dtype[Any] | None = None
-    change: int = field(default=0, init=False, repr=False, compare=False)
-    """A number that no features had before the latest assignment to these."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        own = self.__dict__
-        own[name] = value
-        own["change"] = _next_change()
 
     def dtype_of_slots(self, rule: Rule, dtype: np.dtype[Any]) -> np.dtype[Any]:
         """Return the dtype of the slots and scalars of ``rule`` for variables of ``dtype``."""
