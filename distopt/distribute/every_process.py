@@ -24,7 +24,7 @@ from distopt.distribute.owners import (
     check_alike,
     contributions,
     densified,
-    num_bytes_of,
+    num_bytes_of_all,
     same_variables,
     zeros_like,
 )
@@ -113,7 +113,7 @@ class EveryProcess:
             combine_rows = self._combine_rows(may_sum=path.may_sum_rows) if by_rows else None
             gradients = self.aggregate_by(path.aggregator, columns, combine_rows, label, withdraws=begins_rows)
             combined = time.perf_counter()
-            num_bytes = sum(num_bytes_of(gradient) for column in columns for gradient in column)
+            num_bytes = num_bytes_of_all(columns)
             skipped = self._is_skipped(optimizer, gradients, pairs_of)
             self._inspector.note_gradients(path, num_bytes, variables, before, skipped=skipped)
             if skipped:

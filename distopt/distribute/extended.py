@@ -23,7 +23,7 @@ from distopt.distribute.creations import SAME_VARIABLES, Creations
 from distopt.distribute.in_host_memory import every_process
 from distopt.distribute.inspector import Inspector
 from distopt.distribute.loss_origin import note_origin
-from distopt.distribute.owners import Owners, Phases, num_bytes_of, same_variables
+from distopt.distribute.owners import Owners, Phases, num_bytes_of_all, same_variables
 from distopt.distribute.receipts import Note, Receipt, ReceiptBook, path_name
 from distopt.distribute.replica_greenlets import ReplicaGreenlets
 from distopt.distribute.variable_access import CrossReplicaAccess
@@ -184,8 +184,7 @@ class Extended:
         traffic_before: tuple[int, int],
     ) -> None:
         if self.inspector.several:
-            num_bytes = sum(num_bytes_of(value) for column in columns for value in column)
-            self.book.add(Note(what, aggregator, num_bytes, traffic_before=traffic_before))
+            self.book.add(Note(what, aggregator, num_bytes_of_all(columns), traffic_before=traffic_before))
 
     def all_reduce_leaves(self, operation: ReduceOp, leaves: Sequence[Any]) -> list[Any]:
         """Return each leaf (an array or IndexedSlices, or one a hosted replica) reduced over all replicas, together.

@@ -184,6 +184,11 @@ def num_bytes_of(gradient: Any) -> int:
     return np.asarray(gradient).nbytes
 
 
+def num_bytes_of_all(gradients: Iterable[Iterable[Any]]) -> int:
+    """Return :func:`num_bytes_of` all gradients of all replicas, which may be in rows or in columns."""
+    return sum(num_bytes_of(gradient) for some in gradients for gradient in some)
+
+
 def check_alike(arrays: Sequence[Array]) -> None:
     """Refuse values that cannot be reduced with each other.
 

@@ -22,34 +22,27 @@ from __future__ import annotations
 import functools
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from distopt import clipping
-from distopt.arena import Span
 from distopt.comm.communicator import Communicator, Hosting
-from distopt.comm.shared_memory import HostGroup
 from distopt.distribute.every_process import EveryProcess
 from distopt.distribute.inspector import Inspector
 from distopt.distribute.introduction import Introductions
+from distopt.distribute.layout_steps import LayoutSteps
 from distopt.distribute.owners import (
     Phases,
     check_path,
     densified,
-    num_bytes_of,
+    num_bytes_of_all,
     refuse_split,
     same_variables,
 )
 from distopt.distribute.row_exchange import gather_rows
 from distopt.distribute.sharded_rows import ShardedRows
 from distopt.distribute.shared_arena import SharedArena
-from distopt.distribute.shared_gradients import SharedGradients
-from distopt.distribute.span_logs import SpanLogs
-from distopt.distribute.span_paths import CHUNK_BYTES, SpanPaths
-from distopt.optimizers.features import makes_step
-from distopt.optimizers.terms import Terms
+from distopt.distribute.span_paths import CHUNK_BYTES
 from distopt.types import Array
 
 
@@ -76,7 +69,7 @@ class Sharded:
         self._under_way: _UnderWay | None = None
         """The apply call that this process is in."""
         self._has_applied_others = False
-        self._steps_made: weakref.WeakKeyDictionary[Any, _LayoutSteps] = weakref.WeakKeyDictionary()
+        self._steps_made: weakref.WeakKeyDictionary[Any, LayoutSteps] = weakref.WeakKeyDictionary()
         """By optimizer, those that were made last."""
         self._latest: weakref.WeakKeyDictionary[Any, _Latest] = weakref.WeakKeyDictionary()
         """By optimizer, whose slots are current at their owners alone."""
@@ -127,10 +120,7 @@ class Sharded:
         under_way.has_advanced = True
         self._group.exchange("the variables of all are updated", label)
         self._under_way = None
-        waited = traffic.wait_s - waited
-        self._phases.combine += written - started
-        self._phases.wait += waited
-        self._phases.apply += time.perf_counter() - written - waited
+        self._note_times(started, written, traffic.wait_s - waited)
 
     def _apply_others(
         self, path: Any, pairs_of: Sequence[Any], hypers: dict[str, float], label: bytes, *, has_rows: bool
@@ -156,9 +146,8 @@ class Sharded:
         waited, before = traffic.wait_s, inspector.book.traffic()
         if self._rows is None:
             self._rows = ShardedRows(self._hosting, self._communicator)
-        segments = {id(v.placement[0]): v.placement[0] for v in variables}.values()
-        self._arena.take(optimizer, segments, self._gather_slots)
-        steps: _LayoutSteps | None = None
+        self._share(optimizer, variables)
+        steps: LayoutSteps | None = None
 
         def write_dense(with_rows: tuple[int, ...]) -> None:
             nonlocal steps
@@ -179,7 +168,7 @@ class Sharded:
             steps.paths.collect(label, withdraws=False)
             traffic.bytes_received += steps.paths.num_bytes_read
             traffic.bytes_sent += steps.paths.num_bytes_told
-        num_bytes = sum(num_bytes_of(gradient) for pairs in pairs_of for gradient, _ in pairs)
+        num_bytes = num_bytes_of_all([gradient for gradient, _ in pairs] for pairs in pairs_of)
         inspector.note_gradients(path, num_bytes, variables, before)
         if not group.holds_all:
             self._latest[optimizer] = _Latest(steps, tables, self._rows)
@@ -195,10 +184,7 @@ class Sharded:
         self._rows.update(path, variables, met, hypers, totals, total)
         self._advance(optimizer, hypers, variables)
         group.exchange("the variables of all are updated", label)
-        waited = traffic.wait_s - waited
-        self._phases.combine += written - started
-        self._phases.wait += waited
-        self._phases.apply += time.perf_counter() - written - waited
+        self._note_times(started, written, traffic.wait_s - waited)
 
     def _apply_whole(
         self, path: Any, pairs_of: Sequence[Any], hypers: dict[str, float], label: bytes, *, by_rows: bool
@@ -208,13 +194,12 @@ class Sharded:
         started = time.perf_counter()
         variables = pairs_of[0].variables
         self._gather_slots(optimizer)
-        segments = {id(v.placement[0]): v.placement[0] for v in variables}.values()
-        self._arena.take(optimizer, segments, self._gather_slots)
+        self._share(optimizer, variables)
         columns = [[pairs[i][0] for pairs in pairs_of] for i in range(len(variables))]
         before = self._inspector.book.traffic()
         gather = functools.partial(gather_rows, self._hosting, self._communicator.rank, self._communicator)
         gradients = self._every_process.aggregate_by(path.aggregator, columns, gather if by_rows else None, label)
-        num_bytes = sum(num_bytes_of(gradient) for column in columns for gradient in column)
+        num_bytes = num_bytes_of_all(columns)
         self._inspector.note_gradients(path, num_bytes, variables, before)
         combined = time.perf_counter()
         group.exchange("the gradients of all are aggregated")
@@ -226,6 +211,17 @@ class Sharded:
         self._phases.combine += combined - started
         self._phases.apply += time.perf_counter() - combined
 
+    def _share(self, optimizer: Any, variables: Sequence[Any]) -> None:
+        """Have ``variables`` and their slots lie in the memory of the host."""
+        segments = {id(v.placement[0]): v.placement[0] for v in variables}.values()
+        self._arena.take(optimizer, segments, self._gather_slots)
+
+    def _note_times(self, started: float, written: float, waited_s: float) -> None:
+        """Note the phases of an apply call that ends now."""
+        self._phases.combine += written - started
+        self._phases.wait += waited_s
+        self._phases.apply += time.perf_counter() - written - waited_s
+
     def _advance(self, optimizer: Any, hypers: dict[str, float], variables: Sequence[Any]) -> None:
         if optimizer.features.accumulation_steps > 1:
             # One process clears the accumulators of all: nobody may be using one.
@@ -234,16 +230,16 @@ class Sharded:
 
     def _steps(
         self, optimizer: Any, variables: Sequence[Any], summed: bool, tables: tuple[Any, ...] = ()
-    ) -> _LayoutSteps:
+    ) -> LayoutSteps:
         """Return what updates ``variables`` from dense gradients, in a step with row-sparse ones of ``tables``."""
         layout = optimizer.layout(variables)
-        found = layout.kept if isinstance(layout.kept, _LayoutSteps) else None
+        found = layout.kept if isinstance(layout.kept, LayoutSteps) else None
         latest = self._latest.get(optimizer)
         if latest is not None and not latest.is_of(layout, tables):
             self._gather_slots(optimizer)  # other owners
         if found is None or not found.is_current(self._group, summed):
             self._arena.take(optimizer, layout.segments, self._gather_slots)
-            found = layout.kept = _LayoutSteps(
+            found = layout.kept = LayoutSteps(
                 optimizer, layout, self._hosting, self._communicator, summed, found, self.chunk_bytes
             )
             self._steps_made[optimizer] = found
@@ -306,7 +302,7 @@ class _Dense(NamedTuple):
 class _Latest(NamedTuple):
     """Who owns the slots of an optimizer: what updated it last, of which ``tables`` by their rows."""
 
-    steps: _LayoutSteps | None
+    steps: LayoutSteps | None
     tables: tuple[Any, ...] = ()
     rows: ShardedRows | None = None
 
@@ -319,7 +315,7 @@ class _Latest(NamedTuple):
 class _UnderWay:
     """An apply call; ``steps`` is None for one whose update others could not end."""
 
-    def __init__(self, steps: _LayoutSteps | None, aggregator: Any, hypers: dict[str, float], serial: int) -> None:
+    def __init__(self, steps: LayoutSteps | None, aggregator: Any, hypers: dict[str, float], serial: int) -> None:
         self._steps = steps
         self._aggregator = aggregator
         self._hypers = hypers
@@ -342,135 +338,3 @@ class _UnderWay:
             self._steps.optimizer.advance(self._hypers, self._steps.layout.variables)
             self.has_advanced = True
         return is_made
-
-
-class _LayoutSteps:
-    """What the apply calls for the variables of one layout share: the gradients, the sums of squares, and the owner.
-
-    ``before`` is what this replaces, whose memory is used again if it fits.
-    """
-
-    def __init__(
-        self,
-        optimizer: Any,
-        layout: Any,
-        hosting: Hosting,
-        communicator: Communicator,
-        summed: bool,
-        before: _LayoutSteps | None,
-        chunk_bytes: int,
-    ) -> None:
-        self.layout = layout
-        self.optimizer = optimizer
-        self._group = communicator.host_group
-        self._stamp = self._bindings()
-        sums_bytes = 2 * len(layout.blocks) * np.dtype(np.float64).itemsize
-        reused = before if before is not None and before._is_of(self._group, summed) else None
-        if reused is None:
-            self.gradients = SharedGradients(layout, hosting, communicator, summed=summed, extra_bytes=sums_bytes)
-            in_chunks = communicator.survives_losses
-            self.paths = SpanPaths(hosting, communicator, self.gradients, chunk_bytes, in_chunks=in_chunks)
-        else:
-            self.gradients, self.paths = reused.gradients, reused.paths
-        self._spans = self.paths.spans
-        self._owner = optimizer.span_owner(layout, self._spans)
-        self._blocks = list(self._owner.blocks)
-        self._all_sums: Array = self.gradients.extra.view(np.float64)
-        self._own: list[Array] | None = None
-        self._begun: Terms | list[Array] = []
-        self._norms: Array = self._all_sums[:0]
-        self.num_updates: int = 0 if before is None else before.num_updates
-        self.logs: SpanLogs | None = None
-        if communicator.survives_losses and not self.paths.crosses_hosts and self._owner.updates_by_span:
-            spans_of = [self.paths.spans_of[rank] for rank in self._group.ranks]
-            self.logs = SpanLogs(self._group, spans_of, self._written_in)
-
-    def is_current(self, group: HostGroup, summed: bool) -> bool:
-        """Return whether variables and slots are still where they were, and treated as they were."""
-        return self._is_of(group, summed) and self._stamp == self._bindings()
-
-    def begin(self, aggregator: Any, hypers: dict[str, float]) -> None:
-        """Aggregate the contributions to the spans of this process; exchange the sums of squares, if it needs any."""
-        sums = self.paths.sums
-        # Where they are plain terms, the very loop that updates adds them up: each is read once, and no sum is stored.
-        gradients: Terms | list[Array] | None = self.gradients.terms(aggregator, sums)
-        if gradients is None:
-            if self._own is None:
-                self._own = [np.empty_like(array) for array in next(iter(sums.values()))]
-            gradients = self.gradients.aggregate(aggregator, sums, self._own)
-        owner = self._owner
-        self._begun = gradients
-        self._norms = self._sums_of_all()
-        if owner.exchanges:
-            by_block = self._norms.reshape(-1, owner.num_sums)
-            own = owner.partials(gradients, hypers) if self._spans else by_block[:0]
-            by_block[self._blocks] = own.reshape(-1, owner.num_sums)
-            self.paths.exchange_sums(own, by_block)
-            self._group.exchange("the sums of squares of all are ready")
-
-    def totals(self) -> list[Any]:
-        """Return the sum of squares of each variable, which have been exchanged."""
-        found: list[Any] = self._owner.totals(self._norms)
-        return found
-
-    def finish(
-        self, hypers: dict[str, float], add_totals: Callable[[Sequence[Any]], Any] = clipping.add_totals
-    ) -> None:
-        """Clip, and update the spans of this process; bring those of the other hosts here.
-
-        ``add_totals``: as :meth:`~distopt.optimizers.owner.SpanOwner.apply` takes it.
-        """
-        gradients, owner = self._begun, self._owner
-        self.num_updates += 1
-        if self.logs is not None:
-            going = owner.apply_each(gradients, hypers, self._norms, add_totals)
-            self.logs.carry_out(self._group.index, self.num_updates, going)
-        elif self.paths.crosses_hosts and makes_step(hypers):
-            made = owner.apply_each(gradients, hypers, self._norms, add_totals) if self._spans else ()
-            self.paths.spread(made, self._variables_of)
-        elif self._spans:
-            owner.apply(gradients, hypers, self._norms, add_totals)
-
-    def end(self, aggregator: Any, hypers: dict[str, float], serial: int) -> None:
-        """Do what is left of an update that some members have begun, for all of them."""
-        assert self.logs is not None, "asked by the caller"
-        for place, first in self.logs.unfinished(serial):
-            self.logs.put_back(place, serial)
-            spans = self.paths.spans_of[self._group.ranks[place]][first:]
-            sums = {node: tuple(self.layout.take(flat, spans)) for node, flat in self.gradients.flat_of.items()}
-            gradients: Terms | list[Array] | None = self.gradients.terms(aggregator, sums)
-            if gradients is None:
-                own = [np.empty_like(array) for array in next(iter(sums.values()))]
-                gradients = self.gradients.aggregate(aggregator, sums, own)
-            owner = self.optimizer.span_owner(self.layout, spans)
-            going = owner.apply_each(gradients, hypers, self._sums_of_all())
-            self.logs.carry_out(place, serial, going, first)
-
-    def gather_slots(self) -> None:
-        """Bring the slots from their owners to all hosts; a collective."""
-        self.paths.spread(range(len(self._spans)), self._slots_of)
-
-    def _sums_of_all(self) -> Array:
-        """Return where the sums of squares of all blocks lie; nowhere if the update needs none."""
-        owner = self._owner
-        return self._all_sums[: len(self.layout.blocks) * owner.num_sums if owner.exchanges else 0]
-
-    def _written_in(self, span: Span) -> list[Array]:
-        return self._variables_of(span) + self._slots_of(span)
-
-    def _variables_of(self, span: Span) -> list[Array]:
-        return [self.layout.segment_of(span).buffer[span.start : span.stop]]
-
-    def _slots_of(self, span: Span) -> list[Array]:
-        slots, segment = self.optimizer.slots, self.layout.segment_of(span)
-        found = [array[span.start : span.stop] for array in slots.buffers(segment).values()]
-        for variable, offset in zip(segment.variables, segment.offsets, strict=True):
-            if span.start <= offset < span.stop:
-                found += [array.reshape(-1) for array in slots.apart(variable).values()]
-        return found
-
-    def _is_of(self, group: HostGroup, summed: bool) -> bool:
-        return self.gradients.group is group and self.gradients.summed == summed
-
-    def _bindings(self) -> tuple[int, int]:
-        return self.optimizer.num_bindings, self.optimizer.slots.num_added
