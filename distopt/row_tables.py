@@ -49,6 +49,11 @@ Rows: TypeAlias = RowSum | RowTable
 """Some rows of a table, in one of two forms."""
 
 
+def listed(rows: Rows) -> RowSum:
+    """Return rows of either form as a list."""
+    return rows.rows() if isinstance(rows, RowTable) else rows
+
+
 def empty_table(first: int, num_rows: int, width: int, dtype: np.dtype[Any]) -> RowTable:
     """Return a table of which no row is there."""
     table = RowTable(first, np.empty(num_rows, bool), np.empty((num_rows, width), dtype))
@@ -88,11 +93,11 @@ def add_rows(tree: SumTree, sums: Mapping[Node, Rows], wanted: Node, first: int,
     if len(nodes) == 1:
         return sums[nodes[0]]
     given = {node: sums[node] for node in nodes}
-    listed = {node: rows for node, rows in given.items() if isinstance(rows, RowSum)}
-    if len(listed) == len(given):
-        most = max(len(rows.indices) for rows in listed.values())
+    lists = {node: rows for node, rows in given.items() if isinstance(rows, RowSum)}
+    if len(lists) == len(given):
+        most = max(len(rows.indices) for rows in lists.values())
         if not is_dense(most, num_rows):
-            return add_row_sums(tree, listed, wanted)
+            return add_row_sums(tree, lists, wanted)
     tables = {node: _table_of(rows, first, num_rows) for node, rows in given.items()}
     present = np.zeros(num_rows, bool)
     for table in tables.values():

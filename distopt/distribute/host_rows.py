@@ -116,7 +116,7 @@ class HostRows:
 
     def nodes_of(self, rank: int, wish: Wish) -> Sequence[Node]:
         """Return what a process contributes."""
-        return (self._hosting.covers if wish.summed else self._hosting.leaves)[rank]
+        return self._hosting.contributed(summed=wish.summed)[rank]
 
     def own_nodes(self, wish: Wish) -> Sequence[Node]:
         """Return what this process contributes."""

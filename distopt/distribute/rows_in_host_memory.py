@@ -25,7 +25,7 @@ from distopt.distribute.row_paths import Interval, RowPaths, cuts_of
 from distopt.distribute.shared_gradients import padded
 from distopt.indexed_slices import IndexedSlices
 from distopt.row_sums import RowSum
-from distopt.row_tables import Rows, RowTable, add_rows
+from distopt.row_tables import Rows, add_rows, listed
 from distopt.types import Array
 
 _STORED = Wish(summed=False)
@@ -96,8 +96,7 @@ class RowsInHostMemory:
 
     def _total(self, of_nodes: dict[Node, Rows], part: Interval) -> RowSum:
         tree = self._hosting.tree
-        total = add_rows(tree, of_nodes, tree.root, part.start, part.size)
-        return total.rows() if isinstance(total, RowTable) else total
+        return listed(add_rows(tree, of_nodes, tree.root, part.start, part.size))
 
     def _publish(self, own: dict[int, RowSum], met: Met) -> list[dict[int, RowSum]]:
         """Write sums for the other processes of this host; return those of all, by place."""

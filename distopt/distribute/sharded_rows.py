@@ -37,7 +37,7 @@ from distopt.indexed_slices import IndexedSlices
 from distopt.optimizers.features import Step
 from distopt.optimizers.sparse import as_table, moves_all_rows
 from distopt.row_sums import RowSum
-from distopt.row_tables import Rows, RowTable, add_rows
+from distopt.row_tables import Rows, RowTable, add_rows, listed
 from distopt.types import Array
 
 
@@ -117,14 +117,10 @@ class ShardedRows:
         num_replicas = self._hosting.num_replicas
         if path.may_sum_rows:
             total = add_rows(self._hosting.tree, of_nodes, self._hosting.tree.root, own.start, own.size)
-            return aggregated_sum(path.aggregator, _listed(total), num_replicas)
-        listed = [_listed(of_nodes[node]) for node in sorted(of_nodes)]
-        rows = [NodeRows(*each, np.array([len(each.indices)])) for each in listed]
+            return aggregated_sum(path.aggregator, listed(total), num_replicas)
+        of_replicas = [listed(of_nodes[node]) for node in sorted(of_nodes)]
+        rows = [NodeRows(*each, np.array([len(each.indices)])) for each in of_replicas]
         return aggregated_occurrences(path.aggregator, path.optimizer.clips, rows, num_replicas)
-
-
-def _listed(rows: Rows) -> RowSum:
-    return rows.rows() if isinstance(rows, RowTable) else rows
 
 
 def _part_of(position: int, variable: Any, own: Interval) -> VariablePart:
