@@ -263,8 +263,6 @@ def compute_average_loss(per_example_loss: Any, sample_weight: Any = None, globa
     if global_batch_size is None:
         replica = replica_context.current_replica("compute_average_loss without global_batch_size")
         size = shape[0] * replica.num_replicas_in_sync
-    elif type(global_batch_size) is int and global_batch_size > 0:
-        size = global_batch_size
     else:
         size = _batch_size(global_batch_size)
     return _divided_sum(losses if sample_weight is None else weighted(losses, sample_weight), size)

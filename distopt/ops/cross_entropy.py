@@ -30,8 +30,7 @@ def softmax_cross_entropy(labels: Any, logits: Any) -> Tensor:
     Raises: ValueError for a label outside of 0..c-1, or shapes that do not fit.
     """
     labels = labels if isinstance(labels, _OPERANDS) else np.asarray(labels)
-    if type(logits) is not Tensor:
-        logits = operand(logits)
+    logits = operand(logits)
     shape = logits.shape
     is_index = labels.dtype.kind in "iu" and len(labels.shape) < len(shape)
     if labels.shape != (shape[:-1] if is_index else shape):

@@ -30,7 +30,7 @@ def divided_sum(x: Any, divisor: float) -> Tensor:
 
     ``divisor`` is a number other than 0; no gradient flows to it.
     """
-    return call(_divided_sum, x if type(x) is Tensor else operand(x), divisor)
+    return call(_divided_sum, operand(x), divisor)
 
 
 def reduce_mean(x: Any, axis: Axis = None, keepdims: bool = False, name: str | None = None) -> Tensor:

@@ -242,7 +242,7 @@ class GradientPath:
         """
         extended = replica.strategy.extended
         extended.check(self)
-        if self.aggregate and not self.whole_gradient_hooks():  # as runs_at_owners
+        if self.runs_at_owners:
             replica.merge_call(_apply_at_owners, (self, self.optimizer.prepare(pairs)))
         elif extended.owners_re_enact_replicas:
             replica.merge_call(_apply_at_owners, (self, pairs))  # prepared where the replicas are re-enacted
