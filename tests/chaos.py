@@ -13,6 +13,7 @@ import contextlib
 import io
 import json
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -114,7 +115,8 @@ def kill_from_outside(job: Job, plan: Plan) -> list[str]:
         job.wait_for_line("digits:|dropout:", stream="stderr")
     started_s, killed = time.monotonic(), []
     for rank, after_s in sorted(plan.from_outside.items(), key=lambda item: item[1]):
-        time.sleep(max(0.0, started_s + after_s - time.monotonic()))
+        with contextlib.suppress(subprocess.TimeoutExpired):  # unless the job has ended by then
+            job.process.wait(max(0.0, started_s + after_s - time.monotonic()))
         found = [process for process in job.processes() if process.mpi_rank == rank]
         if found and job.process.poll() is None:
             job.kill(found[0])

@@ -18,7 +18,8 @@ from distopt.comm.shared_memory import segments
 from distopt.distribute import MirroredStrategy, Strategy
 from distopt.errors import SharedMemoryError
 from distopt.optimizers import set_default_engine
-from tests.conformance.test_several_hosts import HOSTS, on_hosts
+from tests.conformance.conftest import HOSTS
+from tests.conformance.test_several_hosts import on_hosts
 from tests.conftest import GROUPS, MPI_WORLD_SIZE, Run
 from tests.row_sparse import OPTIMIZERS, partly_dense, rows_later, trace
 
@@ -44,14 +45,6 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     """Add up rows in one form or the other."""
     monkeypatch.setattr(row_tables, "DENSE_FROM", TABLES[request.param])
     return str(request.param)
-
-
-@pytest.fixture(params=[0, 1])
-def host_of(request: pytest.FixtureRequest, run: Run) -> str:
-    hosts = HOSTS.get(run.size, ())
-    if request.param >= len(hosts):
-        pytest.skip("no other hosts for so many ranks")
-    return hosts[request.param]
 
 
 @pytest.fixture(autouse=True)

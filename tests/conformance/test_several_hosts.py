@@ -21,17 +21,6 @@ from tests.conformance.test_sharded import DTYPES, REFUSED, apply, bits, rows_be
 from tests.conformance.test_strategies import OPTIMIZERS, adam, expected, sgd, trace
 from tests.conftest import MPI_WORLD_SIZE, Run
 
-HOSTS = {2: ("01",), 3: ("001", "012"), 5: ("00112", "01111"), 8: ("00001111", "01201201")}
-"""By the number of ranks, the host of each."""
-
-
-@pytest.fixture(params=[0, 1])
-def host_of(request: pytest.FixtureRequest, run: Run) -> str:
-    hosts = HOSTS.get(run.size, ())
-    if request.param >= len(hosts):
-        pytest.skip("no other hosts for so many ranks")
-    return hosts[request.param]
-
 
 def on_hosts(
     run: Run,
