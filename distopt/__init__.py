@@ -17,6 +17,7 @@ from distopt import (
     dtypes,
     errors,
     keras,
+    kernels,
     linalg,
     losses,
     math,
@@ -157,6 +158,7 @@ from distopt.unoffered import guard
 from distopt.variable import Variable, VariableAggregation, VariableSynchronization
 
 distribute.cluster_resolver.read_tf_config_with(environment.tf_config)
+kernels.find_cache_home_with(environment.cache_home)
 
 __version__ = "0.1.0"
 

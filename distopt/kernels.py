@@ -4,8 +4,8 @@ Theory of operation. A kernel is a module generated from the source of a pure fu
 one in-place loop that calls it. The module is written to the cache directory under a name that holds the SHA-256 of
 all that decides its machine code (its text, the Numba, llvmlite and Python versions, the CPU and its features), and
 Numba keeps the machine code beside it. A name is never written with other contents, so a stale kernel cannot be
-served. A file lock makes processes that start at once compile one after the other: the first compiles, the others
-load.
+served. A file lock makes processes that need a kernel at once wait for the first one: that compiles, the others load.
+Processes that need different kernels seldom share one of the locks, so they compile side by side.
 
 The files are executed when they are loaded. They are trusted because the directory belongs to the user and is closed
 to others; a directory that is not so, or cannot be written, is not used: kernels are then compiled in memory, with
@@ -51,8 +51,15 @@ class UnprintableFunctionError(ValueError):
     """A step function whose source cannot stand alone: a closure, a lambda, or one typed at a prompt."""
 
 
+CALLED_BY_KERNELS = '@njit(error_model="numpy", nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)'
+"""Decorates a function of a generated module that only compiled code calls. What would let Python or C call it as well
+takes a quarter of the time of a compilation."""
+INLINED = CALLED_BY_KERNELS.replace("nogil=True", "nogil=True, forceinline=True")
+"""Decorates one that becomes a part of what calls it."""
+
 _substitutes: dict[Callable[..., Any], types.FunctionType] = {}
 _directory: list[Path | None] = []
+_cache_home: list[Callable[[], str | None]] = []
 loops_compiled = True
 """Whether operations run their loops compiled; :func:`use_compiled_loops` decides."""
 _loading = threading.Lock()
@@ -66,11 +73,22 @@ def set_cache_directory(directory: Path | None) -> None:
     _warned.clear()
 
 
+def find_cache_home_with(reader: Callable[[], str | None]) -> None:
+    """Set how the text of ``XDG_CACHE_HOME`` is found; the package's entry point does."""
+    _cache_home[:] = [reader]
+
+
 def cache_directory() -> Path | None:
-    """Return where compiled kernels are kept; unless set, ``~/.cache/distopt/kernels``."""
+    """Return where compiled kernels are kept; unless set, ``distopt/kernels`` in the user's cache home.
+
+    That is ``XDG_CACHE_HOME``, or ``~/.cache`` where it is not set, or not absolute.
+
+    Source: XDG Base Directory Specification.
+    """
     if not _directory:
+        home = Path((_cache_home[0]() if _cache_home else None) or "")
         try:
-            _directory[:] = [Path.home() / ".cache" / "distopt" / "kernels"]
+            _directory[:] = [(home if home.is_absolute() else Path.home() / ".cache") / "distopt" / "kernels"]
         except RuntimeError:  # a user without a home
             _directory[:] = [None]
     return _directory[0]
@@ -141,9 +159,7 @@ def _collect_sources(
     if not _is_unedited(function):
         raise UnprintableFunctionError(f"the file of {function.__name__} has been edited since it was imported")
     # Annotations may name anything, so they are not evaluated.
-    texts[called] = (
-        f'@njit(error_model="numpy", nogil=True, forceinline=True)\n{ast.unparse(transform(_bare(source, own_name)))}'
-    )
+    texts[called] = f"{INLINED}\n{ast.unparse(transform(_bare(source, own_name)))}"
 
 
 def _is_unedited(function: types.FunctionType) -> bool:
@@ -210,7 +226,8 @@ def compiled(*signatures: Any, cache: bool) -> Callable[[Any], Any]:
     from numba.core import caching
 
     def decorate(function: Any) -> Any:
-        kernel: Any = numba.njit(error_model="numpy", nogil=True)(function)
+        njit: Any = numba.njit  # whose types leave out the last of these
+        kernel = njit(error_model="numpy", nogil=True, no_cfunc_wrapper=True)(function)
         if cache:
             kept: Any = caching.FunctionCache(function)  # type: ignore[no-untyped-call, unused-ignore]
             kept.load_overload = functools.partial(_load_machine_code, kept)
@@ -263,9 +280,10 @@ def load(source: Callable[[bool], str]) -> Callable[..., None]:
 
 
 def _load_from(directory: Path, source: str) -> Callable[..., None]:
-    name = f"kernel_{_key(source)}"
+    key = _key(source)
+    name = f"kernel_{key}"
     path = directory / f"{name}.py"
-    with _locked(directory / "lock"):
+    with _locked(directory / f"lock-{key[0]}"):
         if not path.exists():
             _write_atomically(path, source)
         elif path.read_text(encoding="utf-8") != source:

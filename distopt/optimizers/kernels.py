@@ -324,7 +324,7 @@ def _gathering_source(dtype: np.dtype[Any], source: Source, store: bool, cache: 
     ) + loops.gathering(_decorator(signature, cache), storage.store if store else None)
 
 
-_INNER = '@njit(error_model="numpy", nogil=True)'
+_INNER = kernels.CALLED_BY_KERNELS
 
 
 def _decorator(signature: Sequence[str], cache: bool | str) -> str:

@@ -12,25 +12,23 @@ from collections.abc import Callable, Sequence
 
 from distopt import kernels
 from distopt.arena import BLOCK
+from distopt.kernels import CALLED_BY_KERNELS, INLINED
 from distopt.optimizers.terms import PLAIN, Source, clip_value
 from distopt.sum_loops import MOST_STREAMS, Additions
 
 _BLOCK = 2048
 """Elements that are added up at a time where there are sums: 8 of them take half of a small second-level cache."""
 
-_FUNCTION = """
+_FUNCTION = f"\n\n{INLINED}\n{{definition}}\n"
 
-@njit(error_model="numpy", nogil=True, forceinline=True)
-{definition}
-"""
-
-_ADDING = """
-
-@njit(error_model="numpy", nogil=True)
+_ADDING = (
+    f"\n\n{CALLED_BY_KERNELS}"
+    + """
 def _add_{number}(total, {inputs}):
     for i in range(total.size):
         total[i] = _sum_{number}({elements})
 """
+)
 
 _IN_BLOCKS = """
 
@@ -43,9 +41,9 @@ def kernel({arguments}):
         {update}({slices})
 """
 
-_GATHERING = """
-
-@njit(error_model="numpy", nogil=True)
+_GATHERING = (
+    f"\n\n{CALLED_BY_KERNELS}"
+    + """
 def _gather({gathered}, {inputs}):
     for i in range(values.size):
         value = {element}
@@ -61,6 +59,7 @@ def kernel({outputs}, {arguments}):
         _gather({slices})
         sums[k] = _block_sum({values})
 """
+)
 
 
 class Loops:

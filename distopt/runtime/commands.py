@@ -14,7 +14,7 @@ from distopt.runtime.cluster import choose_deployment, environment
 from distopt.runtime.config import JobConfig
 from distopt.runtime.config_file import differences, load_config, resolved_toml
 from distopt.runtime.launcher import Launcher, Limits
-from distopt.runtime.paths import find_tasks_in_working_directory, keep_kernels_in_cache_home
+from distopt.runtime.paths import find_tasks_in_working_directory
 from distopt.runtime.restarts import check_restarts, run_ranks, run_with_restarts
 from distopt.runtime.signals import INTERRUPTED
 
@@ -29,7 +29,6 @@ def train(path: Path | None, overrides: Sequence[str], resume: Path | None, rest
     """
     config = _resumed_config(resume, overrides) if resume is not None else _config(path, overrides)
     find_tasks_in_working_directory()
-    keep_kernels_in_cache_home(environment())
     deployment = choose_deployment(config, environment())
     check_restarts(restarts, deployment)
     if deployment == "mpi" and not restarts:

@@ -15,9 +15,8 @@ from distopt import __version__, blas
 from distopt.comm.shared_memory import segments
 from distopt.errors import SharedMemoryError
 from distopt.kernels import cache_directory
-from distopt.runtime.cluster import INSTALL_MPI, environment
+from distopt.runtime.cluster import INSTALL_MPI
 from distopt.runtime.fingerprint import numerics_fingerprint
-from distopt.runtime.paths import keep_kernels_in_cache_home
 
 _PROBE = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(MPI.Get_library_version())"
 
@@ -67,7 +66,6 @@ def _shared_memory() -> str:
 
 def _cache() -> str:
     """Say whether compiled kernels can be kept; without it they are compiled anew in every process."""
-    keep_kernels_in_cache_home(environment())
     base = cache_directory()
     if base is None:
         return "no home directory: kernels stay in memory"

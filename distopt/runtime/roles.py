@@ -18,11 +18,10 @@ from typing import Literal, TypeAlias
 from distopt.errors import EndpointError
 from distopt.observe import RunFolder
 from distopt.runtime import report
-from distopt.runtime.cluster import environment
 from distopt.runtime.config import JobConfig
 from distopt.runtime.config_file import load_config, resolved_toml
 from distopt.runtime.lifeline import Lifeline, signal_when_parent_dies, take_stdin
-from distopt.runtime.paths import find_tasks_in_working_directory, keep_kernels_in_cache_home
+from distopt.runtime.paths import find_tasks_in_working_directory
 from distopt.runtime.signals import INTERRUPTED, handling, ignore_interrupts
 
 Role: TypeAlias = Literal["coordinator", "server", "worker"]
@@ -63,7 +62,6 @@ def run_role(role: Role, arguments: Sequence[str] | None = None) -> int:
     lifeline = _lifeline(role) if options.lifeline else Lifeline(None)
     try:
         find_tasks_in_working_directory()
-        keep_kernels_in_cache_home(environment())
         config = load_config(options.config, _overrides(options))
         if role == "coordinator":
             return _coordinate(config, options, lifeline)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,43 @@ def test_a_path_that_cannot_be_a_directory_means_in_memory(tmp_path: Path, direc
     kernels.set_cache_directory(tmp_path / "file" / "kernels")
     with pytest.warns(RuntimeWarning, match="in memory"):
         assert run(rule_kernels.load_rule(rules.SGD, FLOAT32)) == -0.5
+
+
+@pytest.fixture
+def default_directory() -> Iterator[None]:
+    before, reader = kernels.cache_directory(), list(kernels._cache_home)
+    kernels._directory.clear()
+    yield
+    kernels._cache_home[:] = reader
+    kernels.set_cache_directory(before)
+
+
+@pytest.mark.usefixtures("default_directory")
+def test_kernels_of_a_user_with_a_cache_home_lie_in_it(tmp_path: Path) -> None:
+    kernels.find_cache_home_with(lambda: str(tmp_path))
+    assert kernels.cache_directory() == tmp_path / "distopt" / "kernels"
+
+
+@pytest.mark.usefixtures("default_directory")
+@pytest.mark.parametrize("text", [None, "", "relative"])
+def test_kernels_of_a_user_without_an_absolute_cache_home_lie_in_the_usual_one(text: str | None) -> None:
+    kernels.find_cache_home_with(lambda: text)
+    assert kernels.cache_directory() == Path.home() / ".cache" / "distopt" / "kernels"
+
+
+def test_kernel_that_is_being_compiled_keeps_nobody_from_most_others(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule_kernels.load_rule(rules.SGD, FLOAT32)
+    (own,) = directory.glob("lock-*")
+    monkeypatch.setattr(kernels, "LOCK_ATTEMPTS", 1)
+    with ExitStack() as locks:
+        for digit in set("0123456789abcdef") - {own.name[-1]}:
+            locks.enter_context(kernels._locked(directory / f"lock-{digit}"))
+        assert run(rule_kernels.load_rule(rules.SGD, FLOAT32)) == -0.5
+        locks.enter_context(kernels._locked(own))
+        with pytest.warns(RuntimeWarning, match="in memory"):
+            assert run(rule_kernels.load_rule(rules.SGD, FLOAT32)) == -0.5
 
 
 def test_an_edited_rule_gets_another_kernel(directory: Path) -> None:
@@ -186,7 +224,7 @@ def test_a_home_that_cannot_be_written_means_in_memory_with_one_warning() -> Non
         "    optimizer.apply_gradients([(np.ones(3, np.float32), variable)])\n"
         "print(kernels.cache_directory(), variable.numpy().tolist())\n"
     )
-    environment = {**os.environ, "HOME": "/proc", "PYTHONWARNINGS": "always"}
+    environment = {**os.environ, "HOME": "/proc", "XDG_CACHE_HOME": "", "PYTHONWARNINGS": "always"}
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=100, check=True
     )
