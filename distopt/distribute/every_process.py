@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
 from distopt.aggregation import Aggregator, GradientAggregator, JointAggregator, Meeting, Sum, WholeAggregator
+from distopt.arena import flattened
 from distopt.canonical_sum import Node
 from distopt.comm import combining
 from distopt.comm.communicator import Communicator, Hosting, Withdrawn
@@ -212,7 +211,7 @@ class EveryProcess:
         if dense:
             for arrays in dense.values():
                 check_alike(arrays)
-            flat_of = [[np.ascontiguousarray(a).reshape(-1) for a in row] for row in zip(*dense.values(), strict=True)]
+            flat_of = [[flattened(a) for a in row] for row in zip(*dense.values(), strict=True)]
             if not label and self._communicator is not None:
                 label = label_of_values(aggregator, [a[0] for a in dense.values()])
             totals = self.combine(aggregator, flat_of, label, withdraws=withdraws)

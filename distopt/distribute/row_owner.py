@@ -12,6 +12,7 @@ import numpy as np
 
 from distopt import clipping, norms
 from distopt.aggregation import Aggregator
+from distopt.arena import flattened
 from distopt.distribute.variable_parts import NodeRows, VariablePart
 from distopt.indexed_slices import IndexedSlices
 from distopt.optimizers.clips import Clips
@@ -29,8 +30,7 @@ def sum_of_squares(path: Any, num_replicas: int, values: Array) -> Any:
     values = path.aggregator.finish(values, num_replicas)
     if limit is not None:
         values = clipping.clip_by_value(values, -limit, limit)
-    flat = np.require(values, requirements=["C", "A"]).reshape(-1)
-    return norms.add_sums(get_engine().block_sums(flat))
+    return norms.add_sums(get_engine().block_sums(flattened(values)))
 
 
 def aggregated_sum(aggregator: Aggregator, total: RowSum, num_replicas: int) -> IndexedSlices:

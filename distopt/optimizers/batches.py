@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from distopt import clipping, norms, threads
-from distopt.arena import Run, aligned_zeros, runs
+from distopt.arena import Run, aligned_zeros, flattened, runs
 from distopt.optimizers.clips import NO_CLIPS, Clips
 from distopt.optimizers.engine import SHARED_BYTES, Blocks, Call, Engine, Kernel, run_together, unshared
 from distopt.optimizers.features import AVERAGE, ScalarSource, Step, Treatment
@@ -114,10 +114,7 @@ class Batches:
                 scalars = (*scalars, *step.decay(weight_decay, slot_dtype))
             for kernel, written, flat, copies, piece in batches:
                 if flat is None:
-                    gradient = gradients[copies[0][1]]
-                    if gradient.base is not None and not gradient.flags.aligned:
-                        gradient = np.require(gradient, requirements=["A"])
-                    gradient = gradient.reshape(-1)  # a copy in C order, if it is not in that order
+                    gradient = flattened(gradients[copies[0][1]])
                 else:
                     for target, position in copies:
                         target[...] = gradients[position]
@@ -145,7 +142,7 @@ class Batches:
             return by_value
         totals = []
         for array in gradients:
-            flat = np.require(array, requirements=["C", "A"]).reshape(-1)
+            flat = flattened(array)
             gradient = by_value(Gradient(PLAIN, (flat,)))
             if gradient.source == PLAIN:
                 sums = self.engine.block_sums(flat)

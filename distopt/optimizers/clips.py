@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import numpy as np
-
+from distopt.arena import flattened
 from distopt.clipping import clip_by_global_norm, clip_by_norm, clip_by_value
 from distopt.norms import add_sums
 from distopt.optimizers.changes import Changing
@@ -66,5 +65,4 @@ def clip_pairs(pairs: Iterable[tuple[Any, Variable]], clips: Clips) -> Iterable[
 
 
 def _sum_of_squares(values: Array) -> Any:
-    flat = np.require(values, requirements=["C", "A"]).reshape(-1)
-    return add_sums(get_engine().block_sums(flat))
+    return add_sums(get_engine().block_sums(flattened(values)))

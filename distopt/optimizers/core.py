@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from distopt.arena import Span
+from distopt.arena import Span, flattened
 from distopt.indexed_slices import IndexedSlices, scatter_rows
 from distopt.optimizers.base import OptimizerBase
 from distopt.optimizers.batches import Batches
@@ -148,7 +148,7 @@ class OptimizerCore(OptimizerBase):
         means: list[Pair] = []
         for gradient, variable in pairs:
             self.build([variable])
-            flat = dense_gradient(gradient, variable).reshape(-1)
+            flat = flattened(dense_gradient(gradient, variable))
             for replica_id in variable.replica_ids or (0,):
                 accumulator = self.slots.copy_of(variable, replica_id)[ACCUMULATOR]
                 mean = accumulate(engine, accumulator.reshape(-1), flat, last_of)
@@ -195,9 +195,7 @@ class OptimizerCore(OptimizerBase):
             if array is None:
                 update_rows(engine, self.rule, storage, slots, gradient, own)
                 continue
-            if array.base is not None and not array.flags.aligned:
-                array = np.require(array, requirements=["A"])
-            kernel(*flat, array.reshape(-1), *own)  # a copy in C order, if it is not in that order
+            kernel(*flat, flattened(array), *own)
             if variable.constraint is not None:
                 apply_constraint(variable, storage)
 
@@ -229,7 +227,7 @@ class OptimizerCore(OptimizerBase):
             piece.decay(step)
             update_rows(piece.engine, rule, storage, slots, gradient, step.scalars(rule, piece.slot_dtype))
         else:
-            flat = np.require(dense_gradient(gradient, variable), requirements=["C", "A"]).reshape(-1)
+            flat = flattened(dense_gradient(gradient, variable))
             if rule.kind is Kind.AFTER_NORMS:
                 piece.move_alone(flat, step)
             else:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distopt import replica_context
+from distopt.arena import flattened
 from distopt.errors import ReplicaContextError
 from distopt.indexed_slices import IndexedSlices
 from distopt.optimizers.base import VALID_DTYPES
@@ -176,7 +177,7 @@ class UpdateMethods(UpdateSteps, OptimizerCore):
         """Update ``var`` with a dense gradient; by default with the rule."""
         rule, storage, slots, scalars = self._rule_and_arrays(var)
         flat = [array.reshape(-1) for array in (storage, *slots)]
-        gradient = np.ascontiguousarray(np.asarray(grad, storage.dtype)).reshape(-1)
+        gradient = flattened(np.asarray(grad, storage.dtype))
         get_engine().update(rule, flat[0], flat[1:], gradient, scalars)
 
     def _resource_apply_sparse(self, grad: Any, var: Variable, indices: Any, apply_state: Any = None) -> Any:  # noqa: ARG002

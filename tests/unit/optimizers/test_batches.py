@@ -11,6 +11,7 @@ import distopt
 from distopt import threads
 from distopt.arena import BLOCK
 from distopt.autodiff.tape import GradientTape
+from distopt.distribute import MirroredStrategy, get_replica_context
 from distopt.errors import TapeError
 from distopt.optimizers import SGD, Adagrad, Adam, AdamW, get_engine, rules, set_default_engine
 from distopt.optimizers import batches as batches_module
@@ -131,17 +132,44 @@ def test_neighbours_that_are_treated_differently_do_not_share_a_call() -> None:
     ]
 
 
+def misaligned(array: Array) -> Array:
+    raw = np.zeros(array.nbytes + 1, np.uint8)[1:].view(array.dtype).reshape(array.shape)
+    raw[...] = array
+    return raw
+
+
+LIES: dict[str, Callable[[Array], Array]] = {
+    "misaligned": misaligned,
+    "every other element": lambda array: np.repeat(array, 2, axis=-1)[..., ::2],
+    "backwards": lambda array: array[..., ::-1].copy()[..., ::-1],
+    "by columns": lambda array: np.array(array, order="F"),
+}
+
+
 @pytest.mark.usefixtures("engine_name")
-def test_gradients_may_lie_in_memory_in_any_way() -> None:
-    optimizer = SGD(1.0)
-    small, large = Variable(np.zeros((2, 3), np.float32)), Variable(np.zeros((300, 200), np.float32))
-    raw = np.zeros(4 * 60000 + 1, np.uint8)
-    misaligned = raw[1:].view(np.float32).reshape(300, 200)
-    misaligned[:] = 2
-    transposed = np.arange(6, dtype=np.float32).reshape(3, 2).T
-    optimizer.apply_gradients([(transposed, small), (misaligned, large)])
-    np.testing.assert_array_equal(small.numpy(), -transposed)
-    np.testing.assert_array_equal(large.numpy(), np.full((300, 200), -2))
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_gradients_may_lie_in_memory_in_any_way(name: str, replicas: int) -> None:
+    rng = np.random.default_rng(3)
+    shapes = [(2, 3), (7,), (SMALL_BYTES,), (300, 200)]
+    of_replica = [[rng.standard_normal(shape).astype(np.float32) for shape in shapes] for _ in range(replicas)]
+
+    def updated(lie: Callable[[Array], Array]) -> list[bytes]:
+        strategy = MirroredStrategy(replicas)
+        with strategy.scope():
+            optimizer = OPTIMIZERS[name]()
+            variables = [Variable(np.zeros(shape, np.float32)) for shape in shapes]
+            for _ in range(2):
+
+                def step() -> None:
+                    replica = get_replica_context().replica_id_in_sync_group
+                    optimizer.apply_gradients(zip(map(lie, of_replica[replica]), variables, strict=True))
+
+                strategy.run(step)
+        return [variable.numpy().tobytes() for variable in variables]
+
+    expected = updated(np.copy)
+    assert [how for how, lie in LIES.items() if updated(lie) != expected] == []
 
 
 def test_a_variable_that_a_tape_has_read_stops_all_updates_of_the_call() -> None:
