@@ -1,6 +1,7 @@
 """One training trace, any number of workers: variables and slots have the bits of one process.
 
-Gradients differ between replicas, steps and magnitudes, so that any other order of additions would show.
+Gradients differ between replicas, steps and magnitudes, so that any other order of additions would show; and they lie
+in memory in several ways.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from distopt.distribute import MirroredStrategy, MultiWorkerMirroredStrategy, St
 from distopt.types import Array
 from tests.conftest import Run
 from tests.hooks import MedianOfReplicas, unit_length_before_sum
+from tests.memory_layouts import LAYOUTS
 
 STEPS = 4
 SHAPES = ((70, 90), (90,), (), (5000,))
@@ -53,7 +55,8 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
 def gradient(step: int, replica: int, shape: tuple[int, ...]) -> tf.Tensor:
     rng = np.random.default_rng([step, replica, *shape])
     values = rng.standard_normal(shape) * 10.0 ** rng.integers(-6, 3, shape)
-    return tf.Tensor(np.asarray(values, np.float32))
+    lay = list(LAYOUTS.values())[(step + replica) % len(LAYOUTS)]
+    return tf.Tensor(lay(np.asarray(values, np.float32)))
 
 
 def rows(step: int, replica: int) -> tf.IndexedSlices:

@@ -19,6 +19,7 @@ from distopt.optimizers import engine as engine_module
 from distopt.optimizers.batches import BATCH_BYTES, SMALL_BYTES, Batches
 from distopt.types import Array
 from distopt.variable import Variable
+from tests.memory_layouts import LAYOUTS
 
 SHAPES: list[tuple[int, ...]] = [(3, 5), (), (7,), (SMALL_BYTES,), (0,), (1,), (2, 3, 4), (65, 63), (11,)]
 
@@ -132,20 +133,6 @@ def test_neighbours_that_are_treated_differently_do_not_share_a_call() -> None:
     ]
 
 
-def misaligned(array: Array) -> Array:
-    raw = np.zeros(array.nbytes + 1, np.uint8)[1:].view(array.dtype).reshape(array.shape)
-    raw[...] = array
-    return raw
-
-
-LIES: dict[str, Callable[[Array], Array]] = {
-    "misaligned": misaligned,
-    "every other element": lambda array: np.repeat(array, 2, axis=-1)[..., ::2],
-    "backwards": lambda array: array[..., ::-1].copy()[..., ::-1],
-    "by columns": lambda array: np.array(array, order="F"),
-}
-
-
 @pytest.mark.usefixtures("engine_name")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("replicas", [1, 3])
@@ -154,7 +141,7 @@ def test_gradients_may_lie_in_memory_in_any_way(name: str, replicas: int) -> Non
     shapes = [(2, 3), (7,), (SMALL_BYTES,), (300, 200)]
     of_replica = [[rng.standard_normal(shape).astype(np.float32) for shape in shapes] for _ in range(replicas)]
 
-    def updated(lie: Callable[[Array], Array]) -> list[bytes]:
+    def updated(lay: Callable[[Array], Array]) -> list[bytes]:
         strategy = MirroredStrategy(replicas)
         with strategy.scope():
             optimizer = OPTIMIZERS[name]()
@@ -163,13 +150,13 @@ def test_gradients_may_lie_in_memory_in_any_way(name: str, replicas: int) -> Non
 
                 def step() -> None:
                     replica = get_replica_context().replica_id_in_sync_group
-                    optimizer.apply_gradients(zip(map(lie, of_replica[replica]), variables, strict=True))
+                    optimizer.apply_gradients(zip(map(lay, of_replica[replica]), variables, strict=True))
 
                 strategy.run(step)
         return [variable.numpy().tobytes() for variable in variables]
 
     expected = updated(np.copy)
-    assert [how for how, lie in LIES.items() if updated(lie) != expected] == []
+    assert [how for how, lay in LAYOUTS.items() if updated(lay) != expected] == []
 
 
 def test_a_variable_that_a_tape_has_read_stops_all_updates_of_the_call() -> None:
