@@ -140,9 +140,12 @@ def _sum(x: Array, axis: Any, keepdims: Any) -> Any:
     return np.add.reduce(x, axis=axis, dtype=x.dtype if x.dtype.kind in "iu" else None, keepdims=keepdims)
 
 
-@primitive  # type: ignore[untyped-decorator]  # autograd is untyped
-def _divided_sum(x: Array, divisor: float) -> Any:
-    return np.add.reduce(x, axis=None) / x.dtype.type(divisor)
+def _divided_sum_forward(needed: Sequence[int], x: Array, divisor: float) -> tuple[Any, Any]:
+    own = x.dtype.type(divisor)
+    return np.add.reduce(x, axis=None) / own, own
+
+
+_divided_sum = primitive(lambda x, divisor: _divided_sum_forward((), x, divisor)[0])
 
 
 @primitive  # type: ignore[untyped-decorator]  # autograd is untyped
@@ -282,8 +285,7 @@ def _sum_backward(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
 
 
 def _divided_sum_backward(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
-    x, divisor = node.args
-    return (filled(gradient / x.dtype.type(divisor), x.shape, None),)
+    return (filled(gradient / node.saved, node.args[0].shape, None),)
 
 
 def _mean_backward(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
@@ -292,7 +294,7 @@ def _mean_backward(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
 
 
 FUSED[_sum] = Fused(_sum_backward, fresh=True)
-FUSED[_divided_sum] = Fused(_divided_sum_backward, fresh=True)
+FUSED[_divided_sum] = Fused(_divided_sum_backward, fresh=True, forward=_divided_sum_forward)
 FUSED[_mean] = Fused(_mean_backward, fresh=True)
 
 MEANS = frozenset({_mean, anp.mean})

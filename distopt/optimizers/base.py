@@ -42,6 +42,8 @@ class OptimizerBase(SavedState):
         self._iterations: Variable | None = None
         self._weights: list[Variable] = []
         self._own_weights: dict[str, Variable] = {}
+        self._scalars: tuple[Any, Any, Any, tuple[Any, ...]] = (None, None, None, ())
+        """Rule, hypers and dtype of the latest call of :meth:`scalars`, and what it returned."""
         self._initial_decay = 0.0
         self._variables: list[Variable] = []
         self._known: set[int] = set()
@@ -105,8 +107,14 @@ class OptimizerBase(SavedState):
 
     def scalars(self, hypers: Mapping[str, float], dtype: np.dtype[Any]) -> tuple[Any, ...]:
         """Return the rule's scalars, in its order, in ``dtype``; by default the hypers of the same names."""
+        rule = self.rule
+        kept_rule, kept_hypers, kept_dtype, kept = self._scalars
+        if rule is kept_rule and dtype is kept_dtype and hypers == kept_hypers:
+            return kept
         scalar = dtype.type
-        return tuple([scalar(hypers[name]) for name in self.rule.scalars])
+        kept = tuple([scalar(hypers[name]) for name in rule.scalars])
+        self._scalars = rule, dict(hypers), dtype, kept
+        return kept
 
     def scalars_of(self, rule: Rule, hypers: Mapping[str, float], dtype: np.dtype[Any]) -> tuple[Any, ...]:  # noqa: ARG002
         """Return the scalars of ``rule``, one of those that :meth:`rule_of` returns or the second pass of one."""
