@@ -122,5 +122,5 @@ def add_totals(totals: Sequence[Any]) -> Any:
 
     Zero, as float32, if there are none.
     """
-    dtype = np.result_type(*totals) if totals else np.dtype(np.float32)
+    dtype = np.result_type(*{total.dtype for total in totals}) if totals else np.dtype(np.float32)
     return norms.add_sums(np.array(totals, dtype))

@@ -51,9 +51,11 @@ class Known:
     ``digest``: of what was told, equal on all processes.
     """
 
-    def __init__(self, rows: bool, digest: int, settings: OptimizerSettings, iterations: Any) -> None:
+    def __init__(self, rows: bool, repeats: bool, digest: int, settings: OptimizerSettings, iterations: Any) -> None:
         self.rows = rows
         """Whether a replica of any process has had row-sparse gradients."""
+        self.repeats = repeats
+        """Whether a variable is listed twice."""
         self.settings = settings
         """Those of the optimizer, which may change."""
         self._digest = digest
@@ -129,7 +131,9 @@ class Introductions:
         _refuse_other_optimizers(everyone)
         _warn_of_other_versions(everyone)
         digest = digest_of("gradients", _comparable(lists[0]))
-        return Known(any(told.rows for told in everyone), digest, settings, optimizer.iterations)
+        key = pairs_of[0].key
+        repeats = len(set(key)) < len(key)
+        return Known(any(told.rows for told in everyone), repeats, digest, settings, optimizer.iterations)
 
 
 def _name(reference: int, agree: int, size: int) -> str:

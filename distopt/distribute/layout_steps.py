@@ -49,7 +49,7 @@ class LayoutSteps:
             self.gradients, self.paths = reused.gradients, reused.paths
         self._spans = self.paths.spans
         self._owner = optimizer.span_owner(layout, self._spans)
-        self._blocks = list(self._owner.blocks)
+        self._blocks = np.array(self._owner.blocks, np.intp)
         self._all_sums: Array = self.gradients.extra.view(np.float64)
         self._own: list[Array] | None = None
         self._begun: Terms | list[Array] = []

@@ -159,7 +159,7 @@ class Scratch:
         if flat_of is None:
             flat_of = self._of_layout[layout] = [layout.empty() for _ in pairs_of]
         for pairs, flat in zip(pairs_of, flat_of, strict=True):
-            layout.pack(pairs.arrays, flat)
+            layout.fill(pairs.arrays, flat)
         return flat_of
 
 

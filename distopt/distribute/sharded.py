@@ -81,15 +81,14 @@ class Sharded:
         """
         optimizer = path.optimizer
         started = time.perf_counter()
-        for variable in same_variables(pairs_of):
-            if variable.readers:
-                variable.check_writable()
+        for variable in [v for v in same_variables(pairs_of) if v.readers]:
+            variable.check_writable()
         inspector = self._inspector
         if inspector.looks_for_non_finite:
             inspector.refuse_non_finite_here(pairs_of, int(optimizer.iterations.storage))
         known = self._introductions.of(optimizer, pairs_of)
         label = known.label(path.aggregator.full_name, hypers)
-        if known.rows or len(set(pairs_of[0].key)) < len(pairs_of[0].key):
+        if known.rows or known.repeats:
             self._apply_others(path, pairs_of, hypers, label, has_rows=known.rows)
             return
         steps = self._steps(optimizer, pairs_of[0].variables, path.aggregator.sums)

@@ -57,6 +57,7 @@ class SharedGradients:
         self.arrays: list[Array] | None = None
         """Where the one replica of this process may write its gradients; None where there are several, or none."""
         self._places: list[GradientPlace] = []
+        self._alone = [place.position for packing in layout.packings for place in packing.alone]
         if len(self.own_nodes) == 1 and self.own_nodes == self._leaves:
             self.arrays = layout.unpack(self.flat_of[self.own_nodes[0]])
             self._places = [GradientPlace(v.storage, a) for v, a in zip(layout.variables, self.arrays, strict=True)]
@@ -74,19 +75,22 @@ class SharedGradients:
     def write(self, pairs_of: Sequence[Any]) -> None:
         """Write what this process contributes, for the others to read."""
         own = self.arrays
-        if own is not None and all(map(operator.is_, pairs_of[0].arrays, own)):
+        given = pairs_of[0].arrays
+        if given is own or (own is not None and all(map(operator.is_, given, own))):
             return  # they were written where they are read
         if own is not None:
-            for array, target, place in zip(pairs_of[0].arrays, own, self._places, strict=True):
-                if not place.holds(array):
-                    target[...] = array
+            for packing, target in zip(self.layout.packings, self.flat_of[self.own_nodes[0]], strict=True):
+                packing.write_small(given, target)
+            for position in self._alone:
+                if not self._places[position].holds(given[position]):
+                    own[position][...] = given[position]
             return
         leaves = self._leaves
         gradients = dict(zip(leaves, pairs_of, strict=False))  # a stand-in contributes nothing
         for node in self.own_nodes:
             flat = self.flat_of[node]
             if node in gradients:
-                self.layout.pack(gradients[node].arrays, flat)
+                self.layout.fill(gradients[node].arrays, flat)
                 continue
             below = [leaf for leaf in leaves if node.start <= leaf.start < node.stop]
             for variable, run, start, stop, _ in self.layout.parts:

@@ -64,7 +64,10 @@ class StrategyExtended(Extended):
         """
         optimizer.build(variables)
         shared = self.owners.gradient_arrays(optimizer, variables)
-        return [np.empty(v.shape, v.dtype) for v in variables] if shared is None else list(shared)
+        if shared is None:
+            return [np.empty(v.shape, v.dtype) for v in variables]
+        optimizer.fits.add(variables, shared)
+        return list(shared)
 
     def call_for_each_replica(
         self, fn: Callable[..., Any], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None

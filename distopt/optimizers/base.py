@@ -48,6 +48,8 @@ class OptimizerBase(SavedState):
         self._variables: list[Variable] = []
         self._known: set[int] = set()
         self._layouts: dict[tuple[int, ...], Layout] = {}
+        self._latest_layout: tuple[Any, Layout] | None = None
+        """The latest argument of :meth:`layout`, and what was returned."""
         self._building = threading.RLock()
         self.used_by: weakref.ref[Any] | None = None
         """The strategy under which the first step was made; None before, and outside of all of them."""
@@ -234,12 +236,17 @@ class OptimizerBase(SavedState):
 
         Raises: ValueError for a variable listed twice, or not built.
         """
+        latest = self._latest_layout
+        if latest is not None and variables is latest[0]:
+            return latest[1]
         key = tuple(map(id, variables))
         found = self._layouts.get(key)
         if found is None:
             self.build(variables)
             whole = [v for v in variables if self.rule_of(v).kind is Kind.WHOLE_VARIABLE]
             found = self._layouts[key] = Layout(variables, whole)
+        if type(variables) is tuple:  # which nobody can change
+            self._latest_layout = variables, found
         return found
 
     def split_slots(self, variables: Iterable[Variable]) -> None:

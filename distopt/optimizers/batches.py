@@ -22,15 +22,9 @@ from distopt.optimizers.features import AVERAGE, ScalarSource, Step, Treatment
 from distopt.optimizers.piece import Piece
 from distopt.optimizers.slots import SlotStore
 from distopt.optimizers.terms import PLAIN, Gradient
+from distopt.packing import BATCH_BYTES, MANY, SMALL_BYTES, Packing, Place
 from distopt.types import Array
 from distopt.variable import Variable
-
-SMALL_BYTES = 2**14
-"""Bytes of a variable up to which copying its gradient is cheaper than a kernel call."""
-
-BATCH_BYTES = 2**17
-"""Bytes of the gradients of one batch at most, so that they are still in the cache when the kernel reads them."""
-
 
 _is_split = attrgetter("is_split")
 _readers = attrgetter("readers")
@@ -49,13 +43,15 @@ class RuleUser(ScalarSource, Protocol):
 class _Batch(NamedTuple):
     """What one kernel call updates; ``copies`` says which gradient goes where in ``gradients``.
 
-    For a single variable ``gradients`` is None, and ``copies`` has its place in the list alone.
+    For a single variable ``gradients`` is None, and ``copies`` has its place in the list alone. Many are copied as
+    ``packing`` does it.
     """
 
     kernel: Kernel
     written: tuple[Array, ...]
     gradients: Array | None
     copies: tuple[tuple[Array, int], ...]
+    packing: Packing | None
     piece: Piece
 
 
@@ -112,12 +108,15 @@ class Batches:
             if weight_decay is not None:
                 step = step or Step(self._optimizer, hypers)
                 scalars = (*scalars, *step.decay(weight_decay, slot_dtype))
-            for kernel, written, flat, copies, piece in batches:
+            for kernel, written, flat, copies, packing, piece in batches:
                 if flat is None:
                     gradient = flattened(gradients[copies[0][1]])
-                else:
+                elif packing is None:
                     for target, position in copies:
                         target[...] = gradients[position]
+                    gradient = flat
+                else:
+                    packing.write(gradients, flat)
                     gradient = flat
                 if not one_pass or clip is not None:
                     step = step or Step(self._optimizer, hypers)
@@ -166,13 +165,22 @@ class Batches:
         piece = Piece(self.engine, treatment, written, (), average=arrays.get(AVERAGE))
         kernel = piece.kernel if self._are_large else unshared(piece.kernel)
         if len(members) == 1:
-            return _Batch(kernel, written, None, ((written[0], members[0][1]),), piece)
+            return _Batch(kernel, written, None, ((written[0], members[0][1]),), None, piece)
         flat = aligned_zeros(stop - start, segment.dtype)
         copies = tuple(
             (flat[offset - start : offset - start + storage.size].reshape(storage.shape), position)
             for (offset, storage), (_, position) in zip(places, members, strict=True)
         )
-        return _Batch(kernel, written, flat, copies, piece)
+        packing = None
+        if len(members) >= MANY:
+            packing = Packing(
+                [
+                    Place(position, offset - start, offset - start + storage.size, storage.shape)
+                    for (offset, storage), (_, position) in zip(places, members, strict=True)
+                ],
+                segment.dtype,
+            )
+        return _Batch(kernel, written, flat, copies, packing, piece)
 
 
 def _cut(run: Run, treatments: Sequence[Treatment]) -> list[tuple[Treatment, list[Variable]]]:

@@ -23,7 +23,7 @@ from distopt.optimizers.features import ACCUMULATOR, AVERAGE, Step, calls_of_mea
 from distopt.optimizers.layout import Layout
 from distopt.optimizers.owner import SpanOwner, apply_constraint
 from distopt.optimizers.piece import Part, Piece, accumulate, take_average
-from distopt.optimizers.pipeline import Fit, Pair, Pairs, check_gradients
+from distopt.optimizers.pipeline import Fits, Pair, Pairs, check_gradients
 from distopt.optimizers.rule import Kind
 from distopt.optimizers.sparse import update_rows
 from distopt.optimizers.terms import PLAIN, Gradient, Gradients, Terms
@@ -52,8 +52,8 @@ class OptimizerCore(OptimizerBase):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self._owners: dict[int, SpanOwner] = {}
-        self.fits: dict[tuple[int, ...], Fit] = {}
-        """Of variables that have been built, for :func:`~distopt.optimizers.pipeline.known_pairs`."""
+        self.fits = Fits()
+        """Of variables that have been built."""
         self._bound: dict[int, _Bound] = {}
         self._batches: dict[tuple[int, ...], Batches] = {}
         self._bound_engine: Engine | None = None
@@ -67,6 +67,7 @@ class OptimizerCore(OptimizerBase):
         shared = {id(variable): variable for variable in self._variables}
         fresh: dict[int, Any] = {id(self._building): threading.RLock()}
         fresh |= {id(kept): {} for kept in (self._layouts, self._owners, self._bound, self._batches)}
+        fresh |= {id(self._latest_layout): None, id(self.fits): Fits()}
         own_memo = {**memo, **shared, **fresh}
         for name, value in self.__dict__.items():
             twin.__dict__[name] = deepcopy(value, own_memo)

@@ -18,7 +18,7 @@ from distopt.optimizers.core import dense_gradient
 from distopt.optimizers.feature_options import FEATURE_OPTIONS, dense_pairs
 from distopt.optimizers.hypers import bias_correction, through_float32
 from distopt.optimizers.keras_legacy import Optimizer
-from distopt.optimizers.pipeline import Pairs, check_gradients, known_pairs
+from distopt.optimizers.pipeline import Pairs, check_gradients
 from distopt.schedules import LearningRateSchedule
 from distopt.tensor import Tensor
 from distopt.variable import Variable
@@ -100,7 +100,7 @@ class Keras3Optimizer(Optimizer):
             for g, v in pairs
             if g is not None
         ]
-        return known_pairs(kept, self.fits) or check_gradients(kept)
+        return self.fits.known(kept) or check_gradients(kept)
 
     @property
     def clips_own_gradients(self) -> bool:  # type: ignore[override]  # it depends on the options here

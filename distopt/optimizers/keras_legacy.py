@@ -27,8 +27,6 @@ from distopt.optimizers.pipeline import (
     Pairs,
     check_gradients,
     filter_empty_gradients,
-    fit_of,
-    known_pairs,
 )
 from distopt.optimizers.recorded import RecordedUpdates
 from distopt.optimizers.slots_and_weights import SlotsAndWeights
@@ -211,7 +209,7 @@ class Optimizer(RecordedUpdates, HyperAttributes, ClipOptions, FeatureOptions, S
         pairs = self._checked(grads_and_vars)
         if pairs.key not in self.fits:
             self.build(pairs.variables)
-            self.fits[pairs.key] = fit_of(pairs.variables)
+            self.fits.add(pairs.variables)
         if not pairs.key:
             return None
         context = replica_context.current_replica("apply_gradients")
@@ -236,7 +234,7 @@ class Optimizer(RecordedUpdates, HyperAttributes, ClipOptions, FeatureOptions, S
     def _checked(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> Pairs:
         """Return the pairs that have a gradient, each fit for its variable."""
         pairs = list(grads_and_vars)
-        known = known_pairs(pairs, self.fits)
+        known = self.fits.known(pairs)
         return check_gradients(filter_empty_gradients(pairs)) if known is None else known
 
     def _transform_loss(self, loss: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distopt.arena import BLOCK, Run, Segment, Span, aligned_zeros, runs
+from distopt.packing import Packing, Place
 from distopt.tensor import Tensor
 from distopt.types import Array
 from distopt.variable import Variable
@@ -107,18 +108,28 @@ class Layout:
         """
         if len(gradients) != len(self.variables):
             raise ValueError(f"{len(self.variables)} variables need as many gradients, not {len(gradients)}")
-        flat = self.empty() if out is None else out
-        for variable, run, start, stop, shape in self.parts:
-            given = gradients[variable]
-            gradient = given.numpy() if isinstance(given, Tensor) else np.asarray(given)
-            target = flat[run]
-            if gradient.shape != shape or gradient.dtype != target.dtype:
+        arrays = [given.numpy() if isinstance(given, Tensor) else np.asarray(given) for given in gradients]
+        for array, variable in zip(arrays, self.variables, strict=True):
+            if array.shape != variable.storage.shape or array.dtype != variable.storage.dtype:
                 raise ValueError(
-                    f"the gradient of variable {self.variables[variable].name!r} is {gradient.dtype}"
-                    f"{list(gradient.shape)}, the variable is {target.dtype}{list(shape)}"
+                    f"the gradient of variable {variable.name!r} is {array.dtype}{list(array.shape)}, "
+                    f"the variable is {variable.storage.dtype}{list(variable.storage.shape)}"
                 )
-            target[start:stop] = gradient.reshape(-1)
+        return self.fill(arrays, self.empty() if out is None else out)
+
+    def fill(self, arrays: Sequence[Array], flat: list[Array]) -> list[Array]:
+        """Do what :meth:`pack` does with arrays of which the shapes and dtypes have been checked."""
+        for packing, target in zip(self.packings, flat, strict=True):
+            packing.write(arrays, target)
         return flat
+
+    @functools.cached_property
+    def packings(self) -> tuple[Packing, ...]:
+        """How gradients, in the order of ``variables``, go into the flat array of each run."""
+        places_of: list[list[Place]] = [[] for _ in self.runs]
+        for variable, run, start, stop, shape in self.parts:
+            places_of[run].append(Place(variable, start, stop, shape))
+        return tuple(Packing(places, run.segment.dtype) for places, run in zip(places_of, self.runs, strict=True))
 
     def unpack(self, flat: Sequence[Array]) -> list[Array]:
         """Return the gradients as views of ``flat``, in the order of ``variables``."""

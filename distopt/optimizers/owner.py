@@ -15,6 +15,7 @@ gradient and adds up its squares.
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -216,9 +217,8 @@ class SpanOwner:
         if engine is not self._engine:
             self._bind(engine)
         given = self._checked(gradients)
-        for variable in self._variables:
-            if variable.readers:
-                variable.check_writable()
+        for variable in [v for v in self._variables if v.readers]:
+            variable.check_writable()
         found = given if self._cuts is None else [given[i].part(start, stop) for i, start, stop in self._cuts]
         step = Step(self._optimizer, hypers)
         if self._optimizer.features.accumulation_steps > 1:
@@ -344,12 +344,28 @@ class SpanOwner:
     def totals(self, all_partials: Array) -> list[Any]:
         """Return the sum of squares of each variable of the layout, in its accumulation dtype."""
         self._checked_partials(all_partials)
-        totals = []
-        for index, variable in enumerate(self._layout.variables):
-            start, stop = self._block_range.get(index, (0, 0))
-            dtype = norms.accumulation_dtype(variable.storage.dtype)
-            totals.append(norms.add_sums(all_partials[start:stop].astype(dtype)))
+        totals: list[Any] = [None] * len(self._layout.variables)
+        alone, several = self._sums_of_variables
+        for dtype, positions, blocks in alone:
+            for position, total in zip(positions, all_partials[blocks].astype(dtype), strict=True):
+                totals[position] = total
+        for position, dtype, start, stop in several:
+            totals[position] = norms.add_sums(all_partials[start:stop].astype(dtype))
         return totals
+
+    @functools.cached_property
+    def _sums_of_variables(self) -> tuple[list[tuple[Any, list[int], Array]], list[tuple[int, Any, int, int]]]:
+        """Return where the sums of each variable lie: by dtype, variables of one block; then each of the others."""
+        alone: dict[Any, list[tuple[int, int]]] = {}
+        several = []
+        for position, variable in enumerate(self._layout.variables):
+            start, stop = self._block_range.get(position, (0, 0))
+            dtype = norms.accumulation_dtype(variable.storage.dtype)
+            if stop - start == 1:
+                alone.setdefault(dtype, []).append((position, start))
+            else:
+                several.append((position, dtype, start, stop))
+        return [(dtype, [p for p, _ in at], np.array([b for _, b in at])) for dtype, at in alone.items()], several
 
 
 def apply_constraint(variable: Variable, storage: Array) -> None:

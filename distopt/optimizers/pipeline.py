@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,10 @@ from distopt.types import Array
 from distopt.variable import Variable
 
 logger = logging.getLogger(__name__)
-_ndarray = np.ndarray
 _TENSORS = {Tensor}
+_ARRAYS = {np.ndarray}
+_shape, _dtype = attrgetter("shape"), attrgetter("dtype")
+_gradient, _variable = itemgetter(0), itemgetter(1)
 
 Pair = tuple[Any, Variable]
 
@@ -87,28 +90,66 @@ def filter_empty_gradients(grads_and_vars: Iterable[tuple[Any, Any]]) -> list[Pa
     return kept
 
 
-Fit = list[tuple[Any, Any, Any]]
-"""Type, dtype and shape of the array of each gradient that fits some variables, in their order."""
+class _Fit:
+    """What dense gradients of some variables are like, and the variables."""
+
+    __slots__ = ("dtypes", "key", "places", "shapes", "variables")
+
+    def __init__(self, variables: tuple[Variable, ...], key: tuple[int, ...]) -> None:
+        self.variables = variables
+        self.key = key
+        self.dtypes: list[Any] = list(map(_dtype, variables))
+        self.shapes: list[Any] = list(map(_shape, variables))
+        self.places: list[Array] | None = None
 
 
-def fit_of(variables: Iterable[Variable]) -> Fit:
-    """Return what the arrays of dense gradients of ``variables`` are like."""
-    return [(_ndarray, variable.dtype, variable.shape) for variable in variables]
+class Fits:
+    """The lists of variables that an optimizer has been built for, so that pairs are checked all at once.
 
-
-def known_pairs(pairs: list[Pair], fits: Mapping[tuple[int, ...], Fit]) -> Pairs | None:
-    """Return :func:`check_gradients` of pairs that can be checked all at once, else None.
-
-    ``fits`` has :func:`fit_of` of variables that are known and kept, by :attr:`Pairs.key`.
+    Rule of this class: no statement is run for each variable, but for the look into a tensor. With a thousand small
+    variables such loops were most of a step.
     """
-    gradients, variables = zip(*pairs, strict=True) if pairs else ((), ())
-    key = tuple(map(id, variables))
-    fit = fits.get(key)
-    if fit is None or set(map(type, gradients)) != _TENSORS:
-        return None
-    arrays = [gradient._value for gradient in gradients]
-    found = [(type(array), array.dtype, array.shape) for array in arrays]
-    return Pairs(pairs, variables, arrays, key) if found == fit else None
+
+    def __init__(self) -> None:
+        self._fits: dict[tuple[int, ...], _Fit] = {}
+        self._latest: _Fit | None = None
+
+    def __contains__(self, key: tuple[int, ...]) -> bool:
+        return key in self._fits
+
+    def add(self, variables: Iterable[Variable], places: list[Array] | None = None) -> None:
+        """Note variables that are kept; ``places``, if there are any, are arrays of their shapes and dtypes.
+
+        Gradients in these very arrays need no look at shapes and dtypes.
+        """
+        listed = tuple(variables)
+        key = tuple(map(id, listed))
+        fit = self._fits.get(key)
+        if fit is None:
+            fit = self._fits[key] = _Fit(listed, key)
+        fit.places = places
+
+    def known(self, pairs: list[Pair]) -> Pairs | None:
+        """Return :func:`check_gradients` of pairs that can be checked all at once, else None.
+
+        Variables and key of what is returned are the same objects in every step, as are the arrays that are places.
+        """
+        fit = self._latest
+        if fit is None or len(pairs) != len(fit.key) or not all(map(is_, map(_variable, pairs), fit.variables)):
+            fit = self._fits.get(tuple(map(id, map(_variable, pairs))))
+            if fit is None:
+                return None
+            self._latest = fit
+        gradients = list(map(_gradient, pairs))
+        if set(map(type, gradients)) != _TENSORS:
+            return None
+        arrays = [gradient._value for gradient in gradients]
+        places = fit.places
+        if places is not None and all(map(is_, arrays, places)):
+            return Pairs(pairs, fit.variables, places, fit.key)
+        if set(map(type, arrays)) != _ARRAYS or list(map(_dtype, arrays)) != fit.dtypes:
+            return None
+        return Pairs(pairs, fit.variables, arrays, fit.key) if list(map(_shape, arrays)) == fit.shapes else None
 
 
 def check_gradients(pairs: Iterable[Pair]) -> Pairs:

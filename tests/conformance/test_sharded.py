@@ -270,7 +270,7 @@ def test_rows_that_begin_in_one_process_alone_have_the_bits_of_one_process(run: 
 
 @few
 def test_gradients_written_into_the_arrays_given_for_it_have_the_bits_of_one_process(run: Run) -> None:
-    shapes = ((70, 90), (), (5000,))
+    shapes = ((70, 90), (), (5000,), *[(3, 5), (7,)] * 10)
 
     def body(strategy: Strategy) -> list[bytes]:
         with strategy.scope():
@@ -288,9 +288,11 @@ def test_gradients_written_into_the_arrays_given_for_it_have_the_bits_of_one_pro
                 for array, value in zip(arrays, values, strict=True):
                     array[...] = value
                 values = arrays
-            optimizer.apply_gradients(zip(values, variables, strict=True))
+            given = (tf.Tensor if step % 2 else np.asarray, tf.Tensor if step < 4 else np.copy)
+            gradients = [given[position % 2](value) for position, value in enumerate(values)]
+            optimizer.apply_gradients(zip(gradients, variables, strict=True))
 
-        for step in range(3):
+        for step in range(5):
             strategy.run(replica, args=(step,))
         return bits(optimizer, variables)
 

@@ -16,7 +16,8 @@ from distopt.errors import TapeError
 from distopt.optimizers import SGD, Adagrad, Adam, AdamW, get_engine, rules, set_default_engine
 from distopt.optimizers import batches as batches_module
 from distopt.optimizers import engine as engine_module
-from distopt.optimizers.batches import BATCH_BYTES, SMALL_BYTES, Batches
+from distopt.optimizers.batches import Batches
+from distopt.packing import BATCH_BYTES, SMALL_BYTES
 from distopt.types import Array
 from distopt.variable import Variable
 from tests.memory_layouts import LAYOUTS

@@ -12,6 +12,7 @@ from distopt.arena import BLOCK, Span
 from distopt.autodiff.tape import GradientTape
 from distopt.errors import TapeError
 from distopt.optimizers import SGD, Adam, Optimizer
+from distopt.tensor import Tensor
 from distopt.types import Array
 from distopt.variable import Variable
 
@@ -173,6 +174,26 @@ def test_a_variable_that_a_live_tape_has_read_is_not_updated() -> None:
     assert tape.gradient(loss, variables[1]) is not None
     optimizer.finish(layout, flat, optimizer.step_hypers())
     assert int(optimizer.iterations.numpy()) == 1
+
+
+@pytest.mark.usefixtures("engine_name")
+@pytest.mark.parametrize("clips", [{"global_clipnorm": 1.0}, {"clipnorm": 0.5}], ids=str)
+def test_many_small_variables_of_two_dtypes_are_clipped_with_the_bits_of_one_after_another(clips: Any) -> None:
+    rng = np.random.default_rng(0)
+    shapes = [(100,), (), (0,), (3, 7), (BLOCK + 1,)] * 8
+    dtypes = [np.float32 if i % 3 else np.float64 for i in range(len(shapes))]
+    values = [np.asarray(rng.standard_normal(s), d) for s, d in zip(shapes, dtypes, strict=True)]
+    by_layout, by_pairs = ([Variable(value, name=f"v{i}") for i, value in enumerate(values)] for _ in range(2))
+    flat, one = momentum(**clips), momentum(**clips)
+    for step in range(2):
+        given = gradients(by_layout, step)
+        layout = flat.layout(by_layout)
+        flat.finish(layout, layout.pack(given), flat.step_hypers())
+        hypers = one.step_hypers()
+        for pair in one.clip(zip(map(Tensor, given), by_pairs, strict=True)):
+            one.finish_pairs([pair], hypers)
+        one.advance(hypers)
+    assert [v.numpy().tobytes() for v in by_layout] == [v.numpy().tobytes() for v in by_pairs]
 
 
 def test_variables_of_two_dtypes_share_one_global_norm() -> None:

@@ -5,8 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distopt.errors import GradientDtypeError, GradientShapeError
+from distopt.indexed_slices import IndexedSlices
 from distopt.optimizers import SGD
-from distopt.optimizers.pipeline import GradientPath, check_gradients, filter_empty_gradients
+from distopt.optimizers.pipeline import Fits, GradientPath, check_gradients, filter_empty_gradients
+from distopt.tensor import Tensor
 from distopt.variable import Variable
 
 
@@ -55,3 +58,85 @@ def test_pairs_are_one_leaf() -> None:
     assert len(pairs) == 1
     assert pairs[0][1] is variable
     assert repr(pairs) == "Pairs(w:0)"
+
+
+SHAPES = [(2, 3), (), (5,)]
+
+
+def known_variables(**places: Any) -> tuple[Fits, list[Variable]]:
+    variables, fits = [Variable(np.zeros(shape, np.float32)) for shape in SHAPES], Fits()
+    fits.add(variables, **places)
+    return fits, variables
+
+
+def test_tensors_for_known_variables_are_known_with_the_same_key_in_every_step() -> None:
+    fits, variables = known_variables()
+    found = []
+    for _ in range(2):
+        pairs = [(Tensor(np.ones(shape, np.float32)), v) for shape, v in zip(SHAPES, variables, strict=True)]
+        known = fits.known(pairs)
+        assert known is not None
+        assert list(known) == pairs
+        assert all(array is gradient.numpy() for array, (gradient, _) in zip(known.arrays, pairs, strict=True))
+        found.append(known)
+    assert found[0].key is found[1].key
+    assert found[0].variables is found[1].variables
+    assert found[0].key == check_gradients(found[0]._pairs).key
+
+
+@pytest.mark.parametrize(
+    "gradient",
+    [
+        Tensor(np.ones((3, 2), np.float32)),  # as many elements
+        Tensor(np.ones((2, 3))),
+        Tensor(np.ones(6, np.float32)),
+        np.ones((2, 3), np.float32),
+        IndexedSlices(np.ones((1, 3), np.float32), [0], (2, 3)),
+        None,
+    ],
+    ids=repr,
+)
+def test_a_gradient_of_another_kind_is_not_known(gradient: Any) -> None:
+    fits, variables = known_variables()
+    good = [Tensor(np.ones(shape, np.float32)) for shape in SHAPES]
+    assert fits.known(list(zip(good, variables, strict=True))) is not None
+    assert fits.known(list(zip([gradient, *good[1:]], variables, strict=True))) is None
+
+
+def test_other_variables_or_another_order_are_not_known() -> None:
+    fits, variables = known_variables()
+    pairs = [(Tensor(np.ones(shape, np.float32)), v) for shape, v in zip(SHAPES, variables, strict=True)]
+    assert fits.known(pairs) is not None
+    other = Variable(np.zeros(5, np.float32))
+    assert fits.known([]) is None
+    assert fits.known(pairs[:2]) is None
+    assert fits.known(pairs[::-1]) is None
+    assert fits.known([*pairs[:2], (pairs[2][0], other)]) is None
+
+
+def test_gradients_in_the_places_for_them_are_known_as_these() -> None:
+    places = [np.ones(shape, np.float32) for shape in SHAPES]
+    fits, variables = known_variables(places=places)
+    known = fits.known(list(zip(map(Tensor, places), variables, strict=True)))
+    assert known is not None
+    assert known.arrays is places
+    others = [places[0], places[1], places[2].copy()]
+    known = fits.known(list(zip(map(Tensor, others), variables, strict=True)))
+    assert known is not None
+    assert known.arrays is not places
+    assert known.arrays[2] is others[2]
+
+
+def test_a_gradient_that_does_not_fit_a_known_variable_is_named_before_anything_changes() -> None:
+    variables = [Variable(np.ones(shape, np.float32), name=f"v{i}") for i, shape in enumerate(SHAPES)]
+    optimizer = SGD(0.5)
+    good = [Tensor(np.ones(shape, np.float32)) for shape in SHAPES]
+    optimizer.apply_gradients(zip(good, variables, strict=True))
+    for wrong, error, match in (
+        (Tensor(np.ones((3, 2), np.float32)), GradientShapeError, r"v0:0.*\[3, 2\].*\[2, 3\]"),
+        (Tensor(np.ones((2, 3))), GradientDtypeError, "v0:0.*float64.*float32"),
+    ):
+        with pytest.raises(error, match=match):
+            optimizer.apply_gradients(zip([wrong, *good[1:]], variables, strict=True))
+    assert [float(v.numpy().max()) for v in variables] == [0.5] * 3
+    assert int(optimizer.iterations.numpy()) == 1
