@@ -8,6 +8,7 @@ as threads, at several sizes; started by ``mpirun``, over the MPI world as it is
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
@@ -23,6 +24,9 @@ Result = TypeVar("Result")
 MPI_WORLD_SIZE = int(os.environ.get("OMPI_COMM_WORLD_SIZE") or os.environ.get("PMI_SIZE") or 1)
 GROUPS = [f"mpi-{MPI_WORLD_SIZE}"] if MPI_WORLD_SIZE > 1 else [f"in_process-{n}" for n in (1, 2, 3, 5, 8)]
 
+_UNTIMED = {f"tests/multiprocess/test_{name}.py" for name in ("aggregators", "golden", "row_sparse", "same_bits")}
+"""Jobs that only end with the right bits, however long that takes."""
+
 # No test is about time, least of all on a busy machine; which examples are tried depends on the test alone.
 hypothesis.settings.register_profile(
     "distopt", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -32,16 +36,28 @@ hypothesis.settings.load_profile("distopt")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where several processes share the tests (``-n 2``), let one of them run all that start jobs, and begin early."""
+    """Where several processes share the tests (``-n 2``), let one of them run all jobs that are about time.
+
+    Two of these at once could take longer than what they assert. All that start jobs come early.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):  # type: ignore[misc,unused-ignore]  # xdist is typed in some versions
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return "jobs" if file.startswith(("tests/multiprocess/", "tests/faults/")) else file
+            return (
+                "jobs" if file.startswith(("tests/multiprocess/", "tests/faults/")) and file not in _UNTIMED else file
+            )
 
     config.option.loadscopereorder = False  # files with few tests may take longest
     return Scheduling(config, log)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _earlier_objects_are_not_looked_at_again() -> None:
+    """Keep the collections of garbage short, which jobs make before they begin, too: a process of tests grows."""
+    gc.collect()
+    gc.freeze()
 
 
 class Run(Protocol):

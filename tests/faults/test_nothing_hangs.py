@@ -113,8 +113,15 @@ def test_processes_with_different_hypers_at_a_step_end_with_the_error_that_names
     assert "epoch 1/" not in result.stderr
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["kill", "stop"])
-@pytest.mark.parametrize(("victim", "placement"), [(0, "replica"), (2, "replica"), (0, "sharded")])
+@pytest.mark.parametrize(
+    ("victim", "placement", "how"),  # each pair of any two
+    [
+        (0, "replica", signal.SIGKILL),
+        (0, "sharded", signal.SIGSTOP),
+        (2, "replica", signal.SIGSTOP),
+        (2, "sharded", signal.SIGKILL),
+    ],
+)
 def test_mpi_rank_that_dies_or_freezes_ends_the_job_and_is_named(
     tmp_path: Path, victim: int, placement: str, how: int
 ) -> None:

@@ -26,7 +26,17 @@ LOOKS_OF_A_LATE_RANK = 12
 
 
 def bits(comm: MpiCommunicator) -> None:
-    """Print the hash of an aggregate of thirteen replicas, one line on each rank."""
+    """Print the hash of one aggregate for groups of 8, 5, 3, 2 and 1 ranks, one line for each rank of each."""
+    for sizes in ((8,), (5, 3), (5, 2, 1)):
+        color = int(np.searchsorted(np.cumsum(sizes), comm.rank, side="right"))
+        group = MpiCommunicator(load_mpi().COMM_WORLD.Split(color, comm.rank), timeout_s=TIMEOUT_S)
+        assert group.size == sizes[color]
+        bits_of(group)
+        group.close()
+
+
+def bits_of(comm: MpiCommunicator) -> None:
+    """Print the hash of an aggregate of thirteen replicas."""
     generator = np.random.default_rng(7)
     rows = np.asarray(generator.standard_normal((13, 70_001)) * 10.0 ** generator.integers(-6, 7, (13, 70_001)), "<f4")
     hosting = Hosting.contiguous(13, comm.size)
@@ -36,7 +46,7 @@ def bits(comm: MpiCommunicator) -> None:
         for node in hosting.covers[comm.rank]
     ]
     (total,) = comm.combine(mine, hosting, Sum(), [rows[0]])
-    say(f"rank {comm.rank} hash {hashlib.sha256(total.tobytes()).hexdigest()} sent {comm.traffic.bytes_sent}")
+    say(f"size {comm.size} hash {hashlib.sha256(total.tobytes()).hexdigest()} sent {comm.traffic.bytes_sent}")
 
 
 def steps_without_end(comm: MpiCommunicator) -> None:

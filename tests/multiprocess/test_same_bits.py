@@ -12,6 +12,7 @@ SERVER = Deployment("cluster", workers=2, servers=1, placement="server")
 SERVERS = Deployment("cluster", workers=3, servers=2, placement="server")
 SERVERS_REDUCE = Deployment("cluster", workers=2, servers=2, placement="replica")
 MPI_3 = Deployment("mpi", workers=3)
+MPI_5 = Deployment("mpi", workers=5)
 SHARDED = Deployment("mpi", workers=2, placement="sharded")
 SHARDED_5 = Deployment("mpi", workers=5, placement="sharded")
 
@@ -22,8 +23,7 @@ PART = {
         ("compiled", SERVER),
         ("compiled", SHARDED),
     ],
-    ("adam", "plain"): [("compiled", Deployment("mpi", workers=5)), ("numpy", SERVERS)],
-    ("adam", "global_clipnorm"): [("compiled", SERVERS), ("numpy", MPI_3), ("compiled", SHARDED_5)],
+    ("adam", "global_clipnorm"): [("compiled", SERVERS), ("numpy", MPI_5), ("compiled", SHARDED_5)],
     ("a user's", "global_clipnorm"): [("numpy", SERVERS)],
     ("lamb", "plain"): [("numpy", SERVERS)],
     ("muon", "plain"): [("numpy", MPI_3)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import logging
 from collections import Counter
@@ -24,6 +25,11 @@ from distopt.testing import FaultPlan, run_replicas
 CONFIG = Path(__file__).parents[3] / "configs" / "digits.toml"
 SETTINGS = ("data.epochs=2", "strategy.replicas=5", "task.hidden=[16]", 'numerics.engine="numpy"')
 REPLICAS = tuple(range(5))
+
+
+@pytest.fixture(autouse=True)
+def _objects_of_other_tests_stay_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gc, "unfreeze", lambda: None)  # of each rank and attempt; here they share a process
 
 
 @pytest.fixture(autouse=True)
