@@ -51,11 +51,15 @@ class Known:
     ``digest``: of what was told, equal on all processes.
     """
 
-    def __init__(self, rows: bool, repeats: bool, digest: int, settings: OptimizerSettings, iterations: Any) -> None:
+    def __init__(
+        self, rows: bool, variables: Sequence[Any], digest: int, settings: OptimizerSettings, iterations: Any
+    ) -> None:
         self.rows = rows
         """Whether a replica of any process has had row-sparse gradients."""
-        self.repeats = repeats
+        self.repeats = len(set(map(id, variables))) < len(variables)
         """Whether a variable is listed twice."""
+        self.readers: list[list[Any]] = [variable.readers for variable in variables]
+        """Of each variable, the very list of what has read it and is still live."""
         self.settings = settings
         """Those of the optimizer, which may change."""
         self._digest = digest
@@ -92,7 +96,7 @@ class Introductions:
         """
         key = pairs_of[0].key
         latest = self._latest
-        if latest is not None and latest[0]() is optimizer and latest[1] == key:
+        if latest is not None and latest[0]() is optimizer and (latest[1] is key or latest[1] == key):
             return latest[2]
         known = self._known.setdefault(optimizer, {})
         found = known.get(key)
@@ -131,9 +135,8 @@ class Introductions:
         _refuse_other_optimizers(everyone)
         _warn_of_other_versions(everyone)
         digest = digest_of("gradients", _comparable(lists[0]))
-        key = pairs_of[0].key
-        repeats = len(set(key)) < len(key)
-        return Known(any(told.rows for told in everyone), repeats, digest, settings, optimizer.iterations)
+        rows = any(told.rows for told in everyone)
+        return Known(rows, pairs_of[0].variables, digest, settings, optimizer.iterations)
 
 
 def _name(reference: int, agree: int, size: int) -> str:

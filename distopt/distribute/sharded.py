@@ -81,13 +81,15 @@ class Sharded:
         """
         optimizer = path.optimizer
         started = time.perf_counter()
-        for variable in [v for v in same_variables(pairs_of) if v.readers]:
-            variable.check_writable()
+        same_variables(pairs_of)
         inspector = self._inspector
         if inspector.looks_for_non_finite:
             inspector.refuse_non_finite_here(pairs_of, int(optimizer.iterations.storage))
         known = self._introductions.of(optimizer, pairs_of)
         label = known.label(path.aggregator.full_name, hypers)
+        if any(known.readers):
+            for variable in pairs_of[0].variables:
+                variable.check_writable()
         if known.rows or known.repeats:
             self._apply_others(path, pairs_of, hypers, label, has_rows=known.rows)
             return

@@ -207,7 +207,7 @@ class Optimizer(RecordedUpdates, HyperAttributes, ClipOptions, FeatureOptions, S
         if deferral.may_record and deferral.building() is not None:
             return self._record_step(grads_and_vars, aggregate, name or self._name)
         pairs = self._checked(grads_and_vars)
-        if pairs.key not in self.fits:
+        if not self.fits.is_latest(pairs) and pairs.key not in self.fits:
             self.build(pairs.variables)
             self.fits.add(pairs.variables)
         if not pairs.key:

@@ -85,6 +85,7 @@ class SpanOwner:
         self._block_range = _ranges([block.variable for block in layout.blocks])
         self._parts_of = [self._parts(span) for span in self._spans]
         self._variables = [layout.variables[part.variable] for parts in self._parts_of for part in parts]
+        self._readers = [variable.readers for variable in self._variables]
         constrained = [[layout.variables[p.variable] for p in parts] for parts in self._parts_of]
         self._constrained = [[variable for variable in own if variable.constraint is not None] for own in constrained]
         """By span."""
@@ -217,8 +218,9 @@ class SpanOwner:
         if engine is not self._engine:
             self._bind(engine)
         given = self._checked(gradients)
-        for variable in [v for v in self._variables if v.readers]:
-            variable.check_writable()
+        if any(self._readers):
+            for variable in self._variables:
+                variable.check_writable()
         found = given if self._cuts is None else [given[i].part(start, stop) for i, start, stop in self._cuts]
         step = Step(self._optimizer, hypers)
         if self._optimizer.features.accumulation_steps > 1:

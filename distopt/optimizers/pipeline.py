@@ -117,6 +117,10 @@ class Fits:
     def __contains__(self, key: tuple[int, ...]) -> bool:
         return key in self._fits
 
+    def is_latest(self, pairs: Pairs) -> bool:
+        """Return whether :meth:`known` has returned ``pairs``, or others of these variables, just before."""
+        return self._latest is not None and pairs.key is self._latest.key
+
     def add(self, variables: Iterable[Variable], places: list[Array] | None = None) -> None:
         """Note variables that are kept; ``places``, if there are any, are arrays of their shapes and dtypes.
 
@@ -140,13 +144,15 @@ class Fits:
             if fit is None:
                 return None
             self._latest = fit
-        gradients = list(map(_gradient, pairs))
-        if set(map(type, gradients)) != _TENSORS:
+        try:
+            arrays = [gradient._value for gradient, _ in pairs]
+        except AttributeError:
             return None
-        arrays = [gradient._value for gradient in gradients]
         places = fit.places
         if places is not None and all(map(is_, arrays, places)):
             return Pairs(pairs, fit.variables, places, fit.key)
+        if set(map(type, map(_gradient, pairs))) != _TENSORS:
+            return None
         if set(map(type, arrays)) != _ARRAYS or list(map(_dtype, arrays)) != fit.dtypes:
             return None
         return Pairs(pairs, fit.variables, arrays, fit.key) if list(map(_shape, arrays)) == fit.shapes else None
