@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from distopt import kernels, norms
-from distopt.optimizers import term_loops
+from distopt.optimizers import norm_kernels, term_loops
 from distopt.optimizers.rule import Rule
 from distopt.optimizers.terms import PLAIN, Source
 from distopt.types import Array
@@ -48,48 +48,6 @@ def {name}({arguments}):
         {targets} = {step}({elements})
         {stores}
 """
-
-_NORM_TEMPLATE = """
-
-_read_only = types.Array(types.{dtype}, 1, "C", readonly=True)
-
-
-@compiled(types.void(_read_only, types.{dtype}[::1], types.int64), cache={cache})
-def kernel(values, sums, block):
-    for index in range(sums.size):
-        sums[index] = _block_sum(values[index * block : min(index * block + block, values.size)])
-"""
-
-# The order of additions is that of distopt.norms, which a compiler must keep; so the lanes are one vector here.
-_BLOCK_SUM = '''
-@intrinsic
-def _block_sum(typing_context, values):
-    """Return the sum of squares of one block: eight lanes left to right, then a tree."""
-
-    def generate(context, builder, signature, arguments):
-        (array_type,) = signature.args
-        array = context.make_array(array_type)(context, builder, arguments[0])
-        number = context.get_value_type(array_type.dtype)
-        lanes, index = ir.VectorType(number, 8), array.nitems.type
-        total = cgutils.alloca_once_value(builder, ir.Constant(lanes, [0.0] * 8))
-        rows = builder.lshr(array.nitems, index(3))
-        with cgutils.for_range(builder, rows) as loop:
-            place = builder.gep(array.data, [builder.shl(loop.index, index(3))])
-            x = builder.load(builder.bitcast(place, lanes.as_pointer()), align={itemsize})
-            builder.store(builder.fadd(builder.load(total), builder.fmul(x, x)), total)
-        with cgutils.for_range(builder, builder.and_(array.nitems, index(7))) as loop:
-            x = builder.load(builder.gep(array.data, [builder.add(builder.shl(rows, index(3)), loop.index)]))
-            before = builder.load(total)
-            lane = builder.fadd(builder.extract_element(before, loop.index), builder.fmul(x, x))
-            builder.store(builder.insert_element(before, lane, loop.index), total)
-        ended = builder.load(total)
-        sums = [builder.extract_element(ended, ir.IntType(32)(lane)) for lane in range(8)]
-        while len(sums) > 1:
-            sums = [builder.fadd(left, right) for left, right in zip(sums[::2], sums[1::2])]
-        return sums[0]
-
-    return values.dtype(values), generate
-'''
 
 _CONVERSIONS_TEMPLATE = '''
 _bits16, _bits32 = ir.IntType(16), ir.IntType(32)
@@ -246,9 +204,9 @@ def load_block_sums(dtype: np.dtype[Any]) -> Callable[..., None]:
     head = _HEAD.format(
         title=f"block sums of squares on {dtype.name}",
         conversions="",
-        functions=_BLOCK_SUM.format(itemsize=dtype.itemsize),
+        functions=norm_kernels.block_sum(dtype.itemsize),
     )
-    return kernels.load(lambda cache: head + _NORM_TEMPLATE.format(dtype=dtype.name, cache=cache))
+    return kernels.load(lambda cache: head + norm_kernels.block_sums_loop(dtype.name, cache))
 
 
 class _NarrowKernel:
@@ -317,11 +275,17 @@ def _gathering_source(dtype: np.dtype[Any], source: Source, store: bool, cache: 
         *[f'types.Array(types.{storage.element}, 1, "C", readonly=True)'] * source.num_terms,
         *[number] * len(source.scalars),
     ]
-    return _HEAD.format(
+    decorator = _decorator(signature, cache)
+    fused = not store and dtype in _WIDE and norm_kernels.adds_squares(source)
+    block_sum = norm_kernels.block_sum(norms.accumulation_dtype(dtype).itemsize, source if fused else PLAIN)
+    head = _HEAD.format(
         title=f"the sum of {source.num_terms} terms on {dtype.name}",
         conversions="" if dtype in _WIDE else _CONVERSIONS[dtype],
-        functions=_BLOCK_SUM.format(itemsize=norms.accumulation_dtype(dtype).itemsize) + loops.functions,
-    ) + loops.gathering(_decorator(signature, cache), storage.store if store else None)
+        functions=block_sum + ("" if fused else loops.functions),
+    )
+    if fused:
+        return head + norm_kernels.squares_loop(source, decorator)
+    return head + loops.gathering(decorator, storage.store if store else None)
 
 
 _INNER = kernels.CALLED_BY_KERNELS

@@ -10,16 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distopt import norms
-from distopt.arena import BLOCK
 from distopt.optimizers.engine import Blocks, Call, Engine, Kernel
 from distopt.optimizers.features import Step, Treatment
 from distopt.optimizers.rule import Kind
 from distopt.optimizers.rules import ACCUMULATE, ACCUMULATED_MEAN, MOVING_AVERAGE, WEIGHT_DECAY
 from distopt.optimizers.terms import PLAIN, Gradient, Source
 from distopt.types import Array
-
-_LONG = 16 * BLOCK
-"""Elements of a part, in the mean, from which a loop of its own over an array that is there beats one for all parts."""
 
 
 class Part(NamedTuple):
@@ -89,10 +85,6 @@ class Piece:
 
     def block_sums(self, gradient: Gradient) -> Array:
         """Return the sums of squares of the blocks of all parts, without making the gradient an array."""
-        if gradient.source == PLAIN and len(self.parts) * _LONG <= self.arrays[0].size:
-            (array,) = gradient.terms
-            sums = [self.engine.block_sums(array[start:stop]) for _, start, stop in self.parts]
-            return np.concatenate(sums) if sums else np.empty(0)
         return self.engine.gather(gradient, None, self._blocks)
 
     def store(self, gradient: Gradient) -> tuple[Gradient, Array]:

@@ -1,0 +1,119 @@
+"""Source text of the loops that add up squares; :mod:`distopt.optimizers.kernels` puts them into modules.
+
+The order of additions is that of :mod:`distopt.norms`, which a compiler must keep; so the lanes are one vector here.
+The sum of a few terms is squared where it is added up, in registers: such a loop waits for nothing but the memory.
+"""
+
+from __future__ import annotations
+
+from distopt.optimizers.terms import PLAIN, Source
+from distopt.sum_loops import MOST_STREAMS, Additions
+
+_BLOCK_SUM = '''
+@intrinsic
+def _block_sum(typing_context, {arguments}):
+    """Return the sum of squares of one block: eight lanes left to right, then a tree."""
+
+    def generate(context, builder, signature, arguments):
+        types_of_terms, scalars = signature.args[:{count}], arguments[{count}:]
+        terms = [context.make_array(kind)(context, builder, term) for kind, term in zip(types_of_terms, arguments)]
+        number, size = context.get_value_type(types_of_terms[0].dtype), terms[0].nitems
+        lanes, index, position = ir.VectorType(number, 8), size.type, ir.IntType(32)
+
+        def squared(load, spread):
+            total = {total}
+            return builder.fmul(total, total)
+
+        def spread(scalar):
+            vector = ir.Constant(lanes, ir.Undefined)
+            for lane in range(8):
+                vector = builder.insert_element(vector, scalar, position(lane))
+            return vector
+
+        total = cgutils.alloca_once_value(builder, ir.Constant(lanes, [0.0] * 8))
+        rows = builder.lshr(size, index(3))
+        with cgutils.for_range(builder, rows) as loop:
+            start = builder.shl(loop.index, index(3))
+
+            def load_row(term):
+                place = builder.gep(terms[term].data, [start])
+                return builder.load(builder.bitcast(place, lanes.as_pointer()), align={itemsize})
+
+            builder.store(builder.fadd(builder.load(total), squared(load_row, spread)), total)
+        with cgutils.for_range(builder, builder.and_(size, index(7))) as loop:
+            at = builder.add(builder.shl(rows, index(3)), loop.index)
+            square = squared(lambda term: builder.load(builder.gep(terms[term].data, [at])), lambda scalar: scalar)
+            before = builder.load(total)
+            lane = builder.fadd(builder.extract_element(before, loop.index), square)
+            builder.store(builder.insert_element(before, lane, loop.index), total)
+        ended = builder.load(total)
+        sums = [builder.extract_element(ended, position(lane)) for lane in range(8)]
+        while len(sums) > 1:
+            sums = [builder.fadd(left, right) for left, right in zip(sums[::2], sums[1::2])]
+        return sums[0]
+
+    return term_0.dtype({arguments}), generate
+'''
+
+_BLOCK_SUMS = """
+
+_read_only = types.Array(types.{dtype}, 1, "C", readonly=True)
+
+
+@compiled(types.void(_read_only, types.{dtype}[::1], types.int64), cache={cache})
+def kernel(values, sums, block):
+    for index in range(sums.size):
+        sums[index] = _block_sum(values[index * block : min(index * block + block, values.size)])
+"""
+
+_SQUARES = """
+
+{decorator}
+def kernel(sums, starts, stops, {arguments}):
+    for k in range(starts.size):
+        start, stop = starts[k], stops[k]
+        sums[k] = _block_sum({slices})
+"""
+
+
+def adds_squares(source: Source) -> bool:
+    """Return whether :func:`block_sum` takes the terms of ``source``: few of them, which are at most divided."""
+    return source.num_terms <= MOST_STREAMS and not (source.is_clipped or source.is_scaled)
+
+
+def block_sum(itemsize: int, source: Source = PLAIN) -> str:
+    """Return the function ``_block_sum(*terms, *scalars)``: the sum of squares of what ``source`` makes of one block.
+
+    The terms are float32 or float64, by ``itemsize``; for which sources, says :func:`adds_squares`.
+    """
+    total = _total(source.additions)
+    if source.is_mean:
+        total = f"builder.fdiv({total}, spread(scalars[0]))"
+    arguments = ", ".join([*_terms(source), *source.scalars])
+    return _BLOCK_SUM.format(arguments=arguments, count=source.num_terms, total=total, itemsize=itemsize)
+
+
+def block_sums_loop(dtype: str, cache: bool | str) -> str:
+    """Return the kernel that calls :func:`block_sum` on the blocks of one array."""
+    return _BLOCK_SUMS.format(dtype=dtype, cache=cache)
+
+
+def squares_loop(source: Source, decorator: str) -> str:
+    """Return the kernel that calls :func:`block_sum` on blocks of terms."""
+    slices = [f"{term}[start:stop]" for term in _terms(source)]
+    return _SQUARES.format(
+        decorator=decorator,
+        arguments=", ".join([*_terms(source), *source.scalars]),
+        slices=", ".join([*slices, *source.scalars]),
+    )
+
+
+def _terms(source: Source) -> list[str]:
+    return [f"term_{number}" for number in range(source.num_terms)]
+
+
+def _total(sum_of: Additions) -> str:
+    if isinstance(sum_of, int):
+        return f"load({sum_of})"
+    left, right = sum_of
+    return f"builder.fadd({_total(left)}, {_total(right)})"
