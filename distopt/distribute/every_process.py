@@ -140,13 +140,12 @@ class EveryProcess:
 
         By rows: since the first apply call with these variables where a replica of any process had row-sparse ones.
         """
-        have_rows = False
-        for pairs in pairs_of:  # a generator costs as much as the rest
-            have_rows = have_rows or pairs.has_rows
+        have_rows = pairs_of[0].has_rows or any(pairs.has_rows for pairs in pairs_of[1:])
         if self._communicator is None:
             return have_rows, False, b""
-        known = self._introductions.of(path.optimizer, pairs_of)
-        label = known.label(path.aggregator.full_name, hypers)
+        optimizer = path.optimizer
+        known = self._introductions.of(optimizer, pairs_of)
+        label = known.label(optimizer.gradient_aggregator, hypers)
         return known.rows, have_rows and not known.rows, label
 
     def _is_skipped(self, optimizer: Any, gradients: Any, pairs_of: Sequence[Any]) -> bool:

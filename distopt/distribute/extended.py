@@ -24,7 +24,7 @@ from distopt.distribute.in_host_memory import every_process
 from distopt.distribute.inspector import Inspector
 from distopt.distribute.loss_origin import note_origin
 from distopt.distribute.owners import Owners, Phases, num_bytes_of_all, same_variables
-from distopt.distribute.receipts import Note, Receipt, ReceiptBook, path_name
+from distopt.distribute.receipts import Receipt, ReceiptBook, path_name
 from distopt.distribute.replica_greenlets import ReplicaGreenlets
 from distopt.distribute.variable_access import CrossReplicaAccess
 from distopt.errors import VariablePerReplicaError
@@ -119,7 +119,7 @@ class Extended:
         watcher = state.watcher
         if self.inspector.several:
             self.book.begin()
-            state.watcher = note_origin
+            state.watcher = note_origin if self.inspector.begin_run() else None
         try:
             if self.num_hosted == 1:
                 kwargs = kwargs_of[0] if kwargs_of else _NO_KWARGS
@@ -184,7 +184,7 @@ class Extended:
         traffic_before: tuple[int, int],
     ) -> None:
         if self.inspector.several:
-            self.book.add(Note(what, aggregator, num_bytes_of_all(columns), traffic_before=traffic_before))
+            self.book.add(what, aggregator, num_bytes_of_all(columns), traffic_before)
 
     def all_reduce_leaves(self, operation: ReduceOp, leaves: Sequence[Any]) -> list[Any]:
         """Return each leaf (an array or IndexedSlices, or one a hosted replica) reduced over all replicas, together.

@@ -21,7 +21,7 @@ from distopt.aggregation import GradientAggregator, Mean, Sum
 from distopt.comm.communicator import Communicator, Hosting
 from distopt.distribute.checks import Action, Checks
 from distopt.distribute.loss_origin import AVERAGED, LOCAL_MEAN, Origin, is_of
-from distopt.distribute.receipts import Note, ReceiptBook
+from distopt.distribute.receipts import ReceiptBook
 from distopt.errors import (
     AggregatedTwiceError,
     AppliedTwiceError,
@@ -39,6 +39,10 @@ from distopt.types import Array
 
 logger = logging.getLogger(__name__)
 _UNLIKE = b"unlike"
+
+LOOKS_AT_LOSSES = 17
+"""In so many runs of a strategy, from its first on, it is looked at how losses are scaled; then in every 17th, a prime,
+so that of functions that are run by turns none is left out."""
 
 
 class Inspector:
@@ -64,6 +68,8 @@ class Inspector:
         self._hosts_replicas = bool(hosting.hosted[rank])
         self._contexts = contexts
         self._communicator = communicator
+        self._runs = 0
+        self._looks_at_losses = False
         self._told: set[type[MistakeError]] = set()
         self._compared: set[tuple[int, tuple[int, ...]]] = set()
         self._user: Any = None
@@ -101,6 +107,15 @@ class Inspector:
 
     # ------------------------------------------------------------ before an apply call
 
+    def begin_run(self) -> bool:
+        """Return whether to look at how losses are scaled in the run that begins, if there are several replicas.
+
+        A program seldom changes that, so it is looked at in the first runs, and in every so-manyth after them.
+        """
+        runs = self._runs = self._runs + 1
+        self._looks_at_losses = looks = runs <= LOOKS_AT_LOSSES or runs % LOOKS_AT_LOSSES == 0
+        return looks
+
     def mark_reduced(self, value: Any, operation: str) -> None:
         """Mark what a reduction by hand returned to the user."""
         if not self.several:
@@ -131,13 +146,14 @@ class Inspector:
         if self.several:
             if marked and checks.reduced_by_hand != "ignore":
                 self._refuse_reduced(pairs_of[0])
-            aggregator = path.optimizer.gradient_aggregator
-            for i, context in enumerate(self._contexts):
-                origin = context.origin
-                if origin is None or (origin[0] is AVERAGED and type(aggregator) is Sum):
-                    continue  # as it should be, which is soon seen
-                if origin[0] not in _kinds_for(aggregator):
-                    self._refuse_scaling(aggregator, origin, pairs_of[i])
+            if self._looks_at_losses:
+                aggregator = path.optimizer.gradient_aggregator
+                for i, context in enumerate(self._contexts):
+                    origin = context.origin
+                    if origin is None or (origin[0] is AVERAGED and type(aggregator) is Sum):
+                        continue  # as it should be, which is soon seen
+                    if origin[0] not in _kinds_for(aggregator):
+                        self._refuse_scaling(aggregator, origin, pairs_of[i])
         if checks.applied_twice != "ignore":
             self._refuse_repeated(path.optimizer, pairs_of)
 
@@ -148,7 +164,7 @@ class Inspector:
             self._refuse_repeated(path.optimizer, pairs_of)
         if not self.several:
             return
-        if not path.aggregate:
+        if self._looks_at_losses and not path.aggregate:
             for context, pairs in zip(self._contexts, pairs_of, strict=True):
                 origin = context.origin
                 if origin is not None and origin[0] is AVERAGED and _mean_by_hand(pairs):
@@ -243,13 +259,12 @@ class Inspector:
         *,
         skipped: bool = False,
     ) -> None:
-        """Leave the receipt of the reduction of an apply call, if there are several replicas; see :class:`Note`."""
+        """Leave the receipt of the reduction of an apply call, if there are several replicas."""
         if self.several:
-            step = int(path.optimizer.iterations.storage)
-            variables = tuple(variables)
-            aggregator = path.optimizer.gradient_aggregator
-            note = Note("gradients", aggregator, num_bytes, variables, traffic_before, step, skipped=skipped)
-            self.book.add(note)
+            optimizer = path.optimizer
+            step = optimizer.iterations.storage.item()
+            aggregator = optimizer.gradient_aggregator
+            self.book.add("gradients", aggregator, num_bytes, traffic_before, variables, step, skipped)
 
     def lets_pass(self, gradients: Sequence[Any], pairs_of: Sequence[Any], step: int) -> bool:
         """Return whether aggregated ``gradients`` may be applied: false for a step that is to be skipped.

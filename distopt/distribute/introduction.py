@@ -12,7 +12,7 @@ import platform
 import struct
 import weakref
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -23,6 +23,7 @@ from distopt.agreement import Described, Label, describe_names, digest_of, disag
 from distopt.comm.communicator import Communicator
 from distopt.distribute.optimizer_settings import OptimizerSettings, differing
 from distopt.errors import MergeOrderError, RemoteProtocolError, UnequalHypersError
+from distopt.optimizers import changes
 from distopt.types import Array
 
 logger = logging.getLogger(__name__)
@@ -64,21 +65,20 @@ class Known:
         """Those of the optimizer, which may change."""
         self._digest = digest
         self._iterations = iterations
-        self._what_of: dict[str, int] = {}
-        self._numbers: tuple[float, ...] | None = None
-        self._hypers = 0
+        self._state: Any = None
+        """All that decides the numbers below."""
+        self._what = self._numbers = 0
 
-    def label(self, operation: str, hypers: Mapping[str, float]) -> bytes:
+    def label(self, operation: GradientAggregator | str, hypers: Mapping[str, float]) -> bytes:
         """Return the label of the reduction of one step's gradients; of the step that the optimizer is at."""
-        numbers = tuple(hypers.values())
-        if self.settings.refresh() or numbers != self._numbers:
-            self._numbers = numbers
-            digest = zlib.crc32(struct.pack(f"<{len(numbers)}d", *numbers))
-            self._hypers = digest | self.settings.digest << 32
-        what = self._what_of.get(operation)
-        if what is None:
-            what = self._what_of[operation] = self._digest ^ digest_of(operation)
-        return pack_label(what, self._hypers, int(self._iterations.storage))
+        state = operation, hypers, changes.latest
+        if state != self._state:
+            if self._state is None or self._state[0] != operation:
+                self._what = self._digest ^ digest_of(operation if isinstance(operation, str) else operation.full_name)
+            self._state = state
+            numbers = zlib.crc32(struct.pack(f"<{len(hypers)}d", *hypers.values()))
+            self._numbers = numbers | self.settings.digest() << 32
+        return pack_label(self._what, self._numbers, self._iterations.storage.item())
 
 
 class Introductions:
@@ -87,7 +87,7 @@ class Introductions:
     def __init__(self, communicator: Communicator | None) -> None:
         self._communicator = communicator
         self._known: weakref.WeakKeyDictionary[Any, dict[tuple[int, ...], Known]] = weakref.WeakKeyDictionary()
-        self._latest: tuple[Any, tuple[int, ...], Known] | None = None
+        self._latest: tuple[Callable[[], Any], tuple[int, ...] | None, Any] = _nobody, None, None
 
     def of(self, optimizer: Any, pairs_of: Sequence[Any]) -> Known:
         """Return what is known of the variables of ``pairs_of``, asking the other processes at the first time.
@@ -95,9 +95,10 @@ class Introductions:
         Raises: the MistakeError that says how the lists differ; MergeOrderError if the others do something else.
         """
         key = pairs_of[0].key
-        latest = self._latest
-        if latest is not None and latest[0]() is optimizer and (latest[1] is key or latest[1] == key):
-            return latest[2]
+        of_optimizer, latest_key, latest = self._latest
+        if (latest_key is key or latest_key == key) and of_optimizer() is optimizer:
+            introduced: Known = latest
+            return introduced
         known = self._known.setdefault(optimizer, {})
         found = known.get(key)
         if found is None:
@@ -137,6 +138,10 @@ class Introductions:
         digest = digest_of("gradients", _comparable(lists[0]))
         rows = any(told.rows for told in everyone)
         return Known(rows, pairs_of[0].variables, digest, settings, optimizer.iterations)
+
+
+def _nobody() -> None:
+    return None
 
 
 def _name(reference: int, agree: int, size: int) -> str:

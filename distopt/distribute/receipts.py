@@ -7,12 +7,12 @@ is looked up. Receipts are made of them when somebody asks, or at once where som
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from distopt.aggregation import GradientAggregator, Mean, Sum
-from distopt.comm.communicator import Communicator, Hosting
+from distopt.comm.communicator import Communicator, Hosting, Traffic
 
 MOST_RECEIPTS = 256
 """So many are kept of one ``strategy.run``; older ones are dropped."""
@@ -50,18 +50,9 @@ class Receipt:
     """Whether the result was thrown away, because it was not finite."""
 
 
-@dataclass(slots=True)
-class Note:
-    """What is kept of one reduction until somebody asks."""
-
-    what: str
-    aggregator: GradientAggregator
-    num_bytes: int
-    variables: tuple[Any, ...] = ()
-    traffic_before: tuple[int, int] = (0, 0)
-    step: int | None = None
-    traffic_after: tuple[int, int] = (0, 0)
-    skipped: bool = False
+Note: TypeAlias = tuple[str, GradientAggregator, int, Sequence[Any], tuple[int, int], tuple[int, int], int | None, bool]
+"""What is kept of one reduction until somebody asks: what, aggregator, bytes, variables, :meth:`ReceiptBook.traffic`
+before and after it, step, skipped. A plain tuple, since one is made in every step."""
 
 
 def path_name(hosting: Hosting, communicator: Any) -> str:
@@ -79,7 +70,7 @@ class ReceiptBook:
     def __init__(self, hosting: Hosting, communicator: Communicator | None, path: str) -> None:
         self.path = path
         self._hosting = hosting
-        self._communicator = communicator
+        self._traffic = Traffic() if communicator is None else communicator.traffic
         self._notes: deque[Note] = deque(maxlen=MOST_RECEIPTS)
         self._observers: list[Callable[[Receipt], Any]] = []
         self.begin = self._notes.clear
@@ -87,20 +78,26 @@ class ReceiptBook:
 
     def traffic(self) -> tuple[int, int]:
         """Return the bytes that this process has sent and received so far."""
-        if self._communicator is None:
-            return 0, 0
-        traffic = self._communicator.traffic
+        traffic = self._traffic
         return traffic.bytes_sent, traffic.bytes_received
 
-    def add(self, note: Note) -> None:
-        """Keep ``note``; its reduction is done."""
-        communicator = self._communicator
-        if communicator is not None:
-            traffic = communicator.traffic
-            note.traffic_after = traffic.bytes_sent, traffic.bytes_received
-        self._notes.append(note)
-        for observer in self._observers:
-            observer(self._receipt(note))
+    def add(
+        self,
+        what: str,
+        aggregator: GradientAggregator,
+        num_bytes: int,
+        before: tuple[int, int],
+        variables: Sequence[Any] = (),
+        step: int | None = None,
+        skipped: bool = False,
+    ) -> None:
+        """Keep a note of a reduction, which is done; ``before`` is what :meth:`traffic` returned before it."""
+        traffic = self._traffic
+        after = traffic.bytes_sent, traffic.bytes_received
+        self._notes.append((what, aggregator, num_bytes, variables, before, after, step, skipped))
+        if self._observers:
+            for observer in self._observers:
+                observer(self._receipt(self._notes[-1]))
 
     def observe(self, observer: Callable[[Receipt], Any]) -> Callable[[], None]:
         """Call ``observer`` with the receipt of each reduction from now on; return a function that ends it."""
@@ -112,21 +109,21 @@ class ReceiptBook:
         return tuple(map(self._receipt, self._notes))
 
     def _receipt(self, note: Note) -> Receipt:
+        what, aggregator, num_bytes, variables, before, after, step, skipped = note
         replicas = self._hosting.num_replicas
         divisors: dict[type, int] = {Sum: 1, Mean: replicas}
-        divisor = divisors.get(type(note.aggregator))
-        sent, received = (after - before for before, after in zip(note.traffic_before, note.traffic_after, strict=True))
+        divisor = divisors.get(type(aggregator))
         return Receipt(
-            what=note.what,
-            variables=tuple(variable.name for variable in note.variables),
+            what=what,
+            variables=tuple(variable.name for variable in variables),
             participants=tuple(range(replicas)),
-            operation=note.aggregator.full_name,
+            operation=aggregator.full_name,
             divisor=divisor,
             weight=None if divisor is None else 1.0 / divisor,
-            num_bytes=note.num_bytes,
-            bytes_sent=sent,
-            bytes_received=received,
+            num_bytes=num_bytes,
+            bytes_sent=after[0] - before[0],
+            bytes_received=after[1] - before[1],
             path=self.path,
-            step=note.step,
-            skipped=note.skipped,
+            step=step,
+            skipped=skipped,
         )

@@ -86,7 +86,7 @@ class Sharded:
         if inspector.looks_for_non_finite:
             inspector.refuse_non_finite_here(pairs_of, int(optimizer.iterations.storage))
         known = self._introductions.of(optimizer, pairs_of)
-        label = known.label(path.aggregator.full_name, hypers)
+        label = known.label(optimizer.gradient_aggregator, hypers)
         if any(known.readers):
             for variable in pairs_of[0].variables:
                 variable.check_writable()

@@ -18,6 +18,7 @@ from distopt import replica_context
 from distopt.arena import place
 from distopt.errors import ForeignVariableError
 from distopt.optimizers import hypers as hyper_arithmetic
+from distopt.optimizers.changes import Changing
 from distopt.optimizers.clips import Clips
 from distopt.optimizers.features import ACCUMULATED_CALLS, AVERAGE, Features, Treatment
 from distopt.optimizers.hypers import HyperTable
@@ -33,7 +34,7 @@ ITERATIONS = "iterations"
 VALID_DTYPES = frozenset(np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
 
 
-class OptimizerBase(SavedState):
+class OptimizerBase(Changing, SavedState):
     """Layouts, slots and hypers; ``name`` is unique enough to be in the names of variables."""
 
     def __init__(self, name: str) -> None:

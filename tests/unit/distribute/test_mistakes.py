@@ -21,7 +21,7 @@ from distopt import errors
 from distopt.aggregation import Mean, Median, Sum
 from distopt.clipping import clip_by_global_norm
 from distopt.distribute import Checks, MirroredStrategy, PerReplica, introduction
-from distopt.distribute.inspector import is_finite
+from distopt.distribute.inspector import LOOKS_AT_LOSSES, is_finite
 from distopt.errors import MistakeError
 from distopt.testing import run_strategy
 
@@ -422,6 +422,23 @@ def test_gradients_of_a_local_mean_are_summed_as_in_the_reference_and_logged_or_
     strategy.extended.checks = Checks(local_mean_loss="raise")
     with pytest.raises(errors.LocalMeanLossError, match="2 replicas"):
         strategy.run(lambda: step_down(optimizer, w, loss_of))
+
+
+@pytest.mark.parametrize("turns", [1, 2])
+def test_a_loss_that_becomes_a_local_mean_later_is_seen_within_a_few_runs(
+    strategy: MirroredStrategy, turns: int
+) -> None:
+    strategy.extended.checks = Checks(local_mean_loss="raise")
+    w, optimizer = variable(value=1.0), tf.keras.optimizers.SGD(1.0)
+    for _ in range(3 * LOOKS_AT_LOSSES + 1):
+        strategy.run(lambda: step_down(optimizer, w, average))
+
+    def later() -> None:
+        for run in range(turns * LOOKS_AT_LOSSES):
+            strategy.run(lambda run=run: step_down(optimizer, w, average if run % turns else tf.reduce_mean))
+
+    with pytest.raises(errors.LocalMeanLossError, match="2 replicas"):
+        later()
 
 
 @catches(errors.NumberToSumVariableError)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import distopt as tf
+from distopt.comm.communicator import Traffic
 from distopt.distribute import SyncParameterServerStrategy
 from distopt.errors import PlacementError
 from tests.hooks import unit_length_before_sum
@@ -22,6 +23,7 @@ class OneWorkerOf:
     num_servers: int
 
     def __init__(self, size: int, num_servers: int) -> None:
+        self.traffic = Traffic()
         self.size = size
         self.num_servers = num_servers
 

@@ -10,6 +10,7 @@ import pytest
 
 import distopt as tf
 from distopt import replica_context
+from distopt.comm.communicator import Traffic
 from distopt.distribute import MirroredStrategy, MultiWorkerMirroredStrategy, SyncParameterServerStrategy
 from distopt.errors import PlacementError
 from distopt.testing import run_replicas
@@ -147,7 +148,7 @@ def test_gradients_that_are_not_aggregated_update_each_replicas_copy() -> None:
 
 def test_several_servers_refuse_the_method_by_name() -> None:
     class Link:
-        rank, size, num_servers = 0, 1, 2
+        rank, size, num_servers, traffic = 0, 1, 2, Traffic()
 
     strategy = SyncParameterServerStrategy(Link(), replicas=2)
     w, optimizer = tf.Variable([0.0]), HeavyBall()
