@@ -16,7 +16,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 
 from distopt.canonical_sum import Node, SumTree, add_nodes
-from distopt.row_sums import RowSum, add_occurrences, add_row_sums, covering
+from distopt.row_lists import add_lists, halves
+from distopt.row_sums import RowSum, add_occurrences, covering
 from distopt.types import Array
 
 DENSE_FROM: Final = 0.25
@@ -85,19 +86,16 @@ def add_rows(tree: SumTree, sums: Mapping[Node, Rows], wanted: Node, first: int,
     """Return the canonical sum of ``wanted`` from sums of nodes that cover it, of ``num_rows`` rows from ``first`` on.
 
     The bits are those of :func:`~distopt.row_sums.add_row_sums`, whichever form the rows have; they come back as a
-    table where one of them is one, or so many are there that this is faster. Inputs are not written to.
+    table where one of them is one, or so many are there that this is faster. Lists are in ascending order, as the
+    result is then. Inputs are not written to.
 
     Raises: ValueError if a replica below ``wanted`` is covered by no node.
     """
-    nodes = covering(tree, sums, wanted)
-    if len(nodes) == 1:
-        return sums[nodes[0]]
-    given = {node: sums[node] for node in nodes}
-    lists = {node: rows for node, rows in given.items() if isinstance(rows, RowSum)}
-    if len(lists) == len(given):
-        most = max(len(rows.indices) for rows in lists.values())
-        if not is_dense(most, num_rows):
-            return add_row_sums(tree, lists, wanted)
+    given = {node: sums[node] for node in covering(tree, sums, wanted)}
+    if len(given) == 1:
+        return given[wanted]
+    if (lists := _few(given, num_rows)) is not None:
+        return add_lists(tree, lists, wanted)
     tables = {node: _table_of(rows, first, num_rows) for node, rows in given.items()}
     present = np.zeros(num_rows, bool)
     for table in tables.values():
@@ -106,6 +104,23 @@ def add_rows(tree: SumTree, sums: Mapping[Node, Rows], wanted: Node, first: int,
     total = np.empty(values.size, values.dtype)
     add_nodes(tree, {node: table.values.reshape(-1) for node, table in tables.items()}, wanted, out=total)
     return RowTable(first, present, total.reshape(values.shape))
+
+
+def parts_of_sum(tree: SumTree, sums: Mapping[Node, Rows], first: int, num_rows: int) -> list[RowSum]:
+    """Return one list, or two whose sum (:func:`~distopt.row_lists.merged`) is the canonical sum over all replicas.
+
+    What is given, and what is raised: as :func:`add_rows`.
+    """
+    lists = _few(sums, num_rows)
+    return [listed(add_rows(tree, sums, tree.root, first, num_rows))] if lists is None else halves(tree, lists)
+
+
+def _few(sums: Mapping[Node, Rows], num_rows: int) -> dict[Node, RowSum] | None:
+    """Return ``sums`` if they are best added up as lists, else None."""
+    lists = {node: rows for node, rows in sums.items() if isinstance(rows, RowSum)}
+    if len(lists) < len(sums) or is_dense(max((len(rows.indices) for rows in lists.values()), default=0), num_rows):
+        return None
+    return lists
 
 
 def is_dense(count: int, num_rows: int) -> bool:

@@ -10,9 +10,9 @@ before; where it turns out otherwise, all write and meet once more, as they do w
 
 Rules of this file:
 
-- Listed rows lie part by part, as the table is divided, each row's occurrences left to right; so whoever is to add up
-  the rows of a part finds them by bisection, side by side, and reads them in place. (Not where occurrences are wanted
-  as they were stored.)
+- Listed rows lie in ascending order, each row's occurrences left to right; so whoever is to add up the rows of a part
+  finds them by bisection, side by side, and reads them in place. (Not where occurrences are wanted as they were
+  stored.)
 - Rows that nothing looks at before they are summed are summed over the hosted replicas first; where so many of a
   table's rows are there that this is faster, as a table (:mod:`distopt.row_tables`).
 - What was written is read until the caller's next exchange, which must come before the next meeting.
@@ -33,7 +33,8 @@ from distopt.comm.shared_memory.host_group import MAX_PAYLOAD_BYTES
 from distopt.distribute.shared_gradients import padded
 from distopt.errors import RemoteProtocolError
 from distopt.indexed_slices import IndexedSlices
-from distopt.row_sums import RowSum, add_row_sums, sum_occurrences
+from distopt.row_lists import Order, add_lists, find_order, in_order, write_in_order
+from distopt.row_sums import RowSum
 from distopt.row_tables import Rows, RowTable, clear_table, empty_table, is_dense, scatter_occurrences
 from distopt.types import Array
 
@@ -67,13 +68,13 @@ class Met(NamedTuple):
 
 
 class Wish(NamedTuple):
-    """How rows are wanted: ``summed`` over the replicas of a process, or each replica's.
+    """How rows are wanted: ``summed`` over the replicas of a process, or each replica's; ``in_order``, or as stored.
 
-    ``cuts`` returns where a table of so many rows is divided, ascending; None for rows as they were stored.
+    What is summed is in order.
     """
 
     summed: bool
-    cuts: Callable[[int], Array] | None = None
+    in_order: bool
 
 
 class HostMemory:
@@ -264,45 +265,31 @@ class HostRows:
         self, node: Node, position: int, stored: Mapping[Node, RowSum], shape: Shape, wish: Wish
     ) -> _Written:
         below = {leaf: rows for leaf, rows in stored.items() if node.start <= leaf.start < node.stop}
-        if not wish.summed:
-            (rows,) = below.values()
-        elif any(_fills(rows.indices, shape.num_rows) for rows in below.values()):
+        if wish.summed and any(_fills(rows.indices, shape.num_rows) for rows in below.values()):
             return _Table(position, shape, self._hosting.tree, node, below)
+        if len(below) == 1:
+            (rows,) = below.values()
         else:
-            sums = {leaf: sum_occurrences(*rows) for leaf, rows in below.items()}
-            rows = add_row_sums(self._hosting.tree, sums, node)
-        return _Listed(position, shape, rows, None if wish.cuts is None else wish.cuts(shape.num_rows))
+            sums = {leaf: in_order(rows, summed=True) for leaf, rows in below.items()}
+            rows = add_lists(self._hosting.tree, sums, node)
+        return _Listed(position, shape, rows, wish)
 
 
 class _Listed:
     """Rows that are written as a list."""
 
-    def __init__(self, position: int, shape: Shape, rows: RowSum, cuts: Array | None) -> None:
+    def __init__(self, position: int, shape: Shape, rows: RowSum, wish: Wish) -> None:
         self.position = position
         self._shape = shape
         self._rows = rows
-        self._order = None if cuts is None else _order_by_part(rows.indices, cuts)
-        self.count = len(rows.indices)
+        self._summed = wish.summed
+        self._order = find_order(rows.indices) if wish.in_order else Order(None, len(rows.indices))
+        self.count = self._order.num_rows if wish.summed else len(rows.indices)
         self.num_bytes = num_bytes_of(shape, self.count)
 
     def write(self, memory: Array, at: int) -> None:
         target = listed_in(memory, at, self._shape, self.count)
-        for given, array in zip(self._rows, target, strict=True):
-            if self._order is None:
-                array[...] = given
-            else:
-                np.take(given, self._order, axis=0, out=array)
-
-
-def _order_by_part(indices: Array, cuts: Array) -> Array | None:
-    """Return the order in which rows lie part by part; None for the one that they have."""
-    if not len(cuts):
-        return None
-    part = np.searchsorted(cuts, indices, "right")
-    if (part[1:] >= part[:-1]).all():
-        return None
-    narrow = part.astype(np.uint16) if len(cuts) < 1 << 16 else part  # which NumPy sorts by digits
-    return np.argsort(narrow, kind="stable")
+        write_in_order(self._rows, self._order, target, summed=self._summed)
 
 
 class _Table:

@@ -97,15 +97,22 @@ class RowPaths:
                 found[i][node] = rows
         return found
 
-    def local_traffic(self, met: Met, own_nodes: Sequence[Node], division: Division) -> tuple[int, int]:
-        """Return the bytes that the others of this host read of what this rank contributed, and it of theirs."""
+    def local_traffic(
+        self, met: Met, own_nodes: Sequence[Node], own_sums: Mapping[int, Mapping[Node, Rows]], division: Division
+    ) -> tuple[int, int]:
+        """Return the bytes that the others of this host read of what this rank contributed, and it of theirs.
+
+        ``own_sums``: what the method of this name returned.
+        """
         rank = self._communicator.rank
-        readers = [rank, *(owner for owner, partner in self.partners.items() if partner == rank)]
+        readers = [owner for owner, partner in self.partners.items() if partner == rank]
         told = read = 0
         for i, of_nodes in met.rows.items():
             parts = [division(reader, met.shapes[i].num_rows) for reader in readers]
             for node, rows in of_nodes.items():
                 looked_at = sum(_num_bytes_of(within(rows, part)) for part in parts)
+                if i in own_sums:
+                    looked_at += _num_bytes_of(own_sums[i][node])
                 if node in own_nodes:
                     told += _num_bytes_of(rows) - looked_at
                 else:
@@ -194,19 +201,13 @@ def divide_rows(num_rows: int, hosts: Sequence[Sequence[int]], rank: int) -> Int
     raise ValueError(f"there is no rank {rank} on hosts {list(hosts)}")
 
 
-def cuts_of(division: Division, num_ranks: int, num_rows: int) -> Array:
-    """Return where a table of ``num_rows`` rows is divided, ascending, whichever rank is asked."""
-    starts = {division(rank, num_rows).start for rank in range(num_ranks)}
-    return np.array(sorted(starts - {0, num_rows}), np.int64)
-
-
 def within(rows: Rows, part: Interval) -> Rows:
-    """Return those of the rows, which lie part by part if they are listed, that lie in a part; views."""
+    """Return those of the rows, which are in order if they are listed, that lie in a part; views."""
     if isinstance(rows, RowTable):
         return rows.within(*part)
     if not len(rows.indices):
         return rows
-    start, stop = np.searchsorted(rows.indices, part)  # bisection: all before a cut are less, all after it are not
+    start, stop = np.searchsorted(rows.indices, part)
     return RowSum(rows.indices[start:stop], rows.values[start:stop])
 
 

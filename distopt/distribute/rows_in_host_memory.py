@@ -12,7 +12,6 @@ Sums of several hosts stay apart until all are there, as subtrees of the canonic
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,14 +20,15 @@ import numpy as np
 from distopt.canonical_sum import Node
 from distopt.comm.communicator import Communicator, Hosting, Receive, Send
 from distopt.distribute.host_rows import HostMemory, HostRows, Met, Wish, listed_in, num_bytes_of
-from distopt.distribute.row_paths import Interval, RowPaths, cuts_of
+from distopt.distribute.row_paths import Interval, RowPaths
 from distopt.distribute.shared_gradients import padded
 from distopt.indexed_slices import IndexedSlices
 from distopt.row_sums import RowSum
 from distopt.row_tables import Rows, add_rows, listed
 from distopt.types import Array
 
-_STORED = Wish(summed=False)
+_SUMMED = Wish(summed=True, in_order=True)
+_STORED = Wish(summed=False, in_order=False)
 
 
 class RowsInHostMemory:
@@ -42,18 +42,14 @@ class RowsInHostMemory:
         self._paths = RowPaths(hosting, communicator)
         self._shared = HostMemory(self._group)
         """What each process makes for the others of its host."""
-        self._summed = Wish(
-            summed=True,
-            cuts=functools.lru_cache(maxsize=64)(functools.partial(cuts_of, self._division, communicator.size)),
-        )
         self.num_bytes_told = 0
         """Of what the others of this host have read of this process's memory in the latest call."""
 
     def sum(self, columns: Sequence[Sequence[Any]], label: bytes) -> list[IndexedSlices | None]:
         """Return the canonical sum over all replicas of each gradient; None for one that is dense somewhere."""
-        met = self._rows.meet(columns, [True] * len(columns), self._summed, label)
+        met = self._rows.meet(columns, [True] * len(columns), _SUMMED, label)
         collected = self._paths.own_sums(met, self._division, summed=True)
-        told, read = self._paths.local_traffic(met, self._rows.own_nodes(self._summed), self._division)
+        told, read = self._paths.local_traffic(met, self._rows.own_nodes(_SUMMED), collected, self._division)
         own: dict[int, RowSum] = {}
         for i in met.with_rows:
             part = self._division(self._communicator.rank, met.shapes[i].num_rows)

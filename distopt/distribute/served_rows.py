@@ -17,7 +17,6 @@ from distopt.arena import Span, aligned_zeros
 from distopt.canonical_sum import Node, SumTree, add_nodes
 from distopt.distribute.row_owner import (
     aggregated_occurrences,
-    aggregated_sum,
     clipped_by_norm,
     total_of_rows,
     update_part,
@@ -27,7 +26,7 @@ from distopt.errors import RemoteProtocolError
 from distopt.indexed_slices import IndexedSlices
 from distopt.optimizers.features import Step
 from distopt.optimizers.pipeline import GradientPath
-from distopt.optimizers.sparse import as_table, moves_all_rows
+from distopt.optimizers.sparse import as_table, moves_all_rows, rows_for
 from distopt.row_sums import RowSum, add_row_sums, sum_of_replicas
 from distopt.types import Array
 
@@ -208,10 +207,13 @@ class RowUpdate:
         """Return the rows of all replicas: summed where nothing looks at them before, else stored, clipped by value."""
         aggregator = self._served.aggregator
         if any(len(rows.counts) for rows in of_nodes.values()):
-            stored = list(of_nodes.values())
-            return aggregated_occurrences(aggregator, self._optimizer.clips, stored, tree.num_replicas)
+            indices, values, counts = (np.concatenate(arrays) for arrays in zip(*of_nodes.values(), strict=True))
+            values = aggregated_occurrences(aggregator, self._optimizer.clips, values, tree.num_replicas)
+            stored = IndexedSlices(values, indices)
+            stored.row_counts = tuple(counts.tolist())
+            return stored
         total = add_row_sums(tree, {node: RowSum(rows.indices, rows.values) for node, rows in of_nodes.items()})
-        return aggregated_sum(aggregator, total, tree.num_replicas)
+        return IndexedSlices(aggregator.finish(total.values, tree.num_replicas), total.indices)
 
     def _apply(self, all_partials: Array) -> None:
         totals: dict[int, Any] = {}
@@ -224,8 +226,10 @@ class RowUpdate:
             self._dense.owner.apply(self._flat, self._hypers, all_partials, lambda _: total)
         step = Step(self._optimizer, self._hypers)
         for part, rows in self._rows.items():
-            clipped = clipped_by_norm(self._optimizer.clips, rows, totals.get(part.variable), total)
-            update_part(self._optimizer, self._served.variables[part.variable], part, clipped, step)
+            variable = self._served.variables[part.variable]
+            values = clipped_by_norm(self._optimizer.clips, rows.values.numpy(), totals.get(part.variable), total)
+            lists = [rows_for(self._optimizer.rule_of(variable), rows.with_values(values))]
+            update_part(self._optimizer, variable, part, lists, step)
 
 
 def _densified(part: VariablePart, given: Array | NodeRows) -> Array:

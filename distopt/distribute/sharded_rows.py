@@ -19,25 +19,26 @@ from typing import Any
 
 import numpy as np
 
+from distopt.aggregation import Sum
 from distopt.canonical_sum import Node
 from distopt.comm.communicator import Communicator, Hosting
 from distopt.distribute.host_rows import HostRows, Met, Shape, Wish
 from distopt.distribute.row_owner import (
     aggregated_occurrences,
-    aggregated_sum,
     clipped_by_norm,
     sum_of_squares,
     total_of_rows,
     update_part,
 )
-from distopt.distribute.row_paths import Interval, RowPaths, cuts_of, divide_rows
+from distopt.distribute.row_paths import Interval, RowPaths, divide_rows
 from distopt.distribute.row_pushes import goes_by_rows
-from distopt.distribute.variable_parts import NodeRows, VariablePart
-from distopt.indexed_slices import IndexedSlices
+from distopt.distribute.variable_parts import VariablePart
 from distopt.optimizers.features import Step
+from distopt.optimizers.rule import Rows as TouchedRows
 from distopt.optimizers.sparse import as_table, moves_all_rows
+from distopt.row_lists import halves, in_order
 from distopt.row_sums import RowSum
-from distopt.row_tables import Rows, RowTable, add_rows, listed
+from distopt.row_tables import Rows, RowTable, add_rows, listed, parts_of_sum
 from distopt.types import Array
 
 
@@ -50,7 +51,6 @@ class ShardedRows:
         self._rows = HostRows(hosting, communicator)
         self._paths = RowPaths(hosting, communicator)
         self._hosts = communicator.host_group.hosts
-        self._cuts = functools.lru_cache(maxsize=64)(functools.partial(cuts_of, self._division, communicator.size))
         self.num_bytes_told = 0
         """Of what the others of this host have read of this process's rows in the latest step."""
 
@@ -65,7 +65,7 @@ class ShardedRows:
         return self._rows.meet(
             columns,
             may_be_rows,
-            Wish(path.may_sum_rows, self._cuts),
+            Wish(path.may_sum_rows, in_order=True),
             label,
             sum_of_squares=squares if path.norms_are_owners else None,
             write_dense=write_dense,
@@ -84,19 +84,23 @@ class ShardedRows:
         """
         optimizer = path.optimizer
         collected = self._paths.own_sums(met, self._division, summed=path.may_sum_rows)
-        wish = Wish(path.may_sum_rows, self._cuts)
-        self.num_bytes_told, num_bytes_read = self._paths.local_traffic(met, self._rows.own_nodes(wish), self._division)
+        wish = Wish(path.may_sum_rows, in_order=True)
+        self.num_bytes_told, num_bytes_read = self._paths.local_traffic(
+            met, self._rows.own_nodes(wish), collected, self._division
+        )
         self._communicator.traffic.bytes_sent += self.num_bytes_told
         self._communicator.traffic.bytes_received += num_bytes_read
         step = Step(optimizer, hypers)
         made: dict[int, Rows] = {}
         for i, of_nodes in collected.items():
             own = self._division(self._communicator.rank, met.shapes[i].num_rows)
-            rows = self._aggregated(path, of_nodes, own)
-            rows = clipped_by_norm(optimizer.clips, rows, totals.get(i), total)
-            update_part(optimizer, variables[i], _part_of(i, variables[i], own), rows, step)
+            if path.may_sum_rows:
+                lists = self._sums(path, of_nodes, own)
+            else:
+                lists = self._occurrences(path, variables[i], of_nodes, totals.get(i), total)
+            update_part(optimizer, variables[i], _part_of(i, variables[i], own), lists, step)
             if self._paths.crosses_hosts:
-                made[i] = _updated_rows(optimizer, variables[i], own, rows.indices)
+                made[i] = _updated_rows(optimizer, variables[i], own, lists)
         shapes = {i: met.shapes[i] for i in met.with_rows}
         self._paths.spread(made, shapes, self._division, lambda i: as_table(variables[i].storage))
 
@@ -113,14 +117,27 @@ class ShardedRows:
     def _division(self, rank: int, num_rows: int) -> Interval:
         return divide_rows(num_rows, self._hosts, rank)
 
-    def _aggregated(self, path: Any, of_nodes: Mapping[Node, Rows], own: Interval) -> IndexedSlices:
-        num_replicas = self._hosting.num_replicas
-        if path.may_sum_rows:
-            total = add_rows(self._hosting.tree, of_nodes, self._hosting.tree.root, own.start, own.size)
-            return aggregated_sum(path.aggregator, listed(total), num_replicas)
-        of_replicas = [listed(of_nodes[node]) for node in sorted(of_nodes)]
-        rows = [NodeRows(*each, np.array([len(each.indices)])) for each in of_replicas]
-        return aggregated_occurrences(path.aggregator, path.optimizer.clips, rows, num_replicas)
+    def _sums(self, path: Any, of_nodes: Mapping[Node, Rows], own: Interval) -> list[RowSum]:
+        """Return what the rule takes of the rows ``own``, from sums, which nothing looks at before."""
+        tree = self._hosting.tree
+        if type(path.aggregator).finish is Sum.finish:  # which leaves them as they are
+            return parts_of_sum(tree, of_nodes, own.start, own.size)
+        indices, values = listed(add_rows(tree, of_nodes, tree.root, own.start, own.size))
+        return [RowSum(indices, path.aggregator.finish(values, self._hosting.num_replicas))]
+
+    def _occurrences(
+        self, path: Any, variable: Any, of_nodes: Mapping[Node, Rows], own_total: Any, total: Any
+    ) -> list[RowSum]:
+        """Return what the rule takes, from the occurrences that each replica has stored."""
+        clips = path.optimizer.clips
+        clipped: dict[Node, RowSum] = {}
+        for node in sorted(of_nodes):
+            indices, values = listed(of_nodes[node])
+            values = aggregated_occurrences(path.aggregator, clips, values, self._hosting.num_replicas)
+            clipped[node] = RowSum(indices, clipped_by_norm(clips, values, own_total, total))
+        if path.optimizer.rule_of(variable).sparse.variable is TouchedRows.OCCURRENCES:
+            return list(clipped.values())
+        return halves(self._hosting.tree, {node: in_order(rows, summed=True) for node, rows in clipped.items()})
 
 
 def _part_of(position: int, variable: Any, own: Interval) -> VariablePart:
@@ -129,12 +146,12 @@ def _part_of(position: int, variable: Any, own: Interval) -> VariablePart:
     return VariablePart(position, own.start * width, own.stop * width, storage.shape, storage.dtype)
 
 
-def _updated_rows(optimizer: Any, variable: Any, own: Interval, indices: Array) -> Rows:
+def _updated_rows(optimizer: Any, variable: Any, own: Interval, lists: Sequence[RowSum]) -> Rows:
     table = as_table(variable.storage)
     if moves_all_rows(optimizer, variable):
         return _all_rows(table, own)
-    ascending = indices if (indices[1:] > indices[:-1]).all() else np.unique(indices)
-    return RowSum(ascending, table[ascending])
+    indices = np.unique(np.concatenate([rows.indices for rows in lists]))
+    return RowSum(indices, table[indices])
 
 
 def _all_rows(table: Array, own: Interval) -> RowTable:

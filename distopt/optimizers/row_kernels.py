@@ -1,33 +1,39 @@
 """Kernels that carry out a rule on some rows of a table, in place, for row-sparse gradients.
 
-A kernel is called as ``kernel(variable, *slots, indices, gradient, *scalars)``: all tables ``[rows, width]``,
-``gradient[k]`` being that of row ``indices[k]``. Which rows it writes is what the rule's ``sparse`` declares:
+A kernel is called as ``kernel(tables, lists, scalars)``: ``tables`` are variable and slots, ``[rows, width]``, and
+``lists`` one list of rows in any order, or two in ascending order (:mod:`distopt.row_lists`), which are then merged on
+the way: the gradient of a row that both have is their sum, left plus right, and is not stored. Which rows a kernel
+writes is what the rule's ``sparse`` declares:
 
 ====================  ==========  ==================================================================================
 variable              slots       a kernel does
 ====================  ==========  ==================================================================================
-OCCURRENCES           likewise    one row after another; an index may come twice
+OCCURRENCES           likewise    one row after another; an index may come twice, and none is added to another: what
+                                  the left list has of a row goes before what the right one has
 TOUCHED               TOUCHED     the same, for distinct rows
 ALL                   ALL         every row of the table; those without a gradient get a gradient of zero
 TOUCHED               ALL         the same, but the variable's rows without a gradient are left alone
 ====================  ==========  ==================================================================================
 
-The compiled form is one loop without temporaries; the plain one works on as many rows at a time as stay in the cache.
+The compiled form is one loop without temporaries, which asks for the rows that come next (:mod:`distopt.prefetch`); the
+plain one works on as many rows at a time as stay in the cache.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from distopt import kernels
+from distopt import kernels, prefetch
 from distopt.optimizers.rule import Rows, Rule
+from distopt.row_lists import merged
+from distopt.row_sums import RowSum
 from distopt.types import Array
 
-RowKernel = Callable[..., None]
+RowKernel = Callable[[Sequence[Array], Sequence[RowSum], Sequence[Any]], None]
 
 _ELEMENTS = 16384
 """As many elements the NumPy form updates at once."""
@@ -53,23 +59,31 @@ def load_row_kernel(rule: Rule, dtype: np.dtype[Any]) -> RowKernel:
     else:
         kernel = kernels.load(lambda cache: _source(rule, dtype, functions, rule.step.__name__, cache=cache))
     if rule.sparse.slots is Rows.ALL:
-        return functools.partial(_in_order, kernel, dtype.type(0), 2 + len(rule.slots))
-    return kernel
+        return functools.partial(_run_on_all, kernel, dtype.type(0))
+    return functools.partial(_run_on_some, kernel)
 
 
-def _in_order(kernel: RowKernel, zero: Any, num_leading: int, *arguments: Any) -> None:
+def _run_on_all(
+    kernel: Callable[..., None], zero: Any, tables: Sequence[Array], lists: Sequence[RowSum], scalars: Sequence[Any]
+) -> None:
     """Call a kernel that goes through the table from its first row to its last."""
-    indices, gradient = arguments[num_leading - 1], arguments[num_leading]
+    indices, gradient = functools.reduce(merged, lists)
     order = np.argsort(indices)
-    kernel(*arguments[: num_leading - 1], indices[order], order, gradient, *arguments[num_leading + 1 :], zero)
+    kernel(*tables, indices[order], order, gradient, *scalars, zero)
+
+
+_NO_INDICES = np.empty(0, np.int64)
+
+
+def _run_on_some(
+    kernel: Callable[..., None], tables: Sequence[Array], lists: Sequence[RowSum], scalars: Sequence[Any]
+) -> None:
+    left, right = lists if len(lists) > 1 else (lists[0], RowSum(_NO_INDICES, lists[0].values[:0]))
+    total_row = np.empty(tables[0].shape[1], tables[0].dtype)
+    kernel(*tables, *left, *right, total_row, prefetch.lines_of(total_row), *scalars)
 
 
 # ------------------------------------------------------------------------------------------------------ NumPy
-
-
-def _split(rule: Rule, arguments: tuple[Any, ...]) -> tuple[tuple[Array, ...], Array, Array, tuple[Any, ...]]:
-    count = 1 + len(rule.slots)
-    return arguments[:count], arguments[count], arguments[count + 1], arguments[count + 2 :]
 
 
 def _blocks(num_rows: int, width: int) -> Iterator[slice]:
@@ -91,8 +105,8 @@ def _call(rule: Rule, variable: Array, *others: Any) -> tuple[Array, ...]:
     return results
 
 
-def _update_touched(rule: Rule, *arguments: Any) -> None:
-    tables, indices, gradient, scalars = _split(rule, arguments)
+def _update_touched(rule: Rule, tables: Sequence[Array], lists: Sequence[RowSum], scalars: Sequence[Any]) -> None:
+    indices, gradient = functools.reduce(merged, lists)
     with np.errstate(all="ignore"):
         for block in _blocks(*gradient.shape):
             rows = indices[block]
@@ -101,20 +115,20 @@ def _update_touched(rule: Rule, *arguments: Any) -> None:
                 table[rows] = result
 
 
-def _update_occurrences(rule: Rule, *arguments: Any) -> None:
+def _update_occurrences(rule: Rule, tables: Sequence[Array], lists: Sequence[RowSum], scalars: Sequence[Any]) -> None:
     """Update the first occurrences of all rows, then all second ones, and so on."""
-    tables, indices, gradient, scalars = _split(rule, arguments)
-    order = np.argsort(indices, kind="stable")
-    ascending = indices[order]
-    starts = np.flatnonzero(np.concatenate(([True], ascending[1:] != ascending[:-1]))) if len(order) else order
-    lengths = np.diff(starts, append=len(order))
-    for turn in range(int(lengths.max(initial=0))):
-        chosen = order[starts[lengths > turn] + turn]
-        _update_touched(rule, *tables, indices[chosen], gradient[chosen], *scalars)
+    for indices, gradient in lists:
+        order = np.argsort(indices, kind="stable")
+        ascending = indices[order]
+        starts = np.flatnonzero(np.concatenate(([True], ascending[1:] != ascending[:-1]))) if len(order) else order
+        lengths = np.diff(starts, append=len(order))
+        for turn in range(int(lengths.max(initial=0))):
+            chosen = order[starts[lengths > turn] + turn]
+            _update_touched(rule, tables, [RowSum(indices[chosen], gradient[chosen])], scalars)
 
 
-def _update_all(rule: Rule, *arguments: Any) -> None:
-    tables, indices, gradient, scalars = _split(rule, arguments)
+def _update_all(rule: Rule, tables: Sequence[Array], lists: Sequence[RowSum], scalars: Sequence[Any]) -> None:
+    indices, gradient = functools.reduce(merged, lists)
     num_rows, width = tables[0].shape
     moves_all = rule.sparse.variable is Rows.ALL
     order = np.argsort(indices)
@@ -140,26 +154,41 @@ _TEMPLATE = '''"""Generated by distopt for the rows of {title}; do not edit."""
 
 import numpy as np
 from distopt.kernels import compiled
-from numba import njit, types
-
+{imports}
 {functions}
 
 _given = types.Array(types.{dtype}, 2, "C", readonly=True)
 _indices = types.Array(types.int64, 1, "C", readonly=True)
 _table = types.{dtype}[:, ::1]
 _scalar = types.{dtype}
-
+{prefetch}
 
 @compiled(types.void({signature}), cache={cache})
 def kernel({arguments}):
 {body}
 '''
 
-_SOME_ROWS = """    for k in range(indices.size):
-        row = indices[k]
+_SOME_ROWS = """    k, m = 0, 0
+    while k < indices.size or m < more_indices.size:
+        if m == more_indices.size or (k < indices.size and indices[k] <= more_indices[m]):
+            row = indices[k]
+            gradient_row = gradient[k]
+            k += 1
+            soon = indices[min(k + {ahead}, indices.size) - 1]
+            if {adds} and m < more_indices.size and more_indices[m] == row:
+                more_row = more_gradient[m]
+                for i in range(total_row.size):
+                    total_row[i] = gradient_row[i] + more_row[i]
+                gradient_row = total_row
+                m += 1
+        else:
+            row = more_indices[m]
+            gradient_row = more_gradient[m]
+            m += 1
+            soon = more_indices[min(m + {ahead}, more_indices.size) - 1]
+        {ask}
         {take_rows}
-        gradient_row = gradient[k]
-        for i in range(gradient_row.size):
+        for i in range(total_row.size):
             {targets} = {step}({elements})"""
 
 _ALL_ROWS = """    k = 0
@@ -181,12 +210,18 @@ def _source(rule: Rule, dtype: np.dtype[Any], functions: str, step: str, *, cach
     scalars = [f"scalar_{name}" for name in rule.scalars]
     goes_through_all = rule.sparse.slots is Rows.ALL
     moves_all = rule.sparse.variable is Rows.ALL
-    own_arguments = ["indices", "positions", "gradient"] if goes_through_all else ["indices", "gradient"]
+    if goes_through_all:
+        own = {"indices": "_indices", "positions": "_indices", "gradient": "_given"}
+    else:
+        own = {"indices": "_indices", "gradient": "_given", "more_indices": "_indices", "more_gradient": "_given"}
+        own |= {"total_row": f"types.{dtype.name}[::1]", "lines": "types.intp"}
     more = ["zero"] if goes_through_all else []
     elements = [f"{table}_row[i]" for table in tables]
     untouched = elements if moves_all else ["_", *elements[1:]]
-    types_of_own = ["_indices"] * (len(own_arguments) - 1) + ["_given"]
     body = (_ALL_ROWS if goes_through_all else _SOME_ROWS).format(
+        ahead=prefetch.AHEAD,
+        adds=rule.sparse.variable is not Rows.OCCURRENCES,
+        ask="; ".join(f"_ask_for({table}, soon, lines)" for table in tables),
         take_rows="; ".join(f"{table}_row = {table}[row]" for table in tables),
         targets=", ".join(elements),
         step=step,
@@ -196,10 +231,12 @@ def _source(rule: Rule, dtype: np.dtype[Any], functions: str, step: str, *, cach
     )
     return _TEMPLATE.format(
         title=f"{rule.name} on {dtype.name}",
+        imports=prefetch.IMPORTS,
+        prefetch="" if goes_through_all else prefetch.SOURCE,
         functions=functions,
         dtype=dtype.name,
-        signature=", ".join(["_table"] * len(tables) + types_of_own + ["_scalar"] * len([*scalars, *more])),
-        arguments=", ".join([*tables, *own_arguments, *scalars, *more]),
+        signature=", ".join(["_table"] * len(tables) + [*own.values()] + ["_scalar"] * len([*scalars, *more])),
+        arguments=", ".join([*tables, *own, *scalars, *more]),
         cache=cache,
         body=body,
     )

@@ -11,6 +11,7 @@ import numpy as np
 from distopt.indexed_slices import IndexedSlices
 from distopt.optimizers.engine import Engine
 from distopt.optimizers.rule import Rows, Rule
+from distopt.row_sums import RowSum
 from distopt.types import Array
 
 
@@ -22,12 +23,29 @@ def update_rows(
     Shapes: ``variable`` and ``slots`` alike, ``[rows, ...]``, contiguous; the indices are valid rows. Duplicate indices
     are summed first, in the canonical order, unless the rule takes occurrences one by one.
     """
+    update_lists(engine, rule, variable, slots, [rows_for(rule, gradient)], scalars)
+
+
+def rows_for(rule: Rule, gradient: IndexedSlices) -> RowSum:
+    """Return the rows of a gradient as ``rule`` takes them: occurrences, or their sums; ``[n, width]``."""
     if rule.sparse.variable is not Rows.OCCURRENCES:
         gradient = gradient.merged()
-    kernel = engine.row_kernel(rule.sparse_step, variable.dtype)
     values = np.require(gradient.values.numpy(), requirements=["C", "A"])
-    indices = np.ascontiguousarray(gradient.indices, np.int64)
-    kernel(as_table(variable), *map(as_table, slots), indices, as_table(values), *scalars)
+    return RowSum(np.ascontiguousarray(gradient.indices, np.int64), as_table(values))
+
+
+def update_lists(
+    engine: Engine, rule: Rule, variable: Array, slots: Sequence[Array], lists: Sequence[RowSum], scalars: Sequence[Any]
+) -> None:
+    """Carry out ``rule`` with rows as :func:`rows_for` returns them: one list, or two in ascending order.
+
+    Where the rule takes occurrences these may be more, one replica's after another's.
+    """
+    assert len(lists) <= 2 or rule.sparse.variable is Rows.OCCURRENCES, "their sum is not stored"
+    kernel = engine.row_kernel(rule.sparse_step, variable.dtype)
+    tables = [as_table(variable), *map(as_table, slots)]
+    for at in range(0, len(lists), 2):
+        kernel(tables, lists[at : at + 2], scalars)
 
 
 def as_table(array: Array) -> Array:

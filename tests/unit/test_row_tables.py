@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import ml_dtypes
@@ -10,8 +11,9 @@ import pytest
 
 from distopt import row_tables
 from distopt.canonical_sum import Node, SumTree
-from distopt.row_sums import RowSum, add_row_sums, sum_occurrences
-from distopt.row_tables import Rows, RowTable, add_rows, empty_table, is_dense, scatter_occurrences
+from distopt.row_lists import in_order, merged
+from distopt.row_sums import RowSum, add_row_sums
+from distopt.row_tables import Rows, RowTable, add_rows, empty_table, is_dense, parts_of_sum, scatter_occurrences
 
 NUM_ROWS, WIDTH, FIRST = 12, 3, 5
 DTYPES = [np.dtype(t) for t in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)]
@@ -40,7 +42,7 @@ def test_sum_of_lists_and_tables_has_the_bits_of_the_sum_of_lists(num_replicas: 
     for replica in range(num_replicas):
         rows = occurrences(replica, dtype)
         node = Node(replica, replica + 1)
-        listed[node] = sum_occurrences(*rows)
+        listed[node] = in_order(rows, summed=True)
         tables[node] = table = empty_table(FIRST, NUM_ROWS, WIDTH, dtype)
         scatter_occurrences(table, *rows)
         assert by_row(table) == by_row(listed[node])
@@ -56,12 +58,16 @@ def test_lists_are_added_as_tables_from_a_density_on_with_the_same_bits(
 ) -> None:
     monkeypatch.setattr(row_tables, "DENSE_FROM", threshold)
     tree = SumTree(3)
-    sums: dict[Node, Rows] = {Node(r, r + 1): sum_occurrences(*occurrences(r, np.dtype(np.float32))) for r in range(3)}
+    sums: dict[Node, Rows] = {
+        Node(r, r + 1): in_order(occurrences(r, np.dtype(np.float32)), summed=True) for r in range(3)
+    }
     found = add_rows(tree, sums, tree.root, FIRST, NUM_ROWS)
     assert isinstance(found, RowTable) == (threshold == 0.0)
-    assert by_row(found) == by_row(
-        add_row_sums(tree, {n: rows for n, rows in sums.items() if isinstance(rows, RowSum)})
-    )
+    want = by_row(add_row_sums(tree, {n: rows for n, rows in sums.items() if isinstance(rows, RowSum)}))
+    assert by_row(found) == want
+    parts = parts_of_sum(tree, sums, FIRST, NUM_ROWS)
+    assert len(parts) == (1 if threshold == 0.0 else 2)
+    assert by_row(functools.reduce(merged, parts)) == want
 
 
 def test_absent_rows_are_told_apart_from_rows_of_zeros() -> None:

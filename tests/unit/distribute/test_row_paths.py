@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from distopt.distribute.host_rows import Shape, _order_by_part
-from distopt.distribute.row_paths import Interval, Packed, Slot, _Box, cuts_of, divide_rows, pack, within
+from distopt.distribute.host_rows import Shape
+from distopt.distribute.row_paths import Interval, Packed, Slot, _Box, divide_rows, pack, within
 from distopt.errors import RemoteProtocolError
 from distopt.row_sums import RowSum
 from distopt.row_tables import Rows, RowTable
@@ -87,22 +87,6 @@ def test_rows_within_a_part_are_views_with_every_occurrence() -> None:
     assert isinstance(found, RowSum)
     assert found.indices.tolist() == [5, 5]
     assert np.shares_memory(found.values, rows.values)
-
-
-def test_rows_that_lie_part_by_part_are_found_by_bisection() -> None:
-    rng = np.random.default_rng(1)
-    hosts = [(0, 1), (2, 3, 4)]
-    cuts = cuts_of(lambda rank, num_rows: divide_rows(num_rows, hosts, rank), 5, 100)
-    assert cuts.tolist() == [25, 50, 66, 83]
-    for _ in range(50):
-        indices = rng.integers(0, 100, rng.integers(0, 30))
-        order = _order_by_part(indices, cuts)
-        listed = RowSum(indices if order is None else indices[order], np.zeros((len(indices), 2), np.float32))
-        for rank in range(5):
-            part = divide_rows(100, hosts, rank)
-            found = within(listed, part)
-            assert isinstance(found, RowSum)
-            assert found.indices.tolist() == [i for i in indices.tolist() if part.start <= i < part.stop]
 
 
 @pytest.mark.parametrize("hosts", [[(0,)], [(0, 1)], [(0, 2), (1,)], [(0, 1, 2), (3, 4), (5,)]])

@@ -1,0 +1,283 @@
+"""Lists of rows in ascending order: each is put in order once, and two are added up in one pass through both.
+
+A list is a :class:`~distopt.row_sums.RowSum` whose indices ascend; values are tables ``[n, width]``. The order of rows
+decides no bit: the occurrences of a row stay left to right, and rows are added along the canonical tree, as
+:mod:`distopt.row_sums` defines it. In order, whoever owns a part of a table finds its rows by bisection, passes through
+memory in one direction, and needs no table of which row is where.
+
+Loops are compiled, or the NumPy calls that give the same bits.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from distopt import kernels, prefetch
+from distopt.canonical_sum import Node, SumTree
+from distopt.row_sums import RowSum, add_occurrences, covering
+from distopt.types import Array
+
+
+class Order(NamedTuple):
+    """How occurrences of rows are put in order."""
+
+    positions: Array | None
+    """Which comes next, those of one row as they were; None where they ascend already."""
+    num_rows: int
+    """How many different rows there are."""
+
+
+def find_order(indices: Array) -> Order:
+    """Return the order of ``indices``, int64, none of which is negative.
+
+    >>> find_order(np.array([7, 3, 7]))
+    Order(positions=array([1, 0, 2]), num_rows=2)
+    """
+    count = len(indices)
+    if kernels.loops_compiled and count:
+        keys, positions, more_keys, more_positions = np.empty((4, count), np.int64)
+        found = _sorting()(np.ascontiguousarray(indices), keys, positions, more_keys, more_positions)
+        return Order(None, -found) if found < 0 else Order(positions, found)
+    ascends = bool((indices[1:] >= indices[:-1]).all())
+    order = None if ascends else np.argsort(indices, kind="stable")
+    ascending = indices if order is None else indices[order]
+    return Order(order, int(np.count_nonzero(ascending[1:] != ascending[:-1])) + (count > 0))
+
+
+def write_in_order(rows: RowSum, order: Order, target: RowSum, *, summed: bool) -> None:
+    """Write occurrences of rows to ``target`` in their :func:`find_order`; ``summed``: those of a row as their sum.
+
+    Shapes: ``target`` ``[order.num_rows]`` if summed, else ``[n]``. Values are contiguous; ``rows`` are not written to.
+    """
+    indices, values = rows
+    summed = summed and order.num_rows < len(indices)
+    if order.positions is None and not summed:
+        target.indices[...], target.values[...] = rows
+        return
+    positions = np.arange(len(indices)) if order.positions is None else order.positions
+    loop = _for_dtype(_WRITING, values.dtype)
+    if loop is not None:
+        loop(np.ascontiguousarray(indices), values, positions, summed, prefetch.lines_of(values[0]), *target)
+    elif not summed:
+        np.take(indices, positions, out=target.indices, mode="clip")  # "raise" would copy everything once more
+        np.take(values, positions, axis=0, out=target.values, mode="clip")
+    else:
+        ascending = indices[positions]
+        is_first = np.concatenate(([True], ascending[1:] != ascending[:-1]))
+        later = positions[~is_first]
+        target.indices[...] = ascending[is_first]
+        target.values[...] = values[positions[is_first]]
+        add_occurrences(target.values, np.cumsum(is_first)[~is_first] - 1, values[later])
+
+
+def in_order(rows: RowSum, *, summed: bool) -> RowSum:
+    """Return occurrences of rows as a list, if ``summed`` one of distinct rows; ``rows`` itself if it is one.
+
+    >>> in_order(RowSum(np.array([7, 3, 7]), np.float32([[1], [2], [4]])), summed=True).values.tolist()
+    [[2.0], [5.0]]
+    """
+    order = find_order(rows.indices)
+    count = order.num_rows if summed else len(rows.indices)
+    if order.positions is None and count == len(rows.indices):
+        return rows
+    target = RowSum(np.empty(count, np.int64), np.empty((count, rows.values.shape[1]), rows.values.dtype))
+    write_in_order(rows, order, target, summed=summed)
+    return target
+
+
+def merged(left: RowSum, right: RowSum) -> RowSum:
+    """Return the sum of two lists of distinct rows: ``left + right`` where both have a row, else the one that has it.
+
+    >>> both = merged(RowSum(np.array([3, 7]), np.float32([[1], [2]])), RowSum(np.array([7]), np.float32([[4]])))
+    >>> both.indices.tolist(), both.values.tolist()
+    ([3, 7], [[1.0], [6.0]])
+    """
+    if not len(left.indices) or not len(right.indices):
+        return left if len(left.indices) else right
+    loop = _for_dtype(_MERGING, left.values.dtype)
+    if loop is not None:
+        most, width = len(left.indices) + len(right.indices), left.values.shape[1]
+        indices, values = np.empty(most, np.int64), np.empty((most, width), left.values.dtype)
+        count = loop(*left, *right, indices, values)
+        return RowSum(indices[:count], values[:count])
+    indices, places = np.unique(np.concatenate((left.indices, right.indices)), return_inverse=True)
+    of_left, of_right = places[: len(left.indices)], places[len(left.indices) :]
+    values = np.empty((len(indices), left.values.shape[1]), left.values.dtype)
+    values[of_right] = right.values
+    in_both = np.isin(left.indices, right.indices, assume_unique=True)
+    with np.errstate(all="ignore"):
+        common = left.values[in_both] + values[of_left[in_both]]
+    values[of_left] = left.values
+    values[of_left[in_both]] = common
+    return RowSum(indices, values)
+
+
+def add_lists(tree: SumTree, sums: Mapping[Node, RowSum], wanted: Node | None = None) -> RowSum:
+    """Return the canonical sum of ``wanted`` (default: all replicas) from lists of nodes that cover it.
+
+    The bits are those of :func:`~distopt.row_sums.add_row_sums`. Inputs are not written to, and may come back.
+
+    Raises: ValueError if a replica below ``wanted`` is covered by no node.
+    """
+    return functools.reduce(merged, halves(tree, sums, wanted))
+
+
+def halves(tree: SumTree, sums: Mapping[Node, RowSum], wanted: Node | None = None) -> list[RowSum]:
+    """Return one list, or two whose sum (:func:`merged`) is what :func:`add_lists` returns.
+
+    Raises: ValueError if a replica below ``wanted`` is covered by no node.
+    """
+    node = tree.root if wanted is None else wanted
+    if covering(tree, sums, node) == [node]:
+        return [sums[node]]
+    return [add_lists(tree, sums, child) for child in tree.children(node)]
+
+
+# ------------------------------------------------------------------------------------------------------ loops
+
+
+def _sort_loop(indices, keys, positions, more_keys, more_positions):  # type: ignore[no-untyped-def]
+    """Return how many distinct indices there are, ``positions`` being their order; ``-n`` if they ascend already.
+
+    Source: Knuth, The Art of Computer Programming, section 5.2.5: by digits, of eleven bits, the lowest first.
+    """
+    most = indices[0]
+    ascends = True
+    distinct = 1
+    for k in range(1, indices.size):
+        most = max(most, indices[k])
+        ascends = ascends and indices[k - 1] <= indices[k]
+        distinct += indices[k - 1] != indices[k]
+    if ascends:
+        return -distinct
+    for k in range(indices.size):
+        keys[k] = indices[k]
+        positions[k] = k
+    shift = 0
+    while shift < 64 and most >> shift > 0:
+        _sort_by_digit(keys, positions, more_keys, more_positions, shift)
+        _sort_by_digit(more_keys, more_positions, keys, positions, shift + 11)
+        shift += 22
+    distinct = 1
+    for k in range(1, keys.size):
+        distinct += keys[k - 1] != keys[k]
+    return distinct
+
+
+def _sort_by_digit(keys: Any, positions: Any, new_keys: Any, new_positions: Any, shift: int) -> None:
+    places = np.zeros(2048, np.int64)
+    for k in range(keys.size):
+        places[(keys[k] >> shift) & 2047] += 1
+    start = 0
+    for digit in range(places.size):
+        count = places[digit]
+        places[digit] = start
+        start += count
+    for k in range(keys.size):
+        digit = (keys[k] >> shift) & 2047
+        place = places[digit]
+        places[digit] = place + 1
+        new_keys[place] = keys[k]
+        new_positions[place] = positions[k]
+
+
+_SORTING = '''"""Generated by distopt to sort the indices of rows; do not edit."""
+
+import numpy as np
+from distopt.kernels import compiled
+from numba import njit, types
+
+{functions}
+
+_numbers = types.int64[::1]
+_given = types.Array(types.int64, 1, "C", readonly=True)
+kernel = compiled(types.int64(_given, _numbers, _numbers, _numbers, _numbers), cache={cache})(_sort_loop.py_func)
+'''
+
+_HEAD = """from distopt.kernels import compiled
+{imports}
+_numbers = types.int64[::1]
+_given_numbers = types.Array(types.int64, 1, "C", readonly=True)
+_rows = types.{dtype}[:, ::1]
+_given_rows = types.Array(types.{dtype}, 2, "C", readonly=True)
+{prefetch}
+
+"""
+
+_WRITING = '''"""Generated by distopt to put rows of {dtype} in order; do not edit."""
+
+{head}@compiled(
+    types.void(_given_numbers, _given_rows, _given_numbers, types.boolean, types.intp, _numbers, _rows), cache={cache}
+)
+def kernel(indices, values, positions, summed, lines, new_indices, new_values):
+    at = -1
+    for k in range(positions.size):
+        _ask_for(values, positions[min(k + {ahead}, positions.size - 1)], lines)
+        index = indices[positions[k]]
+        row = values[positions[k]]
+        if summed and at >= 0 and new_indices[at] == index:
+            target = new_values[at]
+            for i in range(row.size):
+                target[i] += row[i]
+        else:
+            at += 1
+            new_indices[at] = index
+            target = new_values[at]
+            for i in range(row.size):
+                target[i] = row[i]
+'''
+
+_MERGING = '''"""Generated by distopt to merge lists of rows of {dtype}; do not edit."""
+
+{head}@compiled(
+    types.int64(_given_numbers, _given_rows, _given_numbers, _given_rows, _numbers, _rows), cache={cache}
+)
+def kernel(left_indices, left, right_indices, right, indices, values):
+    i, j, at = 0, 0, 0
+    while i < left_indices.size or j < right_indices.size:
+        target = values[at]
+        if j == right_indices.size or (i < left_indices.size and left_indices[i] < right_indices[j]):
+            indices[at] = left_indices[i]
+            row = left[i]
+            for e in range(target.size):
+                target[e] = row[e]
+            i += 1
+        elif i == left_indices.size or right_indices[j] < left_indices[i]:
+            indices[at] = right_indices[j]
+            row = right[j]
+            for e in range(target.size):
+                target[e] = row[e]
+            j += 1
+        else:
+            indices[at] = left_indices[i]
+            row, other = left[i], right[j]
+            for e in range(target.size):
+                target[e] = row[e] + other[e]
+            i += 1
+            j += 1
+        at += 1
+    return at
+'''
+
+
+@functools.cache
+def _sorting() -> Callable[..., int]:
+    functions = kernels.functions_source(_sort_loop)
+    return kernels.load(lambda cache: _SORTING.format(functions=functions, cache=cache))  # type: ignore[return-value]
+
+
+def _for_dtype(template: str, dtype: np.dtype[Any]) -> Callable[..., Any] | None:
+    """Return the compiled loop of a template for rows of ``dtype``; None where NumPy is to do it."""
+    if not kernels.loops_compiled or dtype not in (np.float32, np.float64):
+        return None
+    return _loaded(template, dtype)
+
+
+@functools.cache
+def _loaded(template: str, dtype: np.dtype[Any]) -> Callable[..., Any]:
+    head = _HEAD.format(imports=prefetch.IMPORTS, prefetch=prefetch.SOURCE, dtype=dtype.name)
+    return kernels.load(lambda cache: template.format(head=head, dtype=dtype.name, cache=cache, ahead=prefetch.AHEAD))
