@@ -45,7 +45,10 @@ def backward_pass(
         order = node.order
         totals[order] = gradient if totals[order] is None else _plus(totals[order], gradient)
     first = min(wanted)
-    for node in reversed(recording.operations):
+    operations: Iterable[Node] = reversed(recording.operations)
+    if recording.completions is not None:
+        operations = recording.completions.walk(operations, totals)
+    for node in operations:
         order = node.order
         if order < first:
             break

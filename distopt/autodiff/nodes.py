@@ -67,14 +67,16 @@ class Recording:
     """One recording of a tape: ``operations`` are its nodes that have parents, oldest first.
 
     It is in ``readers`` of every variable that it holds a view of; ``entered`` are those lists. Nodes refer back to
-    it, so whoever drops a recording ends it. ``count`` is the number of nodes, roots included.
+    it, so whoever drops a recording ends it. ``count`` is the number of nodes, roots included. ``completions`` is who
+    wants to know of gradients before a backward pass has ended, while one goes on.
     """
 
-    __slots__ = ("count", "entered", "live", "number", "operations")
+    __slots__ = ("completions", "count", "entered", "live", "number", "operations")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.live = True
+        self.completions: Any = None
         self.count = 0
         self.operations: list[Node] = []
         self.entered: list[list[Recording]] = []
@@ -191,6 +193,10 @@ class ThreadState(threading.local):
     sole: ActiveTape | None = None
     watcher: Callable[[Any, Sequence[Any]], None] | None = None
     """Told the target's node and the gradients whenever a tape was asked for some."""
+    listener: Callable[[Sequence[Any]], Callable[[int, Any], object] | None] | None = None
+    """Asked, where there is a watcher, what to tell of the gradients of some sources as soon as each is complete."""
+    gate: int = 0
+    """How soon that is; see :mod:`distopt.autodiff.completions`."""
 
 
 state = ThreadState()

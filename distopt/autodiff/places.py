@@ -50,6 +50,11 @@ class GradientPlace:
         """Return whether ``array`` is the one that was handed out last."""
         return self._handed() is array
 
+    @property
+    def is_free(self) -> bool:
+        """Whether nobody holds an array here."""
+        return self._root() is None
+
     def take(self, storage: Array) -> Array | None:
         """Return an array in this place; None if somebody holds one, or ``storage`` is another one by now."""
         if self._storage() is not storage or self._root() is not None:

@@ -14,6 +14,7 @@ from autograd.numpy.numpy_boxes import ArrayBox
 
 from distopt.autodiff import nodes
 from distopt.autodiff.backward import backward_pass
+from distopt.autodiff.completions import GATE_GRAPH, Completions
 from distopt.autodiff.nodes import VARIABLE, Node, Recording, next_trace, state
 from distopt.autodiff.rows import Rows
 from distopt.errors import TapeReusedError
@@ -155,6 +156,11 @@ class GradientTape:
         wanted: set[Any] = set(orders)
         wanted.discard(None)  # of a source on which nothing depends
         seeds = self._seeds(target, output_gradients)
+        watcher = state.watcher
+        if watcher is not None and state.listener is not None and state.gate != GATE_GRAPH:
+            complete = state.listener(leaves)
+            if complete is not None and wanted:
+                recording.completions = Completions(recording, orders, complete)
         totals = backward_pass(
             recording,
             seeds,
@@ -170,8 +176,8 @@ class GradientTape:
         if not results:
             for leaf, order in zip(leaves, orders, strict=True):
                 results.append(self._result(leaf, None if order is None else totals[order], unconnected_gradients))
-        if state.watcher is not None and type(target) is Tensor and seeds:
-            state.watcher(seeds[0][0], results)
+        if watcher is not None and type(target) is Tensor and seeds:
+            watcher(seeds[0][0], results)
         if not self._persistent:
             self._forget()
         if is_flat:

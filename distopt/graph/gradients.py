@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from distopt import deferral
+from distopt.autodiff.completions import GATE_GRAPH, GATE_NONE, GATE_OP, gated
 from distopt.autodiff.nodes import strip_all
 from distopt.autodiff.tape import GradientTape
 from distopt.graph.operations import Deferred, Operation
@@ -17,8 +18,6 @@ from distopt.graph.variables import GraphVariable
 from distopt.indexed_slices import IndexedSlices
 from distopt.nest import flatten
 from distopt.tensor import Operand, Tensor
-
-GATE_NONE, GATE_OP, GATE_GRAPH = 0, 1, 2
 
 
 def gradients(
@@ -154,7 +153,8 @@ class _GradientPart:
                 np.ones(y.shape, y.dtype) if w is None else scope.plain(w)
                 for y, w in zip(ys, self.weights, strict=True)
             ]
-        found = tape.gradient(ys, [values[id(x)] for x in chosen], weights, unconnected_gradients="zero")
+        with gated(self.gate):
+            found = tape.gradient(ys, [values[id(x)] for x in chosen], weights, unconnected_gradients="zero")
         if type(scope) is Run:
             for op in self.region:
                 scope.values.setdefault(op, _without_boxes(inner.values[op]))

@@ -169,6 +169,7 @@ def _layers_forward(needed: Sequence[int], *args: Any) -> tuple[Any, list[Any]]:
 def _layers_backward(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
     args, needed, results = node.args, node.argnums, node.saved
     activations, first = args[-1], needed[0]
+    completions = node.recording.completions
     found: list[Any] = []
     for position in range(len(activations) - 1, -1, -1):
         at = 2 * position + 1
@@ -176,6 +177,10 @@ def _layers_backward(node: Node, gradient: Any, owned: bool) -> Sequence[Any]:
             results[position - 1] if position else args[0], args[at], args[at + 1], activations[position],
             results[position], gradient, owned, first < at, at in needed, at + 1 in needed, found,
         )  # fmt: skip
+        if completions is not None:
+            made = [argnum for argnum in (at + 1, at) if argnum in needed]
+            for argnum, array in zip(made, found[-len(made) :], strict=False):
+                completions.made(node, argnum, array)
         if gradient is None:
             break
         owned = True

@@ -16,6 +16,7 @@ import numpy as np
 
 from distopt import deferral, replica_context
 from distopt.aggregation import Aggregator, Sum
+from distopt.autodiff import completions
 from distopt.autodiff.tape import GradientTape
 from distopt.graph import GraphKeys, Operation, get_default_graph
 from distopt.graph import gradients as deferred_gradients
@@ -57,9 +58,9 @@ class Optimizer(OwnMethods, SlotsAndVariables):
     Raises: ValueError for a name that is empty or None.
     """
 
-    GATE_NONE = 0
-    GATE_OP = 1
-    GATE_GRAPH = 2
+    GATE_NONE = completions.GATE_NONE
+    GATE_OP = completions.GATE_OP
+    GATE_GRAPH = completions.GATE_GRAPH
 
     def __init__(self, use_locking: bool, name: str, use_own_namescope_for_non_slot_vars: bool = False) -> None:
         if not name:
@@ -127,7 +128,8 @@ class Optimizer(OwnMethods, SlotsAndVariables):
             gradients, and if there are no variables; TypeError for an entry of ``var_list`` that is no variable.
         """
         if callable(loss) and deferral.building() is None:
-            return self._eager_gradients(loss, var_list, grad_loss)
+            with completions.gated(gate_gradients):
+                return self._eager_gradients(loss, var_list, grad_loss)
         if callable(loss):
             loss = loss()
         if deferral.building() is None and not hasattr(loss, "graph"):
