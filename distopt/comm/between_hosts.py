@@ -30,6 +30,7 @@ import numpy as np
 
 from distopt.canonical_sum import Node
 from distopt.comm.communicator import Communicator, Receive, Send
+from distopt.comm.early import Batch, Expected
 from distopt.types import Array
 
 _NOTHING = np.empty(0, np.uint8)
@@ -123,6 +124,40 @@ class BetweenHosts:
                 receives.append(Receive(partner, _NOTHING))
         what = "partial sums of the other hosts"
         return self._communicator.exchange(sends(), receives, what, label, withdraws=withdraws) or withdraws
+
+    def early_sends(self) -> list[tuple[Chunk, Node, int]]:
+        """Return the partial sums that this rank sends to owners elsewhere, each with its tag among early messages."""
+        nodes = self._nodes[self._own_host]
+        return [(chunk, node, self._tag(chunk, i)) for chunk in self.as_partner for i, node in enumerate(nodes)]
+
+    def early_messages(self, into: Mapping[Node, Sequence[Array]]) -> tuple[int, list[Expected]]:
+        """Return how many tags early messages have, on all ranks, and those that go ``into`` arrays of this rank."""
+        rank = self._communicator.rank
+        expected = [
+            Expected(partner, self._tag(Chunk(rank, index), i), into[node][index])
+            for index, partners in enumerate(self._partners[rank])
+            for host, partner in partners.items()
+            for i, node in enumerate(self._nodes[host])
+        ]
+        return max(map(len, self._partners.values())) * max(map(len, self._nodes)), expected
+
+    def _tag(self, chunk: Chunk, node: int) -> int:
+        return chunk.number * max(map(len, self._nodes)) + node
+
+    def agree(self, send_the_rest: Callable[[], None], label: bytes, *, withdraws: bool, batch: Batch) -> bool:
+        """End ``batch``, which ``send_the_rest`` begins to do; return whether a rank of any host withdrew."""
+        own_host = self._own_host
+
+        def sends() -> Iterator[Send]:
+            send_the_rest()
+            for owner, partners in self._first_partners.items():
+                if partners.get(own_host) == self._communicator.rank:
+                    yield Send(owner, _NOTHING)
+
+        receives = [Receive(partner, _NOTHING) for partner in self._first_partners[self._communicator.rank].values()]
+        what = "partial sums of the other hosts, of which some may have left early"
+        heard = self._communicator.exchange(sends(), receives, what, label, withdraws=withdraws, batch=batch)
+        return heard or withdraws
 
     def spread(self, made: Iterable[int], arrays_of: Callable[[Chunk], Sequence[Array]], label: bytes = b"") -> None:
         """Send own chunks to all other hosts, each as soon as ``made`` yields its index, and receive theirs.

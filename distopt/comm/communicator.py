@@ -32,6 +32,7 @@ from distopt.errors import LocalProtocolError
 from distopt.types import Array, ReduceOp
 
 if TYPE_CHECKING:
+    from distopt.comm.early import Batch, Channel
     from distopt.comm.shared_memory.host_group import HostGroup
 
 __all__ = [
@@ -62,6 +63,8 @@ class Traffic:
     bytes_received: int = 0
     send_s: float = 0.0
     wait_s: float = 0.0
+    early_bytes: int = 0
+    """Bytes that left before the exchange that counts them as sent; see :mod:`distopt.comm.early`."""
 
 
 class Send(NamedTuple):
@@ -140,6 +143,7 @@ class Communicator(abc.ABC):
         label: bytes = b"",
         *,
         withdraws: bool = False,
+        batch: Batch | None = None,
     ) -> bool:
         """Carry out all transfers at once; return when all are done: whether a rank heard from ``withdraws``.
 
@@ -150,9 +154,19 @@ class Communicator(abc.ABC):
         ``label``: an encoded :class:`~distopt.agreement.Label`, or nothing. It and ``withdraws`` belong to every
         buffer that is sent, and cost no message of their own.
 
+        ``batch``: messages that were begun before, or while ``sends`` is asked; they are done, too, when this returns,
+        or raises a MistakeError.
+
         Raises: the MistakeError of two labels that differ, on every rank that hears from one with another label, also
             where the buffers then do not fit; RemoteProtocolError for buffers that do not fit under one label.
         """
+
+    def channel(self) -> Channel:
+        """Return a new way for messages that are begun before an exchange; a collective.
+
+        Raises: LocalProtocolError for a transport that has none.
+        """
+        raise LocalProtocolError(f"{type(self).__name__} begins no messages before an exchange")
 
     @abc.abstractmethod
     def close(self) -> None:

@@ -13,15 +13,18 @@ Rules of this file:
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from distopt.agreement import label_mismatch
 from distopt.comm.communicator import Communicator, Receive, Send, Traffic, bytes_of, name_ranks
+from distopt.comm.early import Batch, Channel
+from distopt.comm.in_process_early import InProcessBatch, InProcessChannel
 from distopt.errors import (
     CollectiveTimeoutError,
     DistoptError,
@@ -104,10 +107,11 @@ class _Message:
 
 @dataclass
 class _Wait:
-    """What one rank waits for: the number of messages it still wants, by source."""
+    """What one rank waits for: the number of messages it still wants, by source, and the boxes that hold one each."""
 
     wanted: dict[int, int]
     deadline_s: float
+    boxes: Sequence[tuple[int, int]] = ()
 
 
 @dataclass
@@ -118,6 +122,8 @@ class _Member:
     wait: _Wait | None = None
     has_left: bool = False
     num_exchanges: int = 0
+    boxes: defaultdict[tuple[int, int], deque[Array]] = field(default_factory=lambda: defaultdict(deque))
+    """What was sent early, by tag and source."""
     is_lost: bool = False
     is_done: bool | None = None
     """What it says when the survivors agree on whether the job is done."""
@@ -241,6 +247,7 @@ class InProcessGroup:
         what: str,
         label: bytes,
         withdraws: bool,
+        batch: InProcessBatch | None,
     ) -> bool:
         member = self._members[comm.rank]
         with self._changed:
@@ -260,7 +267,8 @@ class InProcessGroup:
             wanted: dict[int, int] = {}
             for peer, _ in receives:
                 wanted[peer] = wanted.get(peer, 0) + 1
-            member.wait = _Wait(wanted, started_s + self.timeout_s)
+            begun = batch.end() if batch is not None else {}
+            member.wait = _Wait(wanted, started_s + self.timeout_s, tuple(begun))
             try:
                 while missing := self._missing(comm.rank):
                     self._raise_if_hopeless(comm, missing, started_s, what)
@@ -269,6 +277,11 @@ class InProcessGroup:
             finally:
                 member.wait = None
             arrived = [(peer, array, member.inboxes[peer].popleft()) for peer, array in receives]
+            early = [(array, member.boxes[box].popleft()) for box, array in begun.items()]
+        for array, payload in early:
+            if len(payload):
+                bytes_of(array)[...] = payload
+            comm.traffic.bytes_received += len(payload)
         for peer, _, message in arrived:
             if message.label != label:
                 raise label_mismatch(f"rank {comm.rank}", label, f"rank {peer}", message.label)
@@ -282,6 +295,13 @@ class InProcessGroup:
             bytes_of(array)[...] = payload
         return any(message.withdraws for _, _, message in arrived)
 
+    def put(self, source: int, peer: int, tag: int, array: Array) -> None:
+        """Put a copy of ``array`` into the box of ``peer``."""
+        payload = bytes_of(array).copy()
+        with self._changed:
+            self._members[peer].boxes[tag, source].append(payload)
+            self._changed.notify_all()
+
     def _missing(self, rank: int) -> list[int]:
         """Return the ranks whose messages have not all arrived at ``rank``."""
         member = self._members[rank]
@@ -293,7 +313,8 @@ class InProcessGroup:
             inbox = member.inboxes[peer]
             if len(inbox) < count or any(inbox[i].due_s > now_s for i in range(count)):
                 missing.append(peer)
-        return sorted(missing)
+        missing += [source for tag, source in member.wait.boxes if not member.boxes[tag, source]]
+        return sorted(set(missing))
 
     def _raise_if_hopeless(self, comm: InProcessCommunicator, missing: list[int], started_s: float, what: str) -> None:
         if self._abort is not None:
@@ -314,7 +335,9 @@ class InProcessGroup:
         member = self._members[rank]
         assert member.wait is not None
         wanted = member.wait.wanted
-        return [p for p in missing if self._members[p].has_left and len(member.inboxes[p]) < wanted[p]]
+        owing = {source for tag, source in member.wait.boxes if not member.boxes[tag, source]}
+        owing |= {p for p in missing if len(member.inboxes[p]) < wanted.get(p, 0)}
+        return [p for p in missing if self._members[p].has_left and p in owing]
 
     def _skip_time(self) -> bool:
         """Move the clock to the next event if nothing else can happen before; return whether it was moved."""
@@ -353,6 +376,7 @@ class InProcessCommunicator(Communicator):
         self.step = 0
         self.timeout_s = group.timeout_s
         self.survives_losses = group.survives_losses
+        self.num_channels = 0
         self._group = group
         self._closed = False
 
@@ -364,12 +388,14 @@ class InProcessCommunicator(Communicator):
         label: bytes = b"",
         *,
         withdraws: bool = False,
+        batch: Batch | None = None,
     ) -> bool:
         if self._closed:
             raise LocalProtocolError(f"rank {self.rank} used a communicator that is closed: {what}")
         started_s = time.perf_counter()
         try:
-            withdrawn = self._group._exchange(self, sends, receives, what, label, withdraws)
+            assert batch is None or isinstance(batch, InProcessBatch), "made by a channel of this communicator"
+            withdrawn = self._group._exchange(self, sends, receives, what, label, withdraws, batch)
         except MistakeError:
             raise  # all who take part see it, each by itself
         except BaseException as error:
@@ -380,6 +406,10 @@ class InProcessCommunicator(Communicator):
         self.traffic.wait_s += time.perf_counter() - started_s
         self.traffic.bytes_received += sum(array.nbytes for peer, array in receives if peer != self.rank)
         return withdrawn
+
+    def channel(self) -> Channel:
+        self.num_channels += 1
+        return InProcessChannel(self.traffic, functools.partial(self._group.put, self.rank), self.num_channels)
 
     def look(self, missing: Sequence[int], waiting: str) -> None:
         self._group.look(missing, waiting)

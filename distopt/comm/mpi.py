@@ -36,6 +36,8 @@ from distopt.agreement import label_mismatch
 from distopt.comm import host_peers, mpi_survivors
 from distopt.comm.arrivals import Arrivals
 from distopt.comm.communicator import Communicator, Receive, Send, Traffic, Wait, bytes_of, name_ranks
+from distopt.comm.early import Batch, Channel
+from distopt.comm.mpi_early import MpiBatch, MpiChannel
 from distopt.comm.mpi_notes import Notes
 from distopt.comm.watchdog import Watchdog
 from distopt.errors import (
@@ -180,13 +182,8 @@ class MpiCommunicator(Communicator):
         self._watchdog = Watchdog(timeout_s + _GRACE_S, self._end_stuck)
         self._comm = parent  # until it is duplicated, for an abort
         self._notes = Notes(self._mpi, parent)
-        everyone = tuple(range(self.size))
-        duplicates = []
-        for _ in range(2):
-            duplicate, request = parent.Idup()
-            wait = _Wait("making a communicator", time.monotonic(), [request], [self.rank], everyone)
-            self._complete(wait, self._look_at_nothing)
-            duplicates.append(duplicate)
+        self._channels: list[MpiChannel] = []
+        duplicates = [self._duplicate(parent) for _ in range(2)]
         self._comm = duplicates[0]
         self._notes = Notes(self._mpi, duplicates[1])
         _open.append(self)
@@ -197,6 +194,27 @@ class MpiCommunicator(Communicator):
             _unlink_shared_memory()
         if host_peers.are_on_one_host(identities):
             self.exchange_cost_bytes = _EXCHANGE_COST_BYTES_ON_ONE_HOST
+
+    def _duplicate(self, comm: MPI.Intracomm) -> MPI.Intracomm:
+        duplicate, request = comm.Idup()
+        wait = _Wait("making a communicator", time.monotonic(), [request], [self.rank], tuple(range(self.size)))
+        self._complete(wait, self._look_at_nothing)
+        return duplicate
+
+    def channel(self) -> Channel:
+        upper = self._mpi.COMM_WORLD.Get_attr(self._mpi.TAG_UB) or _LEAST_TAG_UB
+        made = MpiChannel(self._mpi, self._duplicate(self._comm), self, upper)
+        self._channels.append(made)
+        return made
+
+    def chunks(self, array: Array) -> list[Array]:
+        """See :class:`~distopt.comm.mpi_early.MpiRank`."""
+        return list(_chunks(array))
+
+    def failed(self, error: Exception, what: str) -> DistoptError:
+        """See :class:`~distopt.comm.mpi_early.MpiRank`."""
+        self.has_failed = True
+        return self._translated(error, what, b"")
 
     def limit_waits(self, timeout_s: float) -> None:
         super().limit_waits(timeout_s)
@@ -210,6 +228,7 @@ class MpiCommunicator(Communicator):
         label: bytes = b"",
         *,
         withdraws: bool = False,
+        batch: Batch | None = None,
     ) -> bool:
         if self._closed or self.has_failed:
             state = "has failed" if self.has_failed else "is closed"
@@ -237,11 +256,19 @@ class MpiCommunicator(Communicator):
                 if are_made_now:
                     self._notes.let_mpi_work()  # the next buffer may take a while
                     self._watchdog.begin(what)
+            if batch is not None:
+                assert isinstance(batch, MpiBatch), "made by a channel of this communicator"
+                num_own = len(requests)
+                requests += batch.requests
+                peers += batch.peers
+                num_bytes_sent += batch.num_bytes_sent
             posted_s = time.monotonic()
             many = sum(expected) + num_bytes_sent >= _MANY_BYTES
             max_pause_s = _MAX_PAUSE_OF_MANY_BYTES_S if many else _MAX_PAUSE_S
             wait = _Wait(what, posted_s, requests, peers, label=label, max_pause_s=max_pause_s)
             statuses = self._complete(wait, self._look)
+            if batch is not None:
+                batch.end(statuses[num_own:])
             tags = [status.Get_tag() for status in statuses[: len(expected)]]
             if any(found >> 1 != tag >> 1 for found in tags):
                 raise self._labels_differ(label)
@@ -313,6 +340,9 @@ class MpiCommunicator(Communicator):
             return
         self._closed = True
         self._watchdog.close()
+        if not self.has_failed:
+            for channel in self._channels:
+                channel.leave(self.timeout_s)
         if not self.has_failed and not self._has_agreed:
             self._notes.tell_leaving()
         self._close_host_group()
@@ -349,6 +379,9 @@ class MpiCommunicator(Communicator):
                 self.has_failed = True
                 raise CollectiveTimeoutError(waiting)
             time.sleep(_MAX_PAUSE_S)
+        if not self.has_failed:
+            for channel in self._channels:
+                channel.cancel()
         self._host_peers.close()
 
     def survivors(self) -> MpiCommunicator:

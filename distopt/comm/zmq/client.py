@@ -22,6 +22,7 @@ from distopt.arena import Span
 from distopt.canonical_sum import Node
 from distopt.comm import combining
 from distopt.comm.communicator import Communicator, Contribution, Hosting, Receive, Send, Traffic, Withdrawn
+from distopt.comm.early import Batch
 from distopt.comm.hosting import Answer, Parcel
 from distopt.comm.zmq.control import ControlLink
 from distopt.comm.zmq.link import Link, LinkConfig, data_identity
@@ -170,6 +171,7 @@ class ServerCommunicator(Communicator):
         label: bytes = b"",  # noqa: ARG002
         *,
         withdraws: bool = False,  # noqa: ARG002
+        batch: Batch | None = None,  # noqa: ARG002
     ) -> bool:
         """Raise LocalProtocolError: workers do not talk to each other."""
         raise LocalProtocolError(f"{what}: workers of parameter servers cannot exchange buffers with each other")
