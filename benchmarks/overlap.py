@@ -1,9 +1,14 @@
-"""What it could bring to send gradients between hosts while backward goes on: ``python -m benchmarks.overlap``.
+"""What it brings to send gradients between hosts while backward goes on: ``python -m benchmarks.overlap``.
 
-Two emulated hosts of one rank each (:mod:`benchmarks.emulated_hosts`, as root). Each has a perceptron whose gradient is
-written by hand in NumPy, and owns half of every layer. A step: forward and backward; each sends the other the half of
-its gradient that the other owns, adds up its own half, takes a step of SGD with it, and sends that back. What is sent
-and computed is the same in all contenders, which differ in when the gradients leave:
+Two emulated hosts of one rank each (:mod:`benchmarks.emulated_hosts`, as root). Each has a perceptron, and owns half of
+it. A step: forward and backward; each sends the other the half of its gradient that the other owns, adds up its own
+half, takes a step of SGD with it, and sends that back. What is sent and computed is the same in all contenders, which
+differ in when the gradients leave. Ours are whole steps: a tape, and ``apply_gradients`` with placement ``sharded``:
+
+``off``      when ``apply_gradients`` is called
+``on``       the same with ``CommunicationOptions(overlap=True)``; its ratio is to ``off``
+
+The others show what is in it. Their gradient is written by hand in NumPy:
 
 ``after``    when backward has ended
 ``polled``   when a layer's is there; MPI, which moves data only while it is called, is called after each layer
@@ -14,7 +19,7 @@ and computed is the same in all contenders, which differ in when the gradients l
 
 and two of the parts: ``gradient`` alone, ``wire``: the exchange without it. ``bound`` is what ``after`` would take if
 the shorter of backward (two thirds of ``gradient``) and half of ``wire`` cost nothing. Medians over rounds in which all
-take turns; ratios are to ``after``, medians over rounds.
+take turns; ratios are medians over rounds, those of the others to ``after``.
 """
 
 from __future__ import annotations
@@ -29,11 +34,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from autograd.extend import defvjp, primitive
 
+import distopt as tf
 from benchmarks.emulated_hosts import Link, emulated_hosts, why_not
 from benchmarks.ranks import ROOT, Ranks, ratio
+from distopt.distribute import CommunicationOptions, MultiWorkerMirroredStrategy
+from distopt.ops.dense import dense, dense_layers
+from distopt.tensor import call
 from distopt.types import Array
 
 LINKS = {"full": None, "1gbit": Link(1e9, 1.0), "200mbit": Link(2e8, 1.0)}
@@ -154,12 +165,67 @@ class Model:
         self.update()
 
 
+@primitive  # type: ignore[untyped-decorator]  # autograd is untyped
+def _pause(value: Array, forward_s: float, backward_s: float) -> Array:
+    del backward_s
+    time.sleep(forward_s)
+    return value
+
+
+def _pause_backward(_result: Any, _value: Any, _forward_s: float, backward_s: float) -> Callable[[Any], Any]:
+    def backward(gradient: Any) -> Any:
+        time.sleep(backward_s)
+        return gradient
+
+    return backward
+
+
+defvjp(_pause, _pause_backward, None, None)
+
+
+class Ours:
+    """The same perceptron, on a tape; where a product is a pause, the layers are operations of their own."""
+
+    def __init__(self, bench: Ranks, width: int, depth: int, batch: int, product_s: float, overlap: bool) -> None:
+        self.product_s = 0.0 if batch else product_s
+        options = CommunicationOptions(overlap=overlap)
+        self.strategy = MultiWorkerMirroredStrategy(None, options, communicator=bench.comm, placement="sharded")
+        self.x = np.random.default_rng(bench.comm.rank).standard_normal((batch or 1, width), np.float32)
+        with self.strategy.scope():
+            self.weights = [tf.Variable(np.full((width, width), 1e-3, np.float32)) for _ in range(depth)]
+        self.optimizer = tf.keras.optimizers.SGD(1e-9)
+
+    def loss(self) -> Any:
+        """Return the sum of what comes out."""
+        if not self.product_s:
+            layers = [weight for kernel in self.weights for weight in (kernel, None)]
+            return tf.reduce_sum(dense_layers(self.x, layers, ("relu",) * len(self.weights)))
+        value: Any = self.x
+        for weights in self.weights:
+            value = call(_pause, dense(value, weights, None, "relu"), self.product_s, 2 * self.product_s)
+        return tf.reduce_sum(value)
+
+    def replica(self) -> None:
+        """Take the gradient, and apply it."""
+        with tf.GradientTape() as tape:
+            loss = self.loss()
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, self.weights), self.weights, strict=True))
+
+    def step(self) -> None:
+        """Make a step."""
+        self.strategy.run(self.replica)
+
+
 def work(width: int, depth: int, batch: int, product_s: float, rounds: int) -> None:
     """One rank of the job; rank 0 prints the figures as JSON."""
     bench = Ranks(rounds, block_s=0.4)
     model = Model(bench, width, depth, batch, product_s)
-    seconds = bench.seconds({name: getattr(model, name) for name in ("gradient", "wire", "after", "polled", "thread")})
+    contenders = {name: getattr(model, name) for name in ("gradient", "wire", "after", "polled", "thread")}
+    for name, overlap in (("off", False), ("on", True)):
+        contenders[name] = Ours(bench, width, depth, batch, product_s, overlap).step
+    seconds = bench.seconds(contenders)
     if bench.comm.rank == 0:
+        sys.stderr.write(f"{bench.comm.traffic.early_bytes:,} bytes left early\n")
         sys.stdout.write(json.dumps(seconds) + "\n")
     bench.comm.finish()
 
@@ -191,6 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{options.depth} layers of {options.width} x {options.width}, two hosts of one rank")
     print(
         f"{'link':>8} {'batch':>6} {'gradient':>9} {'wire':>7} {'after':>7} ms {'bound':>7} {'polled':>7} {'thread':>7}"
+        f" {'off':>7} ms {'on':>7}"
     )
     for link, batch in itertools.product(options.links, options.batches):
         with emulated_hosts(2, LINKS[link]) as hosts:
@@ -209,7 +276,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         bound = (ms["after"] - min(ms["gradient"] * 2 / 3, ms["wire"] / 2)) / ms["after"]
         print(
             f"{link:>8} {batch:>6} {ms['gradient']:>9.1f} {ms['wire']:>7.1f} {ms['after']:>7.1f} ms {bound:>7.2f} "
-            f"{ratio(seconds, 'polled', 'after'):>7.2f} {ratio(seconds, 'thread', 'after'):>7.2f}",
+            f"{ratio(seconds, 'polled', 'after'):>7.2f} {ratio(seconds, 'thread', 'after'):>7.2f} "
+            f"{ms['off']:>7.1f} ms {ratio(seconds, 'on', 'off'):>7.2f}",
             flush=True,
         )
     return 0

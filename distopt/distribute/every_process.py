@@ -14,6 +14,7 @@ from distopt.canonical_sum import Node
 from distopt.comm import combining
 from distopt.comm.communicator import Communicator, Hosting, Withdrawn
 from distopt.distribute.codes import gather_codes, sends_codes
+from distopt.distribute.early_sums import Overlap
 from distopt.distribute.inspector import Inspector
 from distopt.distribute.introduction import Introductions, label_of_values
 from distopt.distribute.owners import (
@@ -40,6 +41,8 @@ class EveryProcess:
     re_enact_replicas = False
     chunk_bytes = CHUNK_BYTES
     """Of what is on its way between hosts at a time, where processes share the memory of their host."""
+    overlap: Overlap | None = None
+    """What sends partial sums while backward goes on, if that is wanted."""
 
     def __init__(
         self, hosting: Hosting, rank: int, communicator: Communicator | None, phases: Phases, inspector: Inspector

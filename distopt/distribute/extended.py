@@ -57,6 +57,8 @@ class Extended:
         ids = self.hosted or (hosting.num_replicas - 1,)
         self.contexts = tuple(StrategyReplicaContext(strategy, replica, i) for i, replica in enumerate(ids))
         self.book = ReceiptBook(hosting, communicator, path_name(hosting, communicator))
+        self.listener: Callable[[Sequence[Any]], Any] | None = None
+        """Told of gradients before a backward pass has ended, where they leave this process meanwhile."""
         self.inspector = Inspector(strategy, hosting, self.contexts, communicator, self.book, rank)
         self.every_process = every_process(hosting, rank, communicator, phases, self.inspector)
         self.owners: Owners = self.every_process
@@ -119,7 +121,10 @@ class Extended:
         watcher = state.watcher
         if self.inspector.several:
             self.book.begin()
-            state.watcher = note_origin if self.inspector.begin_run() else None
+            looks = self.inspector.begin_run()
+            state.watcher = note_origin if looks or self.listener is not None else None
+            if self.listener is not None:
+                state.listener = self.listener
         try:
             if self.num_hosted == 1:
                 kwargs = kwargs_of[0] if kwargs_of else _NO_KWARGS
@@ -138,6 +143,8 @@ class Extended:
             if self.creations:
                 self.creations.clear()
             state.watcher = watcher
+            if self.listener is not None:
+                state.listener = None
             self.phases.gradient += time.perf_counter() - started - self._merging_s
 
     def combine(self, aggregator: GradientAggregator, gradients: Any, variables: Sequence[Any]) -> list[Any]:

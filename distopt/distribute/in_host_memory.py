@@ -21,13 +21,14 @@ from distopt.canonical_sum import Node
 from distopt.comm import combining
 from distopt.comm.communicator import Communicator, Hosting, Withdrawn
 from distopt.distribute.codes import sends_codes
+from distopt.distribute.early_sums import Overlap
 from distopt.distribute.every_process import EveryProcess
 from distopt.distribute.inspector import Inspector
 from distopt.distribute.owners import Phases
 from distopt.distribute.row_exchange import Combine
 from distopt.distribute.rows_in_host_memory import RowsInHostMemory
 from distopt.distribute.shared_gradients import SharedGradients
-from distopt.distribute.span_paths import SpanPaths
+from distopt.distribute.span_paths import ROWS, SpanPaths, told_of
 from distopt.optimizers.terms import Terms
 from distopt.types import Array
 
@@ -61,7 +62,10 @@ class EveryProcessInHostMemory(EveryProcess):
     def gradient_arrays(self, optimizer: Any, variables: Sequence[Any]) -> list[Array] | None:
         """See :class:`~distopt.distribute.owners.Owners`."""
         gradients = self._gradients(optimizer.layout(variables), optimizer.gradient_aggregator.sums)
-        return None if gradients is None else gradients.shared.arrays
+        if gradients is None:
+            return None
+        gradients.paths.send_nothing_early()
+        return gradients.shared.arrays
 
     def _total(
         self, path: Any, layout: Any, pairs_of: Sequence[Any], label: bytes, *, withdraws: bool
@@ -71,12 +75,11 @@ class EveryProcessInHostMemory(EveryProcess):
         self._holds_memory = gradients is not None
         if gradients is None:
             return super()._total(path, layout, pairs_of, label, withdraws=withdraws)
-        if not withdraws:
-            gradients.shared.write(pairs_of)
+        differs = withdraws or gradients.paths.write(pairs_of)
         with self._exchange():
             # A replica of some process may begin to have rows with this step, which the others could not know.
-            told = self._group.exchange("the gradients of all are ready", label, b"rows" if withdraws else b"")
-            if gradients.paths.collect(label, withdraws=any(told)):
+            told = self._group.exchange("the gradients of all are ready", label, told_of(withdraws, differs))
+            if gradients.paths.collect(label, withdraws=ROWS in told, differs=any(told)):
                 raise Withdrawn
         traffic = self._ranks.traffic
         traffic.bytes_received += gradients.num_bytes_read
@@ -120,7 +123,7 @@ class EveryProcessInHostMemory(EveryProcess):
             if saved <= self._ranks.exchange_cost_bytes:
                 self._sent_whole.add(layout)
                 return None
-        made = layout.kept = _Gradients(layout, self._hosting, self._ranks, summed, self.chunk_bytes)
+        made = layout.kept = _Gradients(layout, self._hosting, self._ranks, summed, self.chunk_bytes, self.overlap)
         return made
 
 
@@ -128,7 +131,13 @@ class _Gradients:
     """Of one layout: the contributions of all, and the totals of what each process adds up for all."""
 
     def __init__(
-        self, layout: Any, hosting: Hosting, communicator: Communicator, summed: bool, chunk_bytes: int
+        self,
+        layout: Any,
+        hosting: Hosting,
+        communicator: Communicator,
+        summed: bool,
+        chunk_bytes: int,
+        overlap: Overlap | None,
     ) -> None:
         num_bytes = layout.num_flat_bytes
         contributed = hosting.contributed(summed=summed)
@@ -139,7 +148,7 @@ class _Gradients:
         self.in_parts = not group.holds_all or bytes_saved_by_parts > communicator.exchange_cost_bytes
         extra_bytes = num_bytes if self.in_parts else 0
         self.shared = SharedGradients(layout, hosting, communicator, summed=summed, extra_bytes=extra_bytes)
-        self.paths = SpanPaths(hosting, communicator, self.shared, chunk_bytes, anywhere=True)
+        self.paths = SpanPaths(hosting, communicator, self.shared, chunk_bytes, anywhere=True, overlap=overlap)
         self.whole = {node: tuple(flat) for node, flat in self.shared.flat_of.items()}
         self.totals = self.shared.flat_arrays(self.shared.extra) if self.in_parts else layout.empty()
         """The aggregate for each run: in parts every process adds up a part, for all; else this one all of it."""

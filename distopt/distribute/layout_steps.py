@@ -11,6 +11,7 @@ from distopt import clipping
 from distopt.arena import Span
 from distopt.comm.communicator import Communicator, Hosting
 from distopt.comm.shared_memory import HostGroup
+from distopt.distribute.early_sums import Overlap
 from distopt.distribute.shared_gradients import SharedGradients
 from distopt.distribute.span_logs import SpanLogs
 from distopt.distribute.span_paths import SpanPaths
@@ -34,6 +35,7 @@ class LayoutSteps:
         summed: bool,
         before: LayoutSteps | None,
         chunk_bytes: int,
+        overlap: Overlap | None = None,
     ) -> None:
         self.layout = layout
         self.optimizer = optimizer
@@ -44,7 +46,9 @@ class LayoutSteps:
         if reused is None:
             self.gradients = SharedGradients(layout, hosting, communicator, summed=summed, extra_bytes=sums_bytes)
             in_chunks = communicator.survives_losses
-            self.paths = SpanPaths(hosting, communicator, self.gradients, chunk_bytes, in_chunks=in_chunks)
+            self.paths = SpanPaths(
+                hosting, communicator, self.gradients, chunk_bytes, in_chunks=in_chunks, overlap=overlap
+            )
         else:
             self.gradients, self.paths = reused.gradients, reused.paths
         self._spans = self.paths.spans

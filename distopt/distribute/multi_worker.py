@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from distopt.agreement import odd_ones
 from distopt.comm.communicator import Communicator, Hosting
 from distopt.distribute.cluster_resolver import ClusterResolver
+from distopt.distribute.early_sums import Overlap
 from distopt.distribute.sharded import Sharded
 from distopt.distribute.span_paths import CHUNK_BYTES
 from distopt.distribute.strategy import Strategy
@@ -30,11 +32,14 @@ class CommunicationOptions:
     ``timeout_seconds``: the longest wait for the other ranks in one collective; default: the communicator's.
     ``bytes_per_pack``: how long the pieces are in which gradients and variables go from host to host, each on its way
     while the next is worked on; 0 is for 512 kB. The same on all processes. No bit depends on it.
+    ``overlap``: let what a host tells the others of a piece leave as soon as its gradients exist, while the backward
+    pass goes on. The same on all processes. No bit depends on it; see docs/operations.md for where it pays.
 
     Raises: ValueError for a negative number.
     """
 
     bytes_per_pack: int = 0
+    overlap: bool = False
     timeout_seconds: float | None = None
     implementation: CommunicationImplementation = CommunicationImplementation.AUTO
 
@@ -70,9 +75,9 @@ class MultiWorkerMirroredStrategy(Strategy):
     The MPI launcher knows the cluster; a ``cluster_resolver`` is only compared with it, where it has a cluster.
 
     Raises: PlacementError for a placement that needs servers; EndpointError
-    if MPI cannot be loaded; ValueError for fewer than one replica, arguments of another type, a ``bytes_per_pack`` that
-    is another one on other processes, or a ``cluster_resolver`` that has another number of workers than there are
-    ranks, or takes this one for another.
+    if MPI cannot be loaded; ValueError for fewer than one replica, arguments of another type, a ``bytes_per_pack`` or
+    ``overlap`` that is another one on other processes, ``overlap`` where lost ranks are survived, or a
+    ``cluster_resolver`` that has another number of workers than there are ranks, or takes this one for another.
     """
 
     def __init__(
@@ -106,27 +111,48 @@ class MultiWorkerMirroredStrategy(Strategy):
         hosting = Hosting.contiguous(communicator.size if replicas is None else replicas, communicator.size)
         super().__init__(hosting, communicator.rank, communicator)
         extended = self.extended
-        bytes_per_pack = communication_options.bytes_per_pack if communication_options else 0
+        options = communication_options or CommunicationOptions()
+        chunk_bytes = options.bytes_per_pack or CHUNK_BYTES
         if communicator.shares_memory:
-            _check_same_packs(bytes_per_pack, communicator)
-        extended.every_process.chunk_bytes = bytes_per_pack or CHUNK_BYTES
+            _check_same_options(options, communicator)
+        extended.every_process.chunk_bytes = chunk_bytes
+        overlap = _overlap(communicator, extended.contexts, placement) if options.overlap else None
+        if overlap is not None:
+            extended.every_process.overlap = overlap
+            extended.listener = overlap.listener
         if placement == "sharded":
             sharded = Sharded(hosting, communicator.rank, communicator, extended.phases, extended.inspector)
-            sharded.chunk_bytes = bytes_per_pack or CHUNK_BYTES
+            sharded.chunk_bytes, sharded.overlap = chunk_bytes, overlap
             extended.owners = sharded
         self._cluster_resolver = cluster_resolver
 
 
-def _check_same_packs(bytes_per_pack: int, communicator: Communicator) -> None:
+def _overlap(communicator: Communicator, contexts: Sequence[Any], placement: str) -> Overlap | None:
+    """Return what lets partial sums leave early, None where nothing leaves a host; a collective.
+
+    Raises: ValueError where lost ranks are survived.
+    """
+    if communicator.survives_losses:
+        raise ValueError(
+            "overlap=True sends gradients before it is sure that they are applied, which is not done where lost ranks "
+            "are survived; leave it out, or make the communicator without survives_losses"
+        )
+    if communicator.size == 1 or not (communicator.shares_memory or placement == "sharded"):
+        return None
+    return None if communicator.host_group.holds_all else Overlap(communicator, contexts)
+
+
+def _check_same_options(options: CommunicationOptions, communicator: Communicator) -> None:
     """Compare what the processes were given; a collective.
 
     Raises: ValueError, on all of them.
     """
-    told = [int(text) for text in communicator.all_gather_bytes(b"%d" % bytes_per_pack)]
+    own = b"bytes_per_pack is %d and overlap is %d" % (options.bytes_per_pack, options.overlap)
+    told = [text.decode() for text in communicator.all_gather_bytes(own)]
     reference, odd = odd_ones(dict(enumerate(told)))
     if reference is not None and odd:
         raise ValueError(
-            f"bytes_per_pack is {told[reference]} on rank {reference} and {told[odd[0]]} on rank {odd[0]}; "
+            f"{told[reference]} on rank {reference}, {told[odd[0]]} on rank {odd[0]}; "
             "give all processes the same communication_options"
         )
 

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 from distopt import clipping
 from distopt.comm.communicator import Communicator, Hosting
+from distopt.distribute.early_sums import Overlap
 from distopt.distribute.every_process import EveryProcess
 from distopt.distribute.inspector import Inspector
 from distopt.distribute.introduction import Introductions
@@ -42,7 +43,7 @@ from distopt.distribute.owners import (
 from distopt.distribute.row_exchange import gather_rows
 from distopt.distribute.sharded_rows import ShardedRows
 from distopt.distribute.shared_arena import SharedArena
-from distopt.distribute.span_paths import CHUNK_BYTES
+from distopt.distribute.span_paths import CHUNK_BYTES, ROWS, told_of
 from distopt.types import Array
 
 
@@ -53,6 +54,8 @@ class Sharded:
     re_enact_replicas = False
     chunk_bytes = CHUNK_BYTES
     """Of what is on its way between hosts at a time."""
+    overlap: Overlap | None = None
+    """What sends partial sums while backward goes on, if that is wanted."""
 
     def __init__(
         self, hosting: Hosting, rank: int, communicator: Communicator, phases: Phases, inspector: Inspector
@@ -97,15 +100,12 @@ class Sharded:
         under_way = self._under_way = _UnderWay(steps, path.aggregator, hypers, steps.num_updates + 1)
         before = inspector.book.traffic()
         begins_rows = any(pairs.has_rows for pairs in pairs_of)
-        if not begins_rows:
-            steps.gradients.write(pairs_of)
+        differs = begins_rows or steps.paths.write(pairs_of)
         written = time.perf_counter()
         traffic = self._communicator.traffic
         waited = traffic.wait_s
-        begins_rows = any(
-            self._group.exchange("the gradients of all are ready", label, b"rows" if begins_rows else b"")
-        )
-        if steps.paths.collect(label, withdraws=begins_rows):
+        told = self._group.exchange("the gradients of all are ready", label, told_of(begins_rows, differs))
+        if steps.paths.collect(label, withdraws=ROWS in told, differs=any(told)):
             # A replica of some process begins to have rows with this step, which the others could not know.
             self._introductions.begin_rows(optimizer, pairs_of)
             self._apply_others(path, pairs_of, hypers, label, has_rows=True)
@@ -166,7 +166,7 @@ class Sharded:
         written = time.perf_counter()
         tables = tuple(variables[i] for i in met.with_rows)
         if steps is not None:
-            steps.paths.collect(label, withdraws=False)
+            steps.paths.collect(label, withdraws=False, differs=True)
             traffic.bytes_received += steps.paths.num_bytes_read
             traffic.bytes_sent += steps.paths.num_bytes_told
         num_bytes = num_bytes_of_all([gradient for gradient, _ in pairs] for pairs in pairs_of)
@@ -241,7 +241,7 @@ class Sharded:
         if found is None or not found.is_current(self._group, summed):
             self._arena.take(optimizer, layout.segments, self._gather_slots)
             found = layout.kept = LayoutSteps(
-                optimizer, layout, self._hosting, self._communicator, summed, found, self.chunk_bytes
+                optimizer, layout, self._hosting, self._communicator, summed, found, self.chunk_bytes, self.overlap
             )
             self._steps_made[optimizer] = found
         return found
@@ -261,6 +261,7 @@ class Sharded:
     def gradient_arrays(self, optimizer: Any, variables: Sequence[Any]) -> list[Array] | None:
         """See :class:`~distopt.distribute.owners.Owners`."""
         steps = self._steps(optimizer, variables, optimizer.gradient_aggregator.sums)
+        steps.paths.send_nothing_early()
         return steps.gradients.arrays
 
     def survives_loss(self, optimizer: Any) -> bool:

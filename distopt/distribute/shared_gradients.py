@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -18,8 +18,12 @@ from distopt.autodiff.places import GradientPlace
 from distopt.canonical_sum import Node, add_nodes
 from distopt.comm import combining
 from distopt.comm.communicator import Communicator, Hosting
+from distopt.optimizers.layout import Part
 from distopt.optimizers.terms import Terms
 from distopt.types import Array
+
+_STEP: Final = 1 << 16
+"""Bytes that are compared at once: what differs is mostly found in the first ones."""
 
 
 class SharedGradients:
@@ -40,10 +44,11 @@ class SharedGradients:
         self.group = group = communicator.host_group
         self.summed = summed
         self._hosting = hosting
-        contributed = hosting.contributed(summed=summed)
+        self.nodes_of_ranks = contributed = hosting.contributed(summed=summed)
         nodes_of = [contributed[rank] for rank in group.ranks]
         self.num_nodes = sum(map(len, nodes_of))
         self.own_nodes = nodes_of[group.index]
+        self.num_hosted = len(hosting.hosted[communicator.rank])
         self._leaves = hosting.leaves[communicator.rank]
         self._sizes = [padded(run.size * run.segment.dtype.itemsize) for run in layout.runs]
         asked = sum(self._sizes) * len(self.own_nodes) + (padded(extra_bytes) if group.index == 0 else 0)
@@ -85,17 +90,50 @@ class SharedGradients:
                 if not self._places[position].holds(given[position]):
                     own[position][...] = given[position]
             return
-        leaves = self._leaves
-        gradients = dict(zip(leaves, pairs_of, strict=False))  # a stand-in contributes nothing
+        gradients = dict(zip(self._leaves, pairs_of, strict=False))  # a stand-in contributes nothing
         for node in self.own_nodes:
             flat = self.flat_of[node]
             if node in gradients:
                 self.layout.fill(gradients[node].arrays, flat)
                 continue
-            below = [leaf for leaf in leaves if node.start <= leaf.start < node.stop]
             for variable, run, start, stop, _ in self.layout.parts:
-                terms = {leaf: np.ascontiguousarray(gradients[leaf].arrays[variable]).reshape(-1) for leaf in below}
-                add_nodes(self._hosting.tree, terms, node, out=flat[run][start:stop])
+                self._sum_of(node, [pairs.arrays[variable] for pairs in pairs_of], flat[run][start:stop])
+
+    def put(self, part: Part, arrays: Sequence[Array]) -> None:
+        """Write what this process contributes of one variable; ``arrays`` are the gradients of its replicas."""
+        if self.arrays is not None:
+            if not self._places[part.variable].holds(arrays[0]):
+                self.arrays[part.variable][...] = arrays[0]
+            return
+        for node in self.own_nodes:
+            self._sum_of(node, arrays, self.flat_of[node][part.run][part.start : part.stop])
+
+    def are_in_place(self, part: Part, arrays: Sequence[Array]) -> bool:
+        """Return whether an operation has written ``arrays`` where they are read."""
+        return self.arrays is not None and self._places[part.variable].holds(arrays[0])
+
+    def may_put(self, part: Part) -> bool:
+        """Return whether :meth:`put` would change no gradient that somebody still holds."""
+        return self.arrays is None or self._places[part.variable].is_free
+
+    def holds(self, part: Part, arrays: Sequence[Array]) -> bool:
+        """Return whether :meth:`put` would change nothing, not a bit."""
+        if self.are_in_place(part, arrays):
+            return True
+        _, run, start, stop, _ = part
+        scratch = np.empty(stop - start, self.flat_of[self.own_nodes[0]][run].dtype)
+        return all(
+            have_same_bits(self._sum_of(node, arrays, scratch), self.flat_of[node][run][start:stop])
+            for node in self.own_nodes
+        )
+
+    def _sum_of(self, node: Node, arrays: Sequence[Array], out: Array) -> Array:
+        terms = {
+            leaf: np.ascontiguousarray(array).reshape(-1)
+            for leaf, array in zip(self._leaves, arrays, strict=True)
+            if node.start <= leaf.start < node.stop
+        }
+        return add_nodes(self._hosting.tree, terms, node, out=out)
 
     def terms(self, aggregator: Aggregator, sums: dict[Node, tuple[Array, ...]]) -> Terms | None:
         """Return ``sums`` as what the aggregate is added up from; None for one that is no plain sum or mean."""
@@ -108,6 +146,16 @@ class SharedGradients:
     ) -> list[Array]:
         """Write the aggregate of ``sums``, whole arrays or alike parts of them, into ``out``, and return that."""
         return combining.aggregate(sums, self._hosting, aggregator, out, out=out)
+
+
+def have_same_bits(first: Array, second: Array) -> bool:
+    """Return whether two flat arrays of one dtype and length are the same, bit for bit.
+
+    >>> have_same_bits(np.array([0.0]), np.array([-0.0])), have_same_bits(np.array([np.nan]), np.array([np.nan]))
+    (False, True)
+    """
+    a, b = first.view(np.uint8), second.view(np.uint8)
+    return all(np.array_equal(a[i : i + _STEP], b[i : i + _STEP]) for i in range(0, len(a), _STEP))
 
 
 def padded(num_bytes: int) -> int:

@@ -17,6 +17,7 @@ from distopt.arena import Span, aligned_zeros
 from distopt.canonical_sum import Node, add_nodes
 from distopt.comm.between_hosts import BetweenHosts, Chunk
 from distopt.comm.communicator import Communicator, Hosting
+from distopt.distribute.early_sums import EarlySums, Overlap
 from distopt.distribute.shared_gradients import SharedGradients
 from distopt.types import Array
 
@@ -24,11 +25,20 @@ CHUNK_BYTES: Final = 1 << 19
 """Long enough that a message costs little beside its bytes, short enough to stay in the cache."""
 
 
+ROWS: Final = b"rows"
+"""What a process tells its host whose replicas begin to have row-sparse gradients."""
+
+
+def told_of(begins_rows: bool, differs: bool) -> bytes:
+    """Return what a process tells its host when its gradients are ready; ``differs``: see :meth:`SpanPaths.collect`."""
+    return ROWS if begins_rows else b"differs" if differs else b""
+
+
 class SpanPaths:
     """Between ``gradients``, those of the processes of this host, and the owners of everything.
 
     ``anywhere``: spans may also be cut in variables that are not to be divided between those who update them.
-    ``in_chunks``: spans are cut into chunks on one host, too.
+    ``in_chunks``: spans are cut into chunks on one host, too. ``overlap``: what sends partial sums early, if any does.
     """
 
     def __init__(
@@ -40,11 +50,13 @@ class SpanPaths:
         *,
         anywhere: bool = False,
         in_chunks: bool = False,
+        overlap: Overlap | None = None,
     ) -> None:
         layout, group = gradients.layout, gradients.group
         self._hosting = hosting
         self._gradients = gradients
         self._layout = layout
+        self._early: EarlySums | None = None
         spans_of = _spans_of_ranks(layout, group.hosts, anywhere)
         self.crosses_hosts = not group.holds_all
         """Whether there are other hosts."""
@@ -75,14 +87,35 @@ class SpanPaths:
         self.sums.update(self._received)
         self._added: dict[tuple[Chunk, Node], Array] = {}
         self._blocks_of: list[list[int]] | None = None
+        if overlap is not None:
+            self._early = overlap.watch(gradients, self._between, self._received, self._span_of, self._add_into)
 
-    def collect(self, label: bytes, *, withdraws: bool) -> bool:
+    def write(self, pairs_of: Sequence[Any]) -> bool:
+        """Write what this process contributes; return whether what may have left early was something else."""
+        if self._early is not None:
+            return self._early.write(pairs_of)
+        self._gradients.write(pairs_of)
+        return False
+
+    def send_nothing_early(self) -> None:
+        """Let no partial sum leave before :meth:`collect` from now on; the same on all processes."""
+        if self._early is not None:
+            self._early.is_given_up = True
+
+    def collect(self, label: bytes, *, withdraws: bool, differs: bool = False) -> bool:
         """Get what the other hosts contribute to ``spans``; return whether a process withdrew.
 
-        The contributions of all processes of this host are ready, and these agree on whether they withdraw.
+        The contributions of all processes of this host are ready, and these agree on whether they withdraw, and on
+        whether what may have left early ``differs`` from them.
         """
         if not self.crosses_hosts:
             return withdraws
+        if self._early is not None:
+            must_send_again = self._early.agree(label, withdraws=withdraws or differs)
+            if self._early.is_given_up:
+                self._early = None
+            if not must_send_again:
+                return False
         return self._between.collect(self._add, self._received, label, withdraws=withdraws)
 
     def spread(self, made: Iterable[int], arrays_of: Callable[[Span], Sequence[Array]]) -> None:
@@ -112,21 +145,30 @@ class SpanPaths:
 
     def _add(self, chunk: Chunk, node: Node) -> Array:
         """Return what this host contributes of ``node`` to a chunk of an owner elsewhere."""
-        span = (self.spans_of[chunk.owner][chunk.number],)
         flat_of = self._gradients.flat_of
         if node in flat_of:
-            (view,) = self._layout.take(flat_of[node], span)
+            (view,) = self._layout.take(flat_of[node], (self._span_of(chunk),))
             return np.asarray(view)
-        terms = {
-            below: self._layout.take(flat, span)[0]
-            for below, flat in flat_of.items()
-            if node.start <= below.start < node.stop
-        }
         target = self._added.get((chunk, node))
         if target is None:
-            first = next(iter(terms.values()))
-            target = self._added[chunk, node] = aligned_zeros(first.size, first.dtype)
+            span = self._span_of(chunk)
+            target = self._added[chunk, node] = aligned_zeros(
+                span.stop - span.start, self._layout.segment_of(span).dtype
+            )
+        return self._add_into(chunk, node, target)
+
+    def _add_into(self, chunk: Chunk, node: Node, target: Array) -> Array:
+        """Write what this host contributes of ``node`` to a chunk of an owner elsewhere."""
+        span = (self._span_of(chunk),)
+        terms = {
+            below: self._layout.take(flat, span)[0]
+            for below, flat in self._gradients.flat_of.items()
+            if node.start <= below.start < node.stop
+        }
         return add_nodes(self._hosting.tree, terms, node, out=target)
+
+    def _span_of(self, chunk: Chunk) -> Span:
+        return self.spans_of[chunk.owner][chunk.number]
 
 
 def _spans_of_ranks(layout: Any, hosts: Sequence[Sequence[int]], anywhere: bool) -> list[tuple[Span, ...]]:
