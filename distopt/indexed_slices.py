@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from distopt.row_sums import sum_occurrences, sum_of_replicas
+from distopt.row_sums import RowSum, sum_occurrences, sum_of_replicas
 from distopt.tensor import Operand, Tensor
 from distopt.types import Array, Shape
 
@@ -20,6 +20,8 @@ class IndexedSlices:
     ``row_counts``: how many rows each replica gave, in the order of replicas, where they come from several (see
     :meth:`concatenate`); else None. It decides the order in which duplicates are summed.
 
+    ``is_merged``: whether no duplicates are left, as whoever has summed them can tell; a merge then looks for none.
+
     Raises: ValueError if the lengths differ; TypeError if ``indices`` are not integers.
 
     >>> IndexedSlices(np.float32([[1], [2], [4]]), [1, 0, 1], (3, 1)).to_dense()
@@ -28,7 +30,7 @@ class IndexedSlices:
            [0.]], dtype=float32)
     """
 
-    __slots__ = ("dense_shape", "indices", "row_counts", "values")
+    __slots__ = ("dense_shape", "indices", "is_merged", "row_counts", "values")
 
     def __init__(self, values: Any, indices: Any, dense_shape: Sequence[int] | None = None) -> None:
         self.values = values if isinstance(values, Tensor) else Tensor(values)
@@ -43,6 +45,7 @@ class IndexedSlices:
         self.indices: Array = array
         self.dense_shape: Shape | None = None if dense_shape is None else tuple(int(n) for n in dense_shape)
         self.row_counts: tuple[int, ...] | None = None
+        self.is_merged = False
 
     @classmethod
     def concatenate(cls, of_replicas: Sequence[IndexedSlices]) -> IndexedSlices:
@@ -53,16 +56,24 @@ class IndexedSlices:
         whole.row_counts = tuple(len(slices.indices) for slices in of_replicas)
         return whole
 
+    @classmethod
+    def of_sum(cls, rows: RowSum, dense_shape: Sequence[int] | None = None) -> IndexedSlices:
+        """Return rows of which none comes twice."""
+        slices = cls(rows.values, rows.indices, dense_shape)
+        slices.is_merged = True
+        return slices
+
     def with_values(self, values: Any) -> IndexedSlices:
         """Return the same rows of the same replicas with other ``values``."""
-        other = IndexedSlices(values, self.indices, self.dense_shape)
-        other.row_counts = self.row_counts
-        return other
+        return self._like(IndexedSlices(values, self.indices, self.dense_shape))
 
     def with_shape(self, dense_shape: Sequence[int]) -> IndexedSlices:
         """Return the same rows of a tensor of ``dense_shape``."""
-        other = IndexedSlices(self.values, self.indices, dense_shape)
-        other.row_counts = self.row_counts
+        return self._like(IndexedSlices(self.values, self.indices, dense_shape))
+
+    def _like(self, other: IndexedSlices) -> IndexedSlices:
+        """Return ``other``, which has the same rows of the same replicas."""
+        other.row_counts, other.is_merged = self.row_counts, self.is_merged
         return other
 
     @property
@@ -91,6 +102,8 @@ class IndexedSlices:
         Duplicates are summed in the canonical order: left to right within a replica, then by the tree over the replicas
         that have the row; see :mod:`distopt.canonical_sum`.
         """
+        if self.is_merged:
+            return self
         values = self.values.numpy()
         if self.row_counts is not None:
             total = sum_of_replicas(self.indices, values, self.row_counts)
@@ -98,7 +111,7 @@ class IndexedSlices:
             total = sum_occurrences(self.indices, values)
             if total.values is values:
                 return self
-        return IndexedSlices(total.values, total.indices, self.dense_shape)
+        return IndexedSlices.of_sum(total, self.dense_shape)
 
     def numpy(self) -> Array:
         """Return :meth:`to_dense`."""

@@ -59,7 +59,8 @@ class RowsInHostMemory:
         results: list[IndexedSlices | None] = [None] * len(columns)
         for i in met.with_rows:
             indices, values = (np.concatenate(arrays) for arrays in zip(*(sums[i] for sums in parts), strict=True))
-            results[i] = _slices(indices, values, columns[i])
+            results[i] = total = _slices(indices, values, columns[i])
+            total.is_merged = True
         for place, sums in enumerate(parts):
             num_bytes = sum(array.nbytes for rows in sums.values() for array in rows)
             told, read = (told + num_bytes, read) if place == self._group.index else (told, read + num_bytes)

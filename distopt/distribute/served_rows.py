@@ -213,7 +213,7 @@ class RowUpdate:
             stored.row_counts = tuple(counts.tolist())
             return stored
         total = add_row_sums(tree, {node: RowSum(rows.indices, rows.values) for node, rows in of_nodes.items()})
-        return IndexedSlices(aggregator.finish(total.values, tree.num_replicas), total.indices)
+        return IndexedSlices.of_sum(RowSum(total.indices, aggregator.finish(total.values, tree.num_replicas)))
 
     def _apply(self, all_partials: Array) -> None:
         totals: dict[int, Any] = {}

@@ -168,7 +168,8 @@ def kernel({arguments}):
 {body}
 '''
 
-_SOME_ROWS = """    k, m = 0, 0
+_SOME_ROWS = """    width = total_row.size
+    k, m = 0, 0
     while k < indices.size or m < more_indices.size:
         if m == more_indices.size or (k < indices.size and indices[k] <= more_indices[m]):
             row = indices[k]
@@ -177,7 +178,7 @@ _SOME_ROWS = """    k, m = 0, 0
             soon = indices[min(k + {ahead}, indices.size) - 1]
             if {adds} and m < more_indices.size and more_indices[m] == row:
                 more_row = more_gradient[m]
-                for i in range(total_row.size):
+                for i in range(width):
                     total_row[i] = gradient_row[i] + more_row[i]
                 gradient_row = total_row
                 m += 1
@@ -188,7 +189,7 @@ _SOME_ROWS = """    k, m = 0, 0
             soon = more_indices[min(m + {ahead}, more_indices.size) - 1]
         {ask}
         {take_rows}
-        for i in range(total_row.size):
+        for i in range(width):
             {targets} = {step}({elements})"""
 
 _ALL_ROWS = """    k = 0

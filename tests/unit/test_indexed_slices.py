@@ -25,6 +25,15 @@ def test_indexed_slices_merged_keep_the_order_of_first_occurrence() -> None:
     np.testing.assert_array_equal(merged.to_dense(), _slices().to_dense())
 
 
+def test_indexed_slices_are_merged_once() -> None:
+    merged = _slices().merged()
+    assert merged.merged() is merged
+    scaled = (merged * 2).with_shape((5, 2))
+    assert scaled.merged() is scaled
+    assert not IndexedSlices.concatenate([merged, merged]).is_merged
+    assert IndexedSlices.concatenate([merged, merged]).merged().indices.tolist() == [2, 0]
+
+
 def test_indexed_slices_merged_adds_from_left_to_right() -> None:
     values = np.float32([[1e8], [1.0], [-1e8], [1.0]])
     merged = IndexedSlices(values, [0, 0, 0, 0], (1, 1)).merged()
