@@ -15,6 +15,7 @@ from distopt import (
     debugging,
     distribute,
     dtypes,
+    elastic,
     errors,
     keras,
     kernels,
@@ -159,13 +160,30 @@ from distopt.variable import Variable, VariableAggregation, VariableSynchronizat
 
 distribute.cluster_resolver.read_tf_config_with(environment.tf_config)
 kernels.find_cache_home_with(environment.cache_home)
+elastic.loop.launched_as(environment.lets_survivors_live, environment.end_process)
 
 __version__ = "0.1.0"
 
 newaxis = None
 """Used as an index, a new axis of length 1, as NumPy has it."""
 
-guard(data, debugging, distribute, dtypes, errors, keras, linalg, losses, math, nest, nn, optimizers, random, train)
+guard(
+    data,
+    debugging,
+    distribute,
+    dtypes,
+    elastic,
+    errors,
+    keras,
+    linalg,
+    losses,
+    math,
+    nest,
+    nn,
+    optimizers,
+    random,
+    train,
+)
 guard(compat, compat.v1, compat.v1.train)
 guard(keras.layers, keras.losses, keras.metrics, keras.models, keras.optimizers, keras.optimizers.schedules)
 guard(keras.callbacks, keras.utils, keras.utils.experimental)
@@ -219,6 +237,7 @@ __all__ = [
     "double",
     "dtypes",
     "einsum",
+    "elastic",
     "equal",
     "errors",
     "executing_eagerly",

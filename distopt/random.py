@@ -78,7 +78,7 @@ def set_seed(seed: int) -> None:
 
     Raises: TypeError if ``seed`` is not an integer.
     """
-    _current().reset(operator.index(seed))
+    current_streams().reset(operator.index(seed))
 
 
 def seed_scope(seed: int) -> AbstractContextManager[None]:
@@ -103,7 +103,7 @@ def draw_from(streams: Streams) -> Iterator[None]:
 
 def get_seed() -> int:
     """Return the seed that ``set_seed`` or ``seed_scope`` set last."""
-    return _current().seed
+    return current_streams().seed
 
 
 def next_stream(domain: Domain = Domain.VARIABLE) -> np.random.Philox:
@@ -111,7 +111,7 @@ def next_stream(domain: Domain = Domain.VARIABLE) -> np.random.Philox:
 
     Processes that create the same variables in the same order draw the same values.
     """
-    return _current().next_stream(domain)
+    return current_streams().next_stream(domain)
 
 
 # ---------------------------------------------------------------- tensors of random values
@@ -188,8 +188,8 @@ def _values(seed: int | None) -> np.random.Philox:
     alone = context.is_default or context.replica is None
     part = 0 if alone else int(context.replica.replica_id_in_sync_group) + 1  # type: ignore[union-attr]  # alone if None
     if seed is None:
-        return _current().next_stream(Domain.VALUES, part=part)
-    return _current().next_stream(Domain.SEEDED_VALUES, operator.index(seed), part)
+        return current_streams().next_stream(Domain.VALUES, part=part)
+    return current_streams().next_stream(Domain.SEEDED_VALUES, operator.index(seed), part)
 
 
 def _shape(shape: Any) -> Any:
@@ -247,5 +247,6 @@ _process = Streams(0)
 _scope: ContextVar[Streams | None] = ContextVar("distopt_seed_scope", default=None)
 
 
-def _current() -> Streams:
+def current_streams() -> Streams:
+    """Return what this thread draws from."""
     return _scope.get() or _process

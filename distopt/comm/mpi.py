@@ -604,6 +604,11 @@ def _end_mpi() -> None:
             os.write(2, f"distopt: {error}\n".encode())
         if comm.has_failed:
             comm.abort(1)
+    if any(comm.has_lost for comm in _open):  # to finalize may hang; the launcher takes this as a good end, too
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(0)
     if _open and not _open[0]._mpi.Is_finalized():
         # It keeps the interpreter's lock, so that no thread of ours could end it.
         faulthandler.dump_traceback_later(2 * _GRACE_S, exit=True, file=sys.__stderr__ or 2)

@@ -42,17 +42,6 @@ def mpi_rank_and_size(environ: Mapping[str, str]) -> tuple[int, int] | None:
     return None
 
 
-def lets_survivors_live(environ: Mapping[str, str]) -> bool:
-    """Return whether the MPI launcher keeps the other ranks when one is lost: ``mpirun --with-ft ulfm`` of Open MPI.
-
-    Source: Open MPI 5.0 documentation, "User-Level Fault Mitigation (ULFM)".
-
-    >>> lets_survivors_live({"OMPI_MCA_mpi_ft_enable": "1"}), lets_survivors_live({})
-    (True, False)
-    """
-    return environ.get("OMPI_MCA_mpi_ft_enable", "").lower() in ("1", "true", "yes", "enabled")
-
-
 def choose_deployment(config: JobConfig, environ: Mapping[str, str]) -> Deployment:
     """Return where the job runs: what ``deployment.on`` says; ``"auto"`` is MPI inside an MPI launcher, else a cluster.
 

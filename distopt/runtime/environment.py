@@ -1,12 +1,15 @@
-"""The environment variables that code outside of the runtime asks for.
+"""What code outside of the runtime asks of the process's environment.
 
 ``distopt/__init__.py`` hands :func:`tf_config` to ``distopt.distribute.cluster_resolver``, which only parses its text,
-and :func:`cache_home` to ``distopt.kernels``.
+:func:`cache_home` to ``distopt.kernels``, and the others to ``distopt.elastic``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+from collections.abc import Mapping
 
 
 def tf_config() -> str | None:
@@ -17,3 +20,20 @@ def tf_config() -> str | None:
 def cache_home() -> str | None:
     """Return the value of ``XDG_CACHE_HOME``, or None where it is not set."""
     return os.environ.get("XDG_CACHE_HOME")
+
+
+def lets_survivors_live(environ: Mapping[str, str] = os.environ) -> bool:
+    """Return whether the MPI launcher keeps the other ranks when one is lost: ``mpirun --with-ft ulfm`` of Open MPI.
+
+    Source: Open MPI 5.0 documentation, "User-Level Fault Mitigation (ULFM)".
+
+    >>> lets_survivors_live({"OMPI_MCA_mpi_ft_enable": "1"}), lets_survivors_live({})
+    (True, False)
+    """
+    return environ.get("OMPI_MCA_mpi_ft_enable", "").lower() in ("1", "true", "yes", "enabled")
+
+
+def end_process(pid: int) -> None:
+    """End a process that is stopped and would go on later; one that has ended meanwhile is none."""
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGKILL)

@@ -23,7 +23,7 @@ from distopt.keras.optimizers import schedules
 from distopt.optimizers import pipeline
 from distopt.protocol.manifest import Manifest, VariableSpec
 from distopt.runtime.config import AggregationConfig, JobConfig
-from distopt.runtime.config_file import mathematics_toml
+from distopt.runtime.config_file import job_digest, mathematics_toml
 from distopt.runtime.fingerprint import numerics_fingerprint
 from distopt.tasks import Task, find_task
 
@@ -42,6 +42,16 @@ class Job:
     """Names of the functions of the user's that the gradient's path runs, as configured."""
     streams: random.Streams
     """What the training draws its random values from."""
+
+    @property
+    def all_variables(self) -> list[Any]:
+        """The variables of the model, those that are not trained too, in creation order."""
+        return list(self.model.variables)
+
+    @property
+    def digest(self) -> str:
+        """Of the part of the configuration that decides what is computed."""
+        return job_digest(self.config)
 
 
 def build_job(config: JobConfig) -> Job:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from distopt import checkpoint
 from distopt.aggregation import Aggregator
+from distopt.checkpoint.collect import restore_state
 from distopt.comm.communicator import Hosting
 from distopt.comm.zmq.client import ServerCommunicator
 from distopt.comm.zmq.control import ControlLink
@@ -29,7 +30,6 @@ from distopt.observe import LocalRecorder, RunFolder, Summary, make_display, set
 from distopt.protocol.membership import MembershipConfig
 from distopt.protocol.messages import Assignment, Join, Role
 from distopt.runtime import report
-from distopt.runtime.collect import restore_state
 from distopt.runtime.config import JobConfig
 from distopt.runtime.job import Job, check_placement, manifest
 from distopt.runtime.lifeline import Lifeline

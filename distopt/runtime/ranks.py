@@ -14,15 +14,13 @@ the middle of this, too, only begins it anew: until the state is restored, who h
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
-import os
 import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
@@ -31,13 +29,14 @@ from distopt.checkpoint import TrainingState
 from distopt.comm.communicator import Communicator
 from distopt.comm.mpi import MpiCommunicator
 from distopt.distribute import MultiWorkerMirroredStrategy
+from distopt.elastic.survival import carry_out, furthest
 from distopt.errors import ManifestMismatchError, PeerLostError
 from distopt.observe import LocalRecorder, LostWorker, RunFolder, make_display, set_step
 from distopt.protocol.manifest import content_diff, numerics_diff
 from distopt.runtime import report
-from distopt.runtime.cluster import environment, lets_survivors_live
 from distopt.runtime.config import JobConfig
 from distopt.runtime.config_file import resolved_toml
+from distopt.runtime.environment import end_process, lets_survivors_live
 from distopt.runtime.job import Job, check_placement, decode_manifest, encode_manifest, manifest
 from distopt.runtime.ledger import Sums, united
 from distopt.runtime.memory import JobMemory, Kept
@@ -51,11 +50,11 @@ logger = logging.getLogger(__name__)
 def run_mpi(config: JobConfig, resume: Path | None) -> int:
     """Train the job as one rank of an MPI job; return the exit status. An error ends all ranks."""
     deployment = config.deployment
-    survives = deployment.survive_losses and lets_survivors_live(environment())
+    survives = deployment.survive_losses and lets_survivors_live()
     communicator = MpiCommunicator(
         timeout_s=max(deployment.join_timeout_s, deployment.collective_timeout_s),
         survives_losses=survives,
-        end_process=_kill if survives else None,
+        end_process=end_process if survives else None,
     )
     rank = RankOfJob(config, resume, communicator)
 
@@ -67,9 +66,6 @@ def run_mpi(config: JobConfig, resume: Path | None) -> int:
     try:
         with handling(terminated):
             rank.run()
-        if rank.communicator.has_lost:
-            rank.close()
-            leave_now()
         return 0
     except Exception as error:  # noqa: BLE001  whatever it is must end the other ranks too
         rank.close()
@@ -78,19 +74,6 @@ def run_mpi(config: JobConfig, resume: Path | None) -> int:
         ended.abort(status, f"{type(error).__name__}: {error}")
     finally:
         rank.close()
-
-
-def _kill(pid: int) -> None:
-    with contextlib.suppress(OSError):
-        os.kill(pid, signal.SIGKILL)
-
-
-def leave_now() -> NoReturn:
-    """End this process well, without finalizing MPI, which may hang after losses; its launcher then does not mind."""
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(0)
 
 
 class RankOfJob:
@@ -114,29 +97,22 @@ class RankOfJob:
 
         Raises: PeerLostError if it does not; what else a rank of a job meets.
         """
-        while True:
-            try:
-                self._attempt()
-                self.communicator.finish()
-                return
-            except PeerLostError as error:
-                if not self.communicator.survives_losses or self.was_told_to_end:
-                    raise
-                logger.warning("%s", error)
-                self._missed_s = time.monotonic()
-            # Not where the error is handled: it keeps all that the step was working with.
-            self._go_without_the_lost()
+        carry_out(lambda _: self._attempt(), self.communicator, lost=self._note_loss, survived=self._go_on)
 
     def close(self) -> None:
         """Close what the run is recorded with; a second call does nothing."""
         if self._recorder is not None:
             self._recorder.close()
 
-    def _go_without_the_lost(self) -> None:
-        memory = self._memory
-        self.communicator.phase = "recovery"
-        self.communicator = self.communicator.survivors()
-        logger.warning("%d ranks are left; this one was worker %d", self.communicator.size, memory.worker)
+    def _note_loss(self, error: PeerLostError) -> None:
+        if self.was_told_to_end:
+            raise error
+        logger.warning("%s", error)
+        self._missed_s = time.monotonic()
+
+    def _go_on(self, survivors: Communicator) -> None:
+        self.communicator = survivors
+        logger.warning("%d ranks are left; this one was worker %d", survivors.size, self._memory.worker)
 
     def _attempt(self) -> None:
         config, communicator, memory = self._config, self.communicator, self._memory
@@ -198,16 +174,14 @@ class RankOfJob:
             assert loop is not None, "said by all"
             memory.kept = loop.salvage(communicator) or memory.kept
         own = memory.kept
-        told = communicator.all_gather_bytes(b"" if own is None else msgspec.json.encode((own.epoch, own.step)))
-        known = [msgspec.json.decode(t, type=tuple[int, int]) if t else None for t in told]
-        furthest = max((position for position in known if position is not None), default=None)
-        if furthest is None:
+        found = furthest(communicator, () if own is None else (own.epoch, own.step))
+        if found is None:
             state = None
             if communicator.rank == 0:
                 state = load_last(self._config, folder.path if memory.lost and folder else self._resume)
             blob = communicator.broadcast_bytes(checkpoint.to_bytes(state) if state is not None else b"")
             return checkpoint.from_bytes(blob) if blob else None
-        root = known.index(furthest)
+        root, _ = found
         if communicator.rank == root and own is not None and own.state is None:
             assert loop is not None, "it is live there, or was kept by it"
             own = loop.encoded(own)

@@ -18,13 +18,13 @@ from distopt import checkpoint, nn, ops, random, sampling
 from distopt.aggregation import note_samples
 from distopt.autodiff.tape import GradientTape
 from distopt.checkpoint import DataPosition, TrainingState, state_hash
+from distopt.checkpoint.collect import collect_state, has_state_of_replicas, local_state, restore_state
 from distopt.comm.communicator import Communicator
 from distopt.distribute import Strategy
 from distopt.distribute.datasets import hosted_rows
 from distopt.distribute.values import PerReplica
 from distopt.errors import DistoptError, ReplicaError
 from distopt.observe import EpochMetrics, JobInfo, Recorder, StepRecord, Summary, log_progress
-from distopt.runtime.collect import collect_state, has_state_of_replicas, local_state, restore_state
 from distopt.runtime.job import Job
 from distopt.runtime.ledger import LossLedger, Sums, united
 from distopt.runtime.memory import JobMemory, Kept

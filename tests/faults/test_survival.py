@@ -1,9 +1,14 @@
-"""Ranks of `mpirun --with-ft ulfm` that die are survived in place: same hash, each step and replica once, status 0."""
+"""Ranks of `mpirun --with-ft ulfm` that die are survived in place: same hash, each step and replica once, status 0.
+
+Loops of users' own make steps again, to the same hash.
+"""
 
 from __future__ import annotations
 
 import functools
 import json
+import re
+import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -13,7 +18,8 @@ import pytest
 
 from tests import chaos
 from tests.chaos import Plan
-from tests.multiprocess.harness import start_job
+from tests.faults.own_loop import KEEP_EVERY
+from tests.multiprocess.harness import ROOT, mpirun, run_job, start_job
 
 pytestmark = pytest.mark.multiprocess
 
@@ -57,3 +63,47 @@ def test_rank_that_is_stopped_is_ended_and_survived(tmp_path: Path) -> None:
     assert result.status == 0, result
     assert chaos.read(next(tmp_path.iterdir()))[0] == undisturbed("plain")[0]
     assert Counter(result.stdout.split())["lost"] == 1, result
+
+
+def own_loop(placement: str, doomed: dict[str, tuple[int, str]]) -> list[str]:
+    return ["-m", "tests.faults.own_loop", placement, json.dumps(doomed)]
+
+
+@functools.cache
+def hash_of_own_loop() -> str:
+    result = run_job([sys.executable, *own_loop("replica", {})], limit_s=60.0)
+    assert result.status == 0, result
+    (found,) = re.findall(r"hash (\w+)", result.stdout)
+    return str(found)
+
+
+@pytest.mark.parametrize(
+    ("placement", "doomed"),
+    [("replica", {"0": (9, "before"), "2": (21, "meanwhile")}), ("sharded", {"1": (6, "meanwhile")})],
+    ids=["replica", "sharded"],
+)
+def test_loop_of_ones_own_goes_on_without_ranks_that_are_killed(
+    placement: str, doomed: dict[str, tuple[int, str]]
+) -> None:
+    launcher, *rest = mpirun(3, own_loop(placement, doomed))
+    result = run_job([launcher, "--with-ft", "ulfm", *rest], limit_s=90.0)
+    assert result.status == 0, result
+    left = 3 - len(doomed)
+    assert re.findall(r"hash (\w+)", result.stdout) == left * [hash_of_own_loop()], result
+    begun = {int(size): int(step) for size, step in re.findall(r"size (\d) begins at step (\d+)", result.stdout)}
+    first, *later = sorted(step for step, _ in doomed.values())
+    assert begun[3] == 0
+    assert abs(first - begun[2]) < KEEP_EVERY, result
+    assert all(abs(step - begun[1]) < KEEP_EVERY for step in later), result
+
+
+def test_loop_on_the_operations_page_runs_on_two_ranks(tmp_path: Path) -> None:
+    _, _, section = (ROOT / "docs" / "operations.md").read_text().partition("### A training loop of one's own")
+    script = tmp_path / "script.py"
+    script.write_text(section.partition("```python\n")[2].partition("```")[0])
+    launcher, *rest = mpirun(2, [str(script)])
+    result = run_job([launcher, "--with-ft", "ulfm", *rest], limit_s=60.0, env={"PYTHONPATH": str(ROOT)})
+    assert result.status == 0, result
+    first, second = result.stdout.strip().splitlines()
+    assert first == second
+    assert first.startswith("[ 0.49"), result

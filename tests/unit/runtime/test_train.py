@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from distopt.checkpoint import DataPosition, TrainingState, from_bytes, state_hash, to_bytes
+from distopt.checkpoint.collect import collect_state, restore_state
 from distopt.distribute import MirroredStrategy
 from distopt.errors import ReplicaError
 from distopt.observe import EpochMetrics, JobInfo, StepRecord, Summary
 from distopt.optimizers.engine import set_default_engine
 from distopt.replica_context import get_replica_context
-from distopt.runtime.collect import collect_state, restore_state
 from distopt.runtime.config_file import load_config
 from distopt.runtime.job import build_job
 from distopt.runtime.train import Hooks, TrainLoop

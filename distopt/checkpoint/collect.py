@@ -10,20 +10,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from distopt import checkpoint
+from distopt import random
 from distopt.aggregation.memory import PREFIX, of_replicas
-from distopt.checkpoint import DataPosition, TrainingState, VariableState, state_hash
+from distopt.checkpoint import encoding
+from distopt.checkpoint.state import DataPosition, TrainingState, VariableState, collapse, state_hash
 from distopt.distribute import Strategy
 from distopt.distribute.served import load_named_arrays
 from distopt.errors import CheckpointError
 from distopt.optimizers import pipeline
 from distopt.optimizers.saved_state import OptimizerState
-from distopt.runtime.config_file import job_digest
-from distopt.runtime.job import Job
 from distopt.types import Array
 from distopt.variable import VariableAggregation, VariableSynchronization
 
@@ -31,8 +30,33 @@ _DRAWN = "random."
 """What the names begin with of how much was drawn, by domain, seed and replica."""
 
 
+class Trained(Protocol):
+    """What has a state: variables, what trains them, and what it draws its random values from."""
+
+    @property
+    def variables(self) -> Sequence[Any]:
+        """Those that are trained, in creation order."""
+        ...
+
+    @property
+    def all_variables(self) -> Sequence[Any]:
+        """Those that are part of the state, in creation order."""
+        ...
+
+    @property
+    def optimizer(self) -> Any: ...
+
+    @property
+    def streams(self) -> random.Streams: ...
+
+    @property
+    def digest(self) -> str:
+        """Of what is computed; two jobs with the same one can go on from each other's states."""
+        ...
+
+
 def collect_state(
-    job: Job, strategy: Strategy, position: DataPosition, *, everywhere: bool = False
+    job: Trained, strategy: Strategy, position: DataPosition, *, everywhere: bool = False
 ) -> TrainingState | None:
     """Return the job's state on the chief, ``None`` on other ranks; every rank must call this at the same step.
 
@@ -63,24 +87,38 @@ def collect_state(
     digests = communicator.all_gather_bytes(digest if extended.hosted else b"")
     if len({d for d in digests if d}) == 1 and not split:
         return _with_extras(own, remembered) if wanted else None
-    parts = communicator.all_gather_bytes(checkpoint.to_bytes(own) if extended.hosted else b"")
+    parts = communicator.all_gather_bytes(encoding.to_bytes(own) if extended.hosted else b"")
     if not wanted:
         return None
-    states = [checkpoint.from_bytes(part, f"the state of rank {r}") if part else None for r, part in enumerate(parts)]
+    states = [encoding.from_bytes(part, f"the state of rank {r}") if part else None for r, part in enumerate(parts)]
     return _with_extras(_merged(states, extended.hosting.hosted), remembered)
 
 
-def has_state_of_replicas(job: Job) -> bool:
+def state_everywhere(job: Trained, strategy: Strategy, position: DataPosition) -> TrainingState:
+    """Return the job's state, on every process; a collective. Not for placement ``server``.
+
+    What all processes have anyway is copied, and not compared.
+    """
+    communicator: Any = strategy.extended.communicator
+    has_all = strategy.placement == "replica" and not has_state_of_replicas(job)
+    if all(communicator.all_gather_bytes(b"1" if has_all else b"")):
+        return _with_extras(local_state(job, position), _drawn(job, {None}))
+    state = collect_state(job, strategy, position, everywhere=True)
+    assert state is not None, "asked for on every process"
+    return state
+
+
+def has_state_of_replicas(job: Trained) -> bool:
     """Return whether the replicas hosted here have state that belongs to them alone, or may come to have some."""
     return (
         not pipeline.GradientPath(job.optimizer, aggregate=True).runs_at_owners
         or getattr(job.optimizer.gradient_aggregator, "memory", None) is not None
-        or any(variable.is_split for variable in job.model.variables)
+        or any(variable.is_split for variable in job.all_variables)
         or any(replica is not None for _, _, replica in job.streams.taken())
     )
 
 
-def _remembered(job: Job, strategy: Strategy) -> dict[str, Array]:
+def _remembered(job: Trained, strategy: Strategy) -> dict[str, Array]:
     """Return what is remembered of all replicas, by name: by the job's aggregator, and of what was drawn; a collective.
 
     What was drawn outside of replicas is the same everywhere but for what a single process did; rank 0 says it.
@@ -92,16 +130,14 @@ def _remembered(job: Job, strategy: Strategy) -> dict[str, Array]:
     if communicator is None:
         return own
     nowhere = DataPosition(epoch=0, step=0)
-    payload = checkpoint.to_bytes(
-        TrainingState(iterations=0, variables=(), extras=own, position=nowhere, job_digest="")
-    )
+    payload = encoding.to_bytes(TrainingState(iterations=0, variables=(), extras=own, position=nowhere, job_digest=""))
     found: dict[str, Array] = {}
     for rank, part in enumerate(communicator.all_gather_bytes(payload)):
-        found |= checkpoint.from_bytes(part, f"what rank {rank} remembers").extras
+        found |= encoding.from_bytes(part, f"what rank {rank} remembers").extras
     return found
 
 
-def _drawn(job: Job, of: Collection[int | None]) -> dict[str, Array]:
+def _drawn(job: Trained, of: Collection[int | None]) -> dict[str, Array]:
     """Return how many streams of random values were taken by these replicas, and outside of them (None)."""
     return {
         f"{_DRAWN}{domain}.{seed}.{'all' if replica is None else replica}": np.array(count, np.int64)
@@ -110,7 +146,7 @@ def _drawn(job: Job, of: Collection[int | None]) -> dict[str, Array]:
     }
 
 
-def _go_on_drawing(job: Job, extras: Mapping[str, Array]) -> None:
+def _go_on_drawing(job: Trained, extras: Mapping[str, Array]) -> None:
     taken = {}
     for name, count in extras.items():
         if name.startswith(_DRAWN):
@@ -126,7 +162,7 @@ def _with_extras(state: TrainingState, remembered: Mapping[str, Array]) -> Train
 
 
 def local_state(
-    job: Job, position: DataPosition, aggregated: Mapping[int, tuple[Array, ...]] | None = None
+    job: Trained, position: DataPosition, aggregated: Mapping[int, tuple[Array, ...]] | None = None
 ) -> TrainingState:
     """Return the state as this process holds it; copies are those of the hosted replicas.
 
@@ -138,27 +174,30 @@ def local_state(
         VariableState(
             position=i, name=v.name, value=(aggregated or {}).get(i, ()) or _copies(v), slots=slots_of.get(id(v), {})
         )
-        for i, v in enumerate(job.model.variables)
+        for i, v in enumerate(job.all_variables)
     )
     return TrainingState(
         iterations=state.iterations,
         variables=variables,
         extras=state.extras,
         position=position,
-        job_digest=job_digest(job.config),
+        job_digest=job.digest,
     )
 
 
-def restore_state(state: TrainingState, job: Job, strategy: Strategy | None = None) -> None:
+def restore_state(
+    state: TrainingState, job: Trained, strategy: Strategy | None = None, *, by_name: bool = True
+) -> None:
     """Make ``state`` the state of this process: all of it, and of split variables the copies hosted here.
 
-    ``strategy`` is None on a server, which holds one value for all replicas.
+    ``strategy`` is None on a server, which holds one value for all replicas. ``by_name``: whether variables must have
+    the names that they had, not their order alone.
 
     Raises: CheckpointError, before anything changes, if variables differ in name, shape or dtype.
     """
-    mine = list(job.model.variables)
+    mine = list(job.all_variables)
     saved = sorted(state.variables, key=lambda v: v.position)
-    if [v.name for v in mine] != [v.name for v in saved]:
+    if len(mine) != len(saved) or (by_name and [v.name for v in mine] != [v.name for v in saved]):
         raise CheckpointError(f"the checkpoint is of {[v.name for v in saved]}, the job of {[v.name for v in mine]}")
     for variable, entry in zip(mine, saved, strict=True):
         shape, dtype = entry.value[0].shape, entry.value[0].dtype
@@ -190,9 +229,9 @@ def restore_state(state: TrainingState, job: Job, strategy: Strategy | None = No
     _go_on_drawing(job, state.extras)
 
 
-def _aggregated(job: Job) -> dict[int, tuple[Array, ...]]:
+def _aggregated(job: Trained) -> dict[int, tuple[Array, ...]]:
     """Return, by position, the variables of which the value over all replicas is kept, not the copies; a collective."""
-    return {i: (v.numpy(),) for i, v in enumerate(job.model.variables) if _is_aggregated(v)}
+    return {i: (v.numpy(),) for i, v in enumerate(job.all_variables) if _is_aggregated(v)}
 
 
 def _is_aggregated(variable: Any) -> bool:
@@ -223,7 +262,7 @@ def _merged(states: Sequence[TrainingState | None], hosted: Sequence[Sequence[in
             copies if len(copies) == count else copies * count
             for copies, (_, count) in zip(copies_of, present, strict=True)
         ]
-        return checkpoint.collapse(tuple(copy for copies in each for copy in copies))
+        return collapse(tuple(copy for copies in each for copy in copies))
 
     variables = []
     for i, variable in enumerate(first.variables):
