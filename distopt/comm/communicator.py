@@ -162,7 +162,7 @@ class Communicator(abc.ABC):
         """
 
     def channel(self) -> Channel:
-        """Return a new way for messages that are begun before an exchange; a collective.
+        """Return a way for messages that are begun before an exchange, always the same one; a collective.
 
         Raises: LocalProtocolError for a transport that has none.
         """

@@ -376,7 +376,7 @@ class InProcessCommunicator(Communicator):
         self.step = 0
         self.timeout_s = group.timeout_s
         self.survives_losses = group.survives_losses
-        self.num_channels = 0
+        self._channel: Channel | None = None
         self._group = group
         self._closed = False
 
@@ -408,8 +408,9 @@ class InProcessCommunicator(Communicator):
         return withdrawn
 
     def channel(self) -> Channel:
-        self.num_channels += 1
-        return InProcessChannel(self.traffic, functools.partial(self._group.put, self.rank), self.num_channels)
+        if self._channel is None:
+            self._channel = InProcessChannel(self.traffic, functools.partial(self._group.put, self.rank))
+        return self._channel
 
     def look(self, missing: Sequence[int], waiting: str) -> None:
         self._group.look(missing, waiting)

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
 
 from distopt.comm.communicator import Traffic
 from distopt.comm.early import Batch, Channel, Expected
 from distopt.types import Array
-
-_NUM_TAGS: Final = 1 << 30
 
 Put = Callable[[int, int, Array], None]
 """Puts a copy of an array into the box of a rank, under a tag."""
 
 
 class InProcessChannel(Channel):
-    """The channel with this ``number``, of the rank that ``put`` is for."""
+    """The channel of the rank that ``put`` is for."""
 
-    num_tags = _NUM_TAGS
+    num_tags = 1 << 30
 
-    def __init__(self, traffic: Traffic, put: Put, number: int) -> None:
+    def __init__(self, traffic: Traffic, put: Put) -> None:
         super().__init__()
-        self._traffic, self._put, self._number = traffic, put, number
+        self._traffic, self._put = traffic, put
 
     def _batch(self, first_tag: int, expected: Sequence[Expected]) -> Batch:
-        return InProcessBatch(self._traffic, self._put, self._number * _NUM_TAGS + first_tag, expected)
+        return InProcessBatch(self._traffic, self._put, first_tag, expected)
 
 
 class InProcessBatch:

@@ -170,8 +170,8 @@ class MpiCommunicator(Communicator):
         self.traffic = Traffic()
         self.step = 0
         self.timeout_s = timeout_s
-        upper = self._mpi.COMM_WORLD.Get_attr(self._mpi.TAG_UB) or _LEAST_TAG_UB
-        self._num_digests = (upper - 3) // 2
+        self._tag_upper_bound: int = self._mpi.COMM_WORLD.Get_attr(self._mpi.TAG_UB) or _LEAST_TAG_UB
+        self._num_digests = (self._tag_upper_bound - 3) // 2
         self._wait: Wait | None = None
         self._statuses: list[MPI.Status] = []
         """Of the requests of the latest exchange."""
@@ -182,7 +182,7 @@ class MpiCommunicator(Communicator):
         self._watchdog = Watchdog(timeout_s + _GRACE_S, self._end_stuck)
         self._comm = parent  # until it is duplicated, for an abort
         self._notes = Notes(self._mpi, parent)
-        self._channels: list[MpiChannel] = []
+        self._channel: MpiChannel | None = None
         duplicates = [self._duplicate(parent) for _ in range(2)]
         self._comm = duplicates[0]
         self._notes = Notes(self._mpi, duplicates[1])
@@ -202,10 +202,9 @@ class MpiCommunicator(Communicator):
         return duplicate
 
     def channel(self) -> Channel:
-        upper = self._mpi.COMM_WORLD.Get_attr(self._mpi.TAG_UB) or _LEAST_TAG_UB
-        made = MpiChannel(self._mpi, self._duplicate(self._comm), self, upper)
-        self._channels.append(made)
-        return made
+        if self._channel is None:
+            self._channel = MpiChannel(self._mpi, self._duplicate(self._comm), self, self._tag_upper_bound)
+        return self._channel
 
     def chunks(self, array: Array) -> list[Array]:
         """See :class:`~distopt.comm.mpi_early.MpiRank`."""
@@ -340,9 +339,8 @@ class MpiCommunicator(Communicator):
             return
         self._closed = True
         self._watchdog.close()
-        if not self.has_failed:
-            for channel in self._channels:
-                channel.leave(self.timeout_s)
+        if self._channel is not None and not self.has_failed:
+            self._channel.leave(self.timeout_s)
         if not self.has_failed and not self._has_agreed:
             self._notes.tell_leaving()
         self._close_host_group()
@@ -379,9 +377,8 @@ class MpiCommunicator(Communicator):
                 self.has_failed = True
                 raise CollectiveTimeoutError(waiting)
             time.sleep(_MAX_PAUSE_S)
-        if not self.has_failed:
-            for channel in self._channels:
-                channel.cancel()
+        if self._channel is not None and not self.has_failed:
+            self._channel.cancel()
         self._host_peers.close()
 
     def survivors(self) -> MpiCommunicator:

@@ -7,7 +7,9 @@ waits until what it has sent itself is gone, and cancels what does not come once
 
 from __future__ import annotations
 
+import contextlib
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -43,35 +45,46 @@ class MpiChannel(Channel):
         super().__init__()
         self.num_tags = num_tags
         self._mpi, self._comm, self._rank = mpi, comm, rank
-        self._batches: list[MpiBatch] = []
+        self._batches: weakref.WeakSet[MpiBatch] = weakref.WeakSet()
+        self._under_way: set[MpiBatch] = set()
+        """Those of which MPI may still use buffers."""
 
     def _batch(self, first_tag: int, expected: Sequence[Expected]) -> Batch:
-        batch = MpiBatch(self._mpi, self._comm, self._rank, first_tag, expected)
-        self._batches.append(batch)
+        batch = MpiBatch(self._mpi, self._comm, self._rank, first_tag, expected, self._under_way)
+        self._batches.add(batch)
         return batch
 
     def leave(self, patience_s: float) -> None:
         """Return when what this rank has sent is gone, or that takes too long; go on receiving."""
-        for batch in self._batches:
-            batch.open()
-        deadline_s = time.monotonic() + patience_s
-        while not all(batch.has_sent() for batch in self._batches) and time.monotonic() < deadline_s:
-            time.sleep(_PAUSE_S)
+        with contextlib.suppress(DistoptError, self._mpi.Exception):  # what cannot be sent is given up
+            for batch in self._batches:
+                batch.open()
+            deadline_s = time.monotonic() + patience_s
+            while not all(batch.has_sent() for batch in self._under_way) and time.monotonic() < deadline_s:
+                time.sleep(_PAUSE_S)
 
     def cancel(self) -> None:
         """End what was never received: nobody sends any more."""
-        for batch in self._batches:
-            batch.cancel()
+        with contextlib.suppress(self._mpi.Exception):
+            for batch in self._under_way:
+                batch.cancel()
 
 
 class MpiBatch:
     """Messages whose tags begin at ``first_tag``."""
 
     def __init__(
-        self, mpi: Any, comm: MPI.Intracomm, rank: MpiRank, first_tag: int, expected: Sequence[Expected]
+        self,
+        mpi: Any,
+        comm: MPI.Intracomm,
+        rank: MpiRank,
+        first_tag: int,
+        expected: Sequence[Expected],
+        under_way: set[MpiBatch],
     ) -> None:
         self._mpi, self._comm, self._rank, self._first_tag = mpi, comm, rank, first_tag
         self._expected = expected
+        self._under_way = under_way
         self._is_open = False
         self.requests: list[MPI.Request] = []
         """What is under way; each keeps its buffer alive."""
@@ -94,6 +107,7 @@ class MpiBatch:
             self._receives = range(first, len(self.requests))
 
     def _begin(self, function: Callable[..., Any], peer: int, tag: int, array: Array) -> None:
+        self._under_way.add(self)
         try:
             for chunk in self._rank.chunks(array):
                 self.requests.append(function([chunk, self._mpi.BYTE], peer, self._first_tag + tag))
@@ -114,6 +128,7 @@ class MpiBatch:
         traffic.bytes_received += sum(statuses[i].Get_count(self._mpi.BYTE) for i in self._receives)
         self.requests, self.peers, self._receives = [], [], range(0)
         self._is_open, self.num_bytes_sent = False, 0
+        self._under_way.discard(self)
 
     def has_sent(self) -> bool:
         """Return whether no send is under way."""

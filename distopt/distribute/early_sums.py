@@ -16,7 +16,8 @@ Rules of this file:
 - What left early is judged by its bits. Gradients that were scaled, clipped, replaced or taken anew are other ones, or
   the same, wherever they come from.
 - What left is not overwritten before the step ends: sums have memory of their own. An array that an operation wrote
-  where this host reads it is kept, so that nothing else is written there, and is made read-only.
+  where this host reads it is kept, so that nothing else is written there, and is made read-only; where something else
+  was put, no operation may write.
 - Every step ends every message of its own: one that did not leave early leaves in ``agree``, and is empty where the
   gradients are sent again. So a gradient that is never applied, or a step that is given up, leaves nothing behind.
 - Which lists of variables are watched, and for how long, follows from the apply calls, which are the same on all ranks.
@@ -77,6 +78,9 @@ class Overlap:
         num_tags, expected = between.early_messages(received)
         batch = self._channel.batch(num_tags, expected)
         if batch is None:
+            logger.warning(
+                "%d more tags for early messages cannot be had; these gradients leave when applied", num_tags
+            )
             return None
         made = EarlySums(self._communicator, gradients, between, batch, span_of, add)
         self._known = [known for known in self._known if known() is not None]
@@ -187,6 +191,8 @@ class EarlySums:
         """The places of the hosted replicas that have begun to give gradients."""
         self._arrays: dict[int, dict[int, Array]] = {}
         """By place of a variable, then by place of the replica, the gradients that are complete."""
+        self._held: list[Array | None] = []
+        """What keeps operations from writing where gradients were put."""
         self._is_there = np.zeros(len(self._parts), bool)
         """Of which variables the own part is there."""
         self._waiting: list[_Sum] = []
@@ -217,6 +223,7 @@ class EarlySums:
             if self.gradients.are_in_place(part, own):
                 own[0].flags.writeable = False
             elif self.gradients.may_put(part):
+                self._held.append(self.gradients.hold(part))
                 self.gradients.put(part, own)
                 del self._arrays[place]
             else:

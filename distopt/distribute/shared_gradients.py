@@ -116,6 +116,12 @@ class SharedGradients:
         """Return whether :meth:`put` would change no gradient that somebody still holds."""
         return self.arrays is None or self._places[part.variable].is_free
 
+    def hold(self, part: Part) -> Array | None:
+        """Return what keeps operations from writing a gradient of this variable, as long as it is held."""
+        if self.arrays is None:
+            return None
+        return self._places[part.variable].take(self.layout.variables[part.variable].storage)
+
     def holds(self, part: Part, arrays: Sequence[Array]) -> bool:
         """Return whether :meth:`put` would change nothing, not a bit."""
         if self.are_in_place(part, arrays):
