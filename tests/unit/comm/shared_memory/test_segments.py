@@ -7,6 +7,7 @@ import resource
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from distopt.comm.shared_memory import segments
@@ -47,6 +48,21 @@ def test_mapping_of_more_than_there_is_an_error() -> None:
     with pytest.raises(SharedMemoryError, match="6,000 bytes of shared memory cannot be mapped: there are 5,000"):
         segments.map_bytes(descriptor, 6000)
     os.close(descriptor)
+
+
+@pytest.mark.parametrize("advice", [segments._MADV_COLLAPSE, 9999], ids=["huge pages", "a kernel without them"])
+def test_a_long_segment_is_shared_and_begins_with_a_huge_page(advice: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "_MADV_COLLAPSE", advice)
+    num_bytes = 2 * segments.HUGE_PAGE + 5000
+    descriptor = segments.create(num_bytes)
+    first, second = segments.map_bytes(descriptor, num_bytes), segments.map_bytes(descriptor, num_bytes)
+    assert os.fstat(descriptor).st_size == num_bytes
+    os.close(descriptor)
+    assert first.ctypes.data % segments.HUGE_PAGE == second.ctypes.data % segments.HUGE_PAGE == 0
+    assert not first.any()
+    first[:: segments.HUGE_PAGE // 2] = 7
+    first[-1] = 9
+    np.testing.assert_array_equal(first, second)
 
 
 def test_segment_longer_than_allowed_is_an_error_and_leaves_no_file_open() -> None:
