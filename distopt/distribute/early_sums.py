@@ -14,10 +14,10 @@ How a step goes, where every rank of a host has a row of numbers in memory that 
 Rules of this file:
 
 - What left early is judged by its bits. Gradients that were scaled, clipped, replaced or taken anew are other ones, or
-  the same, wherever they come from.
+  the same, wherever they come from. The very arrays that were put need no look: they are read-only until the step ends.
 - What left is not overwritten before the step ends: sums have memory of their own. An array that an operation wrote
-  where this host reads it is kept, so that nothing else is written there, and is made read-only; where something else
-  was put, no operation may write.
+  where this host reads it is kept, so that nothing else is written there; where something else was put, no operation
+  may write.
 - Every step ends every message of its own: one that did not leave early leaves in ``agree``, and is empty where the
   gradients are sent again. So a gradient that is never applied, or a step that is given up, leaves nothing behind.
 - Which lists of variables are watched, and for how long, follows from the apply calls, which are the same on all ranks.
@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -50,6 +51,9 @@ _MOST_REFUSALS: Final = 3
 _MOST_LATE: Final = 4
 """So many chunks that are not there on other ranks are looked at before the rest is left for later."""
 
+_PROGRESS_EVERY_S: Final = 1e-3
+"""So often the transport is let work: where there are more ranks than cores, MPI may give away the core each time."""
+
 SumInto = Callable[[Chunk, Node, Array], object]
 """Writes what this host contributes of a node to a chunk."""
 
@@ -59,6 +63,9 @@ class Overlap:
 
     ``contexts``: of the replicas that it hosts, or of its stand-in.
     """
+
+    least_bytes = 1 << 16
+    """Of a gradient, on average: looking after each of many small ones takes longer than sending them."""
 
     def __init__(self, communicator: Communicator, contexts: Sequence[Any]) -> None:
         self._communicator = communicator
@@ -74,7 +81,10 @@ class Overlap:
         span_of: Callable[[Chunk], Span],
         add: SumInto,
     ) -> EarlySums | None:
-        """Return what sends the sums of ``gradients`` early; None if there are too many; a collective."""
+        """Return what sends the sums of ``gradients`` early; None if they are too small or too many; a collective."""
+        layout = gradients.layout
+        if layout.num_bytes < self.least_bytes * len(layout.variables):
+            return None
         num_tags, expected = between.early_messages(received)
         batch = self._channel.batch(num_tags, expected)
         if batch is None:
@@ -161,9 +171,13 @@ class EarlySums:
         """By place of a variable, those that it is in."""
         self._serial = 1
         """The number of the step, which rows say of what is there."""
+        self._progress_s = 0.0
+        """When the transport was last let work."""
         self._refusals = 0
         self.is_given_up = False
         self._divide(span_of)
+        self._read_only: list[Array] = []
+        """Gradients that nobody may write to for the time being."""
         self._begin_step()
 
     def _divide(self, span_of: Callable[[Chunk], Span]) -> None:
@@ -191,6 +205,9 @@ class EarlySums:
         """The places of the hosted replicas that have begun to give gradients."""
         self._arrays: dict[int, dict[int, Array]] = {}
         """By place of a variable, then by place of the replica, the gradients that are complete."""
+        for array in self._read_only:
+            array.flags.writeable = True
+        self._read_only.clear()
         self._held: list[Array | None] = []
         """What keeps operations from writing where gradients were put."""
         self._is_there = np.zeros(len(self._parts), bool)
@@ -220,14 +237,16 @@ class EarlySums:
             if len(arrays) < self.gradients.num_hosted:
                 return
             own = [arrays[i] for i in sorted(arrays)]
-            if self.gradients.are_in_place(part, own):
-                own[0].flags.writeable = False
-            elif self.gradients.may_put(part):
+            is_in_place = self.gradients.are_in_place(part, own)
+            if not is_in_place and self.gradients.may_put(part):
                 self._held.append(self.gradients.hold(part))
                 self.gradients.put(part, own)
-                del self._arrays[place]
-            else:
+            elif not is_in_place:
                 return  # it goes with the rest, once the user has seen what is to be applied
+            if is_in_place or all(array.base is None for array in own):
+                self._make_read_only(own)
+            else:
+                del self._arrays[place]  # others may write to them: their bits will be compared
             self._is_there[place] = True
             # Releasing and taking a lock orders what was written before it and what is written after it.
             self._fence.release()
@@ -239,7 +258,17 @@ class EarlySums:
                 self._waiting.append(each)
         if self._waiting:
             self._send_what_is_there()
-        self._batch.progress()
+        now_s = time.monotonic()
+        if now_s - self._progress_s > _PROGRESS_EVERY_S:
+            self._progress_s = now_s
+            self._batch.progress()
+
+    def _make_read_only(self, arrays: Sequence[Array]) -> None:
+        """Let nobody write to arrays before the step ends."""
+        for array in arrays:
+            if array.flags.writeable:
+                array.flags.writeable = False
+                self._read_only.append(array)
 
     def _send_what_is_there(self) -> None:
         late: list[_Sum] = []
@@ -267,12 +296,17 @@ class EarlySums:
             self.gradients.write(pairs_of)
             return False
         differs = False
-        for part, is_there in zip(self._parts, self._is_there, strict=True):
+        for place, (part, is_there) in enumerate(zip(self._parts, self._is_there.tolist(), strict=True)):
             arrays = [pairs.arrays[part.variable] for pairs in pairs_of]
-            if not is_there or differs or not self.gradients.holds(part, arrays):
-                differs = differs or bool(is_there)
+            if not is_there or differs or not (self._are_known(place, arrays) or self.gradients.holds(part, arrays)):
+                differs = differs or is_there
                 self.gradients.put(part, arrays)
         return differs
+
+    def _are_known(self, place: int, arrays: Sequence[Array]) -> bool:
+        """Return whether the very ``arrays`` were put, and nobody could write to them since."""
+        known = self._arrays.get(place)
+        return known is not None and all(known.get(i) is array for i, array in enumerate(arrays))
 
     def agree(self, label: bytes, *, withdraws: bool) -> bool:
         """Bring all sums to their owners; return whether that cannot be, since some process of some host withdraws.

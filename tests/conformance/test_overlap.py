@@ -17,6 +17,7 @@ from distopt.aggregation import Mean
 from distopt.comm.communicator import Communicator
 from distopt.comm.shared_memory import meet_on_host
 from distopt.distribute import CommunicationOptions, MirroredStrategy, MultiWorkerMirroredStrategy, Strategy
+from distopt.distribute.early_sums import Overlap
 from distopt.errors import PeerLostError, UnequalHypersError
 from distopt.ops.dense import dense, dense_layers
 from distopt.testing import FaultPlan, run_replicas
@@ -54,6 +55,11 @@ def on_hosts(
         return found
 
     return run(worker)
+
+
+@pytest.fixture(autouse=True)
+def small_gradients_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Overlap, "least_bytes", 0)
 
 
 class Perceptron:
@@ -227,6 +233,15 @@ def test_what_was_in_vain_three_times_is_not_tried_again(run: Run, host_of: str,
     for first, *tried, after, later in on_hosts(run, host_of, run.size, body, placement):
         assert first == after == later == 0
         assert all(tried)
+
+
+@few
+def test_many_small_gradients_are_not_worth_it(run: Run, host_of: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for least, leaves in ((1 << 16, False), (1 << 8, True)):
+        monkeypatch.setattr(Overlap, "least_bytes", least)
+        found = on_hosts(run, host_of, run.size, lambda s: early_bytes_of_steps(s, sgd(), 2), "sharded")
+        if not leaves or len(set(host_of)) == run.size:
+            assert all((sum(early) > 0) == leaves for early in found)
 
 
 @few
