@@ -207,8 +207,9 @@ def within(rows: Rows, part: Interval) -> Rows:
         return rows.within(*part)
     if not len(rows.indices):
         return rows
-    start, stop = np.searchsorted(rows.indices, part)
-    return RowSum(rows.indices[start:stop], rows.values[start:stop])
+    indices = rows.indices
+    start, stop = int(indices.searchsorted(part.start)), int(indices.searchsorted(part.stop))
+    return RowSum(indices[start:stop], rows.values[start:stop])
 
 
 def _num_bytes_of(rows: Rows) -> int:
