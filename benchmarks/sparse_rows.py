@@ -9,6 +9,7 @@ not lengthen. One thread a rank.
 ``replica``    ours, placement ``replica``
 ``dense``      ours, placement ``sharded``: the same gradient as an array of the whole table, written where owners read
 ``copied``     the same with an array that lies elsewhere, as a tape would make it
+``dense replica``  as ``dense``, with placement ``replica``
 ``mpi4py``     ``Allgatherv`` of indices and rows with mpi4py's buffers, then ``np.add.at`` on the table
 
 ``moved``: what the process, or between hosts the host, that sends most sends in a step, over the bytes of the union of
@@ -144,6 +145,7 @@ def compared(bench: Bench, num_rows: int, width: int, share: float, optimizers: 
     for name in optimizers:
         steps[f"{name}, dense"] = Ours(bench, rows, name, "sharded", dense="in place")
         steps[f"{name}, copied"] = Ours(bench, rows, name, "sharded", dense="copied")
+        steps[f"{name}, dense replica"] = Ours(bench, rows, name, "replica", dense="in place")
     seconds = bench.seconds(steps)
     figures = {}
     for name, times in seconds.items():
@@ -197,11 +199,11 @@ def inside(options: argparse.Namespace) -> None:
 def show(figures: dict[str, Any]) -> None:
     """Print what one job found."""
     if "steps" in figures:
-        print(f"{'':>18} {'ms':>9} {'cpu, ms':>9} {'dense takes':>12} {'mpi4py takes':>13} {'moved':>7}")
+        print(f"{'':>22} {'ms':>9} {'cpu, ms':>9} {'dense takes':>12} {'mpi4py takes':>13} {'moved':>7}")
         for name, row in figures["steps"].items():
             moved = "" if row["moved"] is None else f"{row['moved']:.2f}"
             ratios = f"{row['dense']:>12.2f} {row['mpi4py']:>13.2f}"
-            print(f"{name:>18} {row['ms']:>9.2f} {row['cpu']:>9.2f} {ratios} {moved:>7}")
+            print(f"{name:>22} {row['ms']:>9.2f} {row['cpu']:>9.2f} {ratios} {moved:>7}")
     if "densities" in figures:
         print(f"{'density':>8} {'lists, cpu':>10} {'tables, cpu':>11} {'dense, cpu':>10} {'lists/tables':>13}")
         for share, row in figures["densities"].items():
