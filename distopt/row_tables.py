@@ -1,7 +1,7 @@
-"""Rows of a row-sparse gradient where most of a table's rows are there: a table of all of them.
+"""Rows of a row-sparse gradient where all of a table's rows are there: the table.
 
-Rows that are there in great numbers are added up faster one after another, like a dense gradient, than by looking up
-where each belongs. So that the bits are those of :mod:`distopt.row_sums`, which leaves out what is absent:
+It needs no indices, neither in memory nor between hosts. So that the bits are those of :mod:`distopt.row_sums`, which
+leaves out what is absent, also where one replica has all rows and another has not:
 
 - an absent row holds ``-0.0``, the neutral element of addition: ``x + -0.0`` is ``x`` for every x, while ``x + 0.0``
   makes ``0.0`` of ``-0.0``. Source: IEEE 754-2019, section 6.3;
@@ -20,7 +20,7 @@ from distopt.row_lists import add_lists, halves
 from distopt.row_sums import RowSum, add_occurrences, covering
 from distopt.types import Array
 
-DENSE_FROM: Final = 0.25
+DENSE_FROM: Final = 1.0
 """The share of a table's rows from which on they are added up as a table; ``benchmarks/sparse_rows.py`` measures it."""
 
 
