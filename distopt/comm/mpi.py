@@ -330,7 +330,8 @@ class MpiCommunicator(Communicator):
             self._notes.tell_end(reason or f"rank {self.rank} failed at step {self.step}")
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        self._comm.Abort(status)
+        if not self.has_lost:  # after losses, the launcher of Open MPI 5.0.11 may hang if it is told to end the others
+            self._comm.Abort(status)
         os._exit(status or 1)
 
     def close(self) -> None:

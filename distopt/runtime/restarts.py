@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -29,6 +30,9 @@ AS_MANY_AS_ASKED_FOR = {
     "OMPI_MCA_rmaps_base_oversubscribe": "1",
 }
 """What lets Open MPI (from 5.0 on, and before) start more ranks than there are cores, as MPICH does."""
+
+
+_VERSION_LIMIT_S = 10.0
 
 
 def run_with_restarts(
@@ -71,8 +75,10 @@ def check_restarts(restarts: int, deployment: str) -> None:
         )
 
 
-def run_ranks(folder: RunFolder, num_ranks: int) -> int:
+def run_ranks(folder: RunFolder, num_ranks: int, *, survives_losses: bool) -> int:
     """Run the job in ``folder``, from its last checkpoint if it has one, on MPI ranks of this host.
+
+    ``survives_losses``: where the launcher can let the others live when a rank is lost, have it do so.
 
     Returns the exit status, ``INTERRUPTED`` after SIGINT or SIGTERM; the ranks end with this process. Must be called on
     the main thread.
@@ -86,7 +92,10 @@ def run_ranks(folder: RunFolder, num_ranks: int) -> int:
         stopped = True
         process.send_signal(signal.SIGTERM)
 
-    command = [_mpirun(), "-n", str(num_ranks), sys.executable, "-m", "distopt", "train", "--resume", str(folder.path)]
+    mpirun = _mpirun()
+    options = ["--with-ft", "ulfm"] if survives_losses and _can_let_survivors_live(mpirun) else []
+    job = [sys.executable, "-m", "distopt", "train", "--resume", str(folder.path)]
+    command = [mpirun, *options, "-n", str(num_ranks), *job]
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -96,7 +105,29 @@ def run_ranks(folder: RunFolder, num_ranks: int) -> int:
     )
     with handling(stop):
         status = process.wait()
-    return INTERRUPTED if stopped else abs(status)
+    if stopped:
+        return INTERRUPTED
+    # Where losses are survived, Open MPI 5.0.11 reports status 0 also if all ranks were killed.
+    return abs(status) if status or folder.summary.exists() else 1
+
+
+def _can_let_survivors_live(mpirun: str) -> bool:
+    """Return whether this is the launcher of Open MPI 5 or later, which has ULFM unless it was built without."""
+    try:
+        told = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=_VERSION_LIMIT_S).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return offers_ulfm(told)
+
+
+def offers_ulfm(version: str) -> bool:
+    """Return whether ``version``, what ``mpirun --version`` says, is that of an MPI in which losses can be survived.
+
+    >>> offers_ulfm("mpirun (Open MPI) 5.0.11"), offers_ulfm("mpirun (Open MPI) 4.1.4"), offers_ulfm("HYDRA 5.0.2")
+    (True, False, False)
+    """
+    found = re.search(r"\(Open MPI\) (\d+)", version)
+    return found is not None and int(found[1]) >= 5
 
 
 def _mpirun() -> str:

@@ -1,8 +1,8 @@
 """A training loop as users write it, on a rank that may be doomed: ``python -m tests.faults.own_loop PLACEMENT DOOMED``
 
 ``DOOMED`` is JSON: by rank, in which step it dies, by SIGKILL, and where: before its gradients are sent or while its
-update is written (a moment after its beginning). Each rank that is left says the hash of what it has in the end, and
-what it went on from.
+update is written (a moment after its beginning); or in which step it raises an error. Each rank that is left says the
+hash of what it has in the end, and what it went on from.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ def train(strategy: Any, state: State) -> str:
         if own is not None and step == own[0]:
             if own[1] == "before":
                 end()
+            if own[1] == "raises":
+                raise ArithmeticError("the data of this rank are bad")
             threading.Timer(1e-3, end).start()
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
 

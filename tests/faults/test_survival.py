@@ -107,3 +107,10 @@ def test_loop_on_the_operations_page_runs_on_two_ranks(tmp_path: Path) -> None:
     first, second = result.stdout.strip().splitlines()
     assert first == second
     assert first.startswith("[ 0.49"), result
+
+
+def test_error_after_a_loss_ends_the_job_everywhere_with_a_status() -> None:
+    launcher, *rest = mpirun(3, own_loop("replica", {"0": (5, "before"), "1": (12, "raises")}))
+    result = run_job([launcher, "--with-ft", "ulfm", *rest], limit_s=40.0)
+    assert result.status != 0, result
+    assert "ArithmeticError: the data of this rank are bad" in result.stderr, result

@@ -56,7 +56,7 @@ def test_job_interrupted_in_one_process_and_on_a_cluster_ends_under_mpirun_with_
 def test_job_that_loses_a_process_goes_on_to_the_same_hash(tmp_path: Path, uninterrupted: str, on: str) -> None:
     argv = [sys.executable, *TRAIN, *CONFIG, "--on", on, "--run-directory", str(tmp_path), "--restarts", "1"]
     if on == "mpi":  # where the lost rank owned a part of variables and slots
-        argv += ["--set", "deployment.placement=sharded"]
+        argv += ["--set", "deployment.placement=sharded", "--set", "deployment.survive_losses=false"]
     with start_job(argv, limit_s=90) as job:
         job.wait_for_line(r"epoch 3/", stream="stderr")
         job.kill(job.find(mpi_rank=1) if on == "mpi" else job.find(argument="server"))
@@ -67,3 +67,22 @@ def test_job_that_loses_a_process_goes_on_to_the_same_hash(tmp_path: Path, unint
     assert final_hash(folder_of(tmp_path)) == uninterrupted
     (error,) = folder_of(tmp_path).glob("error.*.json")
     assert json.loads(error.read_text())["kind"] == "PeerLostError"
+
+
+def test_restarts_start_ranks_that_survive_each_others_loss(tmp_path: Path, uninterrupted: str) -> None:
+    argv = [sys.executable, *TRAIN, *CONFIG, "--on", "mpi", "--set", "deployment.workers=2"]
+    with start_job([*argv, "--run-directory", str(tmp_path), "--restarts", "1"], limit_s=90) as job:
+        job.wait_for_line(r"epoch 3/", stream="stderr")
+        job.kill(job.find(mpi_rank=1))  # is survived
+        (log,) = [folder_of(tmp_path) / "logs" / "rank-0.log"]
+        job.wait_for_line_in(log, "1 ranks are left")
+        job.kill(job.find(mpi_rank=0))  # the last one
+        job.wait_for_line("restart 1 of 1, from the last checkpoint", stream="stderr")
+        job.wait_for_line("resumed at step", stream="stderr")
+        job.kill(job.find(mpi_rank=0))  # is survived
+        result = job.wait()
+    assert result.status == 0, result
+    assert result.stderr.count("from the last checkpoint") == 1, result
+    assert final_hash(folder_of(tmp_path)) == uninterrupted
+    lost = json.loads((folder_of(tmp_path) / "summary.json").read_text())["lost"]
+    assert [each["worker"] for each in lost] == [0]
