@@ -115,11 +115,17 @@ class _Wait(NamedTuple):
         return sorted({peer for request, peer in pairs if not request.Get_status()})
 
 
-def load_mpi() -> Any:
+def load_mpi(timeout_s: float = 60.0) -> Any:
     """Return the module ``mpi4py.MPI``; MPI is initialized by it.
+
+    A rank that is lost before it has initialized MPI is missed by the others inside of that: for ever, where the
+    launcher lets them live. Nobody can tell which one, so after ``timeout_s`` the process ends and says where it was.
 
     Raises: EndpointError if it, or the MPI library itself, cannot be loaded.
     """
+    is_first = "mpi4py.MPI" not in sys.modules
+    if is_first:  # it keeps the interpreter's lock, so that no thread of ours could end it
+        faulthandler.dump_traceback_later(timeout_s + _GRACE_S, exit=True, file=sys.__stderr__ or 2)
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError, OSError) as error:
@@ -127,6 +133,9 @@ def load_mpi() -> Any:
             "MPI cannot be loaded; install one with `pip install 'distopt[mpi]'`, "
             f"or load the one of your cluster, often `module load openmpi` ({error})"
         ) from error
+    finally:
+        if is_first:
+            faulthandler.cancel_dump_traceback_later()
     return MPI
 
 
@@ -155,7 +164,7 @@ class MpiCommunicator(Communicator):
         survives_losses: bool = False,
         end_process: Callable[[int], object] | None = None,
     ) -> None:
-        self._mpi = load_mpi()
+        self._mpi = load_mpi(timeout_s)
         self._end_process = end_process
         self.survives_losses = survives_losses
         self._stopped_timeout_s = stopped_timeout_s

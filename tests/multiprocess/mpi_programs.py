@@ -114,6 +114,8 @@ def say(line: str) -> None:
 def main() -> None:
     """Run one program as the train loop would: every error ends the job, and says why."""
     timeout_s = float(sys.argv[2]) if len(sys.argv) > 2 else TIMEOUT_S
+    if sys.argv[1] == "dead_at_the_start" and os.environ.get("OMPI_COMM_WORLD_RANK") == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
     comm = MpiCommunicator(timeout_s=timeout_s)
 
     def on_terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -92,6 +92,17 @@ def test_rank_that_comes_late_or_never_is_named_with_phase_and_lateness() -> Non
     assert any(re.search(absent, error) for error in errors_of(result)), result
 
 
+def test_rank_lost_before_mpi_is_initialized_ends_the_job_where_it_is_and_is_not_survived() -> None:
+    argv = mpirun(3, [PROGRAMS, "dead_at_the_start", "1.0"])
+    result = run_job(argv, limit_s=20.0)  # without ULFM the launcher ends the others, and names it
+    assert result.status != 0, result
+    assert re.search(r"rank 1 .*\n?.*signal 9", result.stdout + result.stderr), result
+    result = run_job([argv[0], "--with-ft", "ulfm", *argv[1:]], limit_s=40.0)
+    assert result.status != 0, result
+    assert "load_mpi" in result.stderr, result
+    assert result.seconds < 15.0, result
+
+
 def test_ranks_that_disagree_on_lengths_are_refused() -> None:
     result = run_job(mpirun(2, [PROGRAMS, "lengths_differ"]), limit_s=20.0)
     assert result.status == 3, result
