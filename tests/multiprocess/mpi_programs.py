@@ -13,11 +13,15 @@ from unittest.mock import patch
 
 import numpy as np
 
+import distopt as tf
 from distopt.aggregation import Sum
 from distopt.canonical_sum import add_rows
 from distopt.comm.communicator import Contribution, Hosting
 from distopt.comm.mpi import MpiCommunicator, load_mpi
+from distopt.comm.shared_memory import meet_on_host
+from distopt.distribute import CommunicationOptions, MultiWorkerMirroredStrategy
 from distopt.errors import DistoptError
+from distopt.ops.dense import dense_layers
 
 TIMEOUT_S = 60.0
 
@@ -104,6 +108,31 @@ def one_rank_is_absent(comm: MpiCommunicator) -> None:
 def lengths_differ(comm: MpiCommunicator) -> None:
     """Let rank 1 contribute one element less."""
     comm.all_reduce("SUM", [np.ones(5 - (comm.rank == 1))])
+
+
+def gradient_is_never_applied(comm: MpiCommunicator) -> None:
+    """Let rank 0, on a host of its own, end with partial sums under way that nobody waits for."""
+    comm._host_group = meet_on_host(comm, namespace=f"host {comm.rank}")
+    options = CommunicationOptions(overlap=True)
+    strategy = MultiWorkerMirroredStrategy(None, options, communicator=comm, placement="sharded")
+    with strategy.scope():
+        kernels = [tf.Variable(np.full((500, 500), 1e-3, np.float32)) for _ in range(3)]
+    optimizer = tf.keras.optimizers.SGD(0.1)
+
+    def replica(is_applied: bool) -> None:
+        with tf.GradientTape() as tape:
+            weights = [weight for kernel in kernels for weight in (kernel, None)]
+            loss = tf.reduce_sum(dense_layers(np.ones((4, 500), np.float32), weights, ("relu",) * 3))
+        gradients = tape.gradient(loss, kernels)
+        if is_applied:
+            optimizer.apply_gradients(zip(gradients, kernels, strict=True))
+
+    strategy.run(replica, args=(True,))
+    strategy.run(replica, args=(True,))
+    early_bytes = comm.traffic.early_bytes
+    if comm.rank == 0:
+        strategy.run(replica, args=(False,))
+    say(f"rank {comm.rank}: {early_bytes} bytes left early, then {comm.traffic.early_bytes - early_bytes}")
 
 
 def say(line: str) -> None:
