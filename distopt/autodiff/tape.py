@@ -16,6 +16,7 @@ from distopt.autodiff import nodes
 from distopt.autodiff.backward import backward_pass
 from distopt.autodiff.completions import GATE_GRAPH, Completions
 from distopt.autodiff.nodes import VARIABLE, Node, Recording, next_trace, state
+from distopt.autodiff.places import note_tensors
 from distopt.autodiff.rows import Rows
 from distopt.errors import TapeReusedError
 from distopt.indexed_slices import IndexedSlices
@@ -176,6 +177,7 @@ class GradientTape:
         if not results:
             for leaf, order in zip(leaves, orders, strict=True):
                 results.append(self._result(leaf, None if order is None else totals[order], unconnected_gradients))
+        note_tensors(results)
         if watcher is not None and type(target) is Tensor and seeds:
             watcher(seeds[0][0], results)
         if not self._persistent:

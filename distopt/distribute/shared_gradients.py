@@ -61,11 +61,15 @@ class SharedGradients:
                 self.flat_of[node] = self.flat_arrays(memory[place * sum(self._sizes) :])
         self.arrays: list[Array] | None = None
         """Where the one replica of this process may write its gradients; None where there are several, or none."""
-        self._places: list[GradientPlace] = []
+        self._places: dict[int, GradientPlace] = {}
+        """By position of the variable, for those that are large."""
         self._alone = [place.position for packing in layout.packings for place in packing.alone]
         if len(self.own_nodes) == 1 and self.own_nodes == self._leaves:
             self.arrays = layout.unpack(self.flat_of[self.own_nodes[0]])
-            self._places = [GradientPlace(v.storage, a) for v, a in zip(layout.variables, self.arrays, strict=True)]
+            # The small ones are copied all at once, which costs less than to look for them.
+            for position in self._alone:
+                storage = layout.variables[position].storage
+                self._places[position] = GradientPlace(storage, self.arrays[position])
 
     def flat_arrays(self, memory: Array) -> list[Array]:
         """Return flat arrays for each run, one after another in ``memory``."""
@@ -87,8 +91,7 @@ class SharedGradients:
             for packing, target in zip(self.layout.packings, self.flat_of[self.own_nodes[0]], strict=True):
                 packing.write_small(given, target)
             for position in self._alone:
-                if not self._places[position].holds(given[position]):
-                    own[position][...] = given[position]
+                self._put_alone(position, given[position])
             return
         gradients = dict(zip(self._leaves, pairs_of, strict=False))  # a stand-in contributes nothing
         for node in self.own_nodes:
@@ -102,25 +105,34 @@ class SharedGradients:
     def put(self, part: Part, arrays: Sequence[Array]) -> None:
         """Write what this process contributes of one variable; ``arrays`` are the gradients of its replicas."""
         if self.arrays is not None:
-            if not self._places[part.variable].holds(arrays[0]):
-                self.arrays[part.variable][...] = arrays[0]
+            self._put_alone(part.variable, arrays[0])
             return
         for node in self.own_nodes:
             self._sum_of(node, arrays, self.flat_of[node][part.run][part.start : part.stop])
 
+    def _put_alone(self, position: int, given: Array) -> None:
+        assert self.arrays is not None, "asked by the callers"
+        place = self._places.get(position)
+        if place is not None:
+            if place.holds(given):
+                return
+            place.vacate()
+        self.arrays[position][...] = given
+
     def are_in_place(self, part: Part, arrays: Sequence[Array]) -> bool:
         """Return whether an operation has written ``arrays`` where they are read."""
-        return self.arrays is not None and self._places[part.variable].holds(arrays[0])
+        place = self._places.get(part.variable)
+        return place is not None and place.holds(arrays[0])
 
     def may_put(self, part: Part) -> bool:
         """Return whether :meth:`put` would change no gradient that somebody still holds."""
-        return self.arrays is None or self._places[part.variable].is_free
+        place = self._places.get(part.variable)
+        return place is None or place.is_free
 
     def hold(self, part: Part) -> Array | None:
         """Return what keeps operations from writing a gradient of this variable, as long as it is held."""
-        if self.arrays is None:
-            return None
-        return self._places[part.variable].take(self.layout.variables[part.variable].storage)
+        place = self._places.get(part.variable)
+        return None if place is None else place.take(self.layout.variables[part.variable].storage)
 
     def holds(self, part: Part, arrays: Sequence[Array]) -> bool:
         """Return whether :meth:`put` would change nothing, not a bit."""

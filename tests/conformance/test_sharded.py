@@ -81,6 +81,35 @@ def test_replica_reads_gradients_where_they_lie_with_the_bits_of_one_process(
 
 
 @few
+@pytest.mark.parametrize("placement", ["sharded", "replica"])
+def test_gradients_that_a_program_keeps_do_not_change(run: Run, placement: str) -> None:
+    def body(strategy: Strategy) -> tuple[bool, int]:
+        with strategy.scope():
+            kernel, optimizer = tf.Variable(np.full((200, 90), 0.5, np.float32)), tf.keras.optimizers.SGD(0.1)
+        kept, lay_in_shared_memory = [], []
+
+        def step(number: int) -> None:
+            context = tf.distribute.get_replica_context()
+            assert context is not None
+            rng = np.random.default_rng([number, context.replica_id_in_sync_group])
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(tf.ops.dense(rng.standard_normal((3, 200)).astype(np.float32), kernel))
+            (gradient,) = tape.gradient(loss, [kernel])
+            lay_in_shared_memory.append(gradient.numpy().base is not None)
+            kept.append((gradient, gradient.numpy().copy()))
+            optimizer.apply_gradients([(gradient, kernel)])
+
+        for number in range(4):
+            strategy.run(step, args=(number,))
+        return all(np.array_equal(now.numpy(), then) for now, then in kept), sum(lay_in_shared_memory)
+
+    size = MPI_WORLD_SIZE if MPI_WORLD_SIZE > 1 else run.size
+    found = sharded(run, size, body) if placement == "sharded" else replica_in_shared_memory(run, size, body, 0)
+    assert all(is_unchanged for is_unchanged, _ in found)
+    assert all(num_in_place for _, num_in_place in found)
+
+
+@few
 def test_replica_in_shared_memory_skips_a_step_that_is_not_finite(run: Run) -> None:
     def body(strategy: Strategy) -> list[bytes]:
         strategy.extended.checks = tf.distribute.Checks(non_finite="skip")

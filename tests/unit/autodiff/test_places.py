@@ -60,3 +60,18 @@ def test_place_ends_with_who_made_it_and_does_not_serve_another_variable() -> No
     del place
     gc.collect()
     assert place_for(kernel.storage) is None
+
+
+def test_a_tensor_that_is_kept_gets_an_array_of_its_own_before_its_place_is_written_to() -> None:
+    kernel = tf.Variable(np.ones((3, 4), np.float32))
+    memory = np.empty((3, 4), np.float32)
+    place = GradientPlace(kernel.storage, memory)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tf.ops.dense(np.ones((2, 3), np.float32), kernel))
+    (kept,) = tape.gradient(loss, [kernel])
+    assert place.holds(kept.numpy())
+    place.vacate()
+    memory[...] = 7
+    np.testing.assert_array_equal(kept.numpy(), np.full((3, 4), 2))
+    assert not place.holds(kept.numpy())
+    assert place.holds(_step(kernel))
