@@ -18,9 +18,10 @@ pytestmark = [
 
 FORGETFUL = """
 import subprocess, sys
-child = subprocess.Popen(["sleep", "60"], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+child = subprocess.Popen(["sl" + "eep", "60"], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 print("child", child.pid, flush=True)
 """
+"""In two parts, so that the word is among the child's arguments alone."""
 
 
 def test_run_job_returns_status_and_output() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -51,8 +53,11 @@ def test_survivors_of_survivors_go_on_counting_exchanges() -> None:
 
 
 def test_all_finish_or_all_miss_the_one_that_is_lost_before_it_does() -> None:
+    all_have_met = threading.Barrier(3)
+
     def replica(comm: Communicator) -> str:
         comm.barrier()
+        all_have_met.wait(30.0)  # one that is killed earlier would be missed in the barrier of the others
         if comm.rank == 2:
             comm.barrier()  # where it is killed
         with pytest.raises(PeerLostError, match="before all had finished"):
