@@ -17,8 +17,8 @@ pytestmark = [
 ]
 
 FORGETFUL = """
-import subprocess, sys
-child = subprocess.Popen(["sl" + "eep", "60"], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+from subprocess import DEVNULL, Popen
+child = Popen(["sl" + "eep", "60"], start_new_session=True, stdout=DEVNULL, stderr=DEVNULL)
 print("child", child.pid, flush=True)
 """
 """In two parts, so that the word is among the child's arguments alone."""
