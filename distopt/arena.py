@@ -42,16 +42,23 @@ def aligned_zeros(size: int, dtype: np.dtype[Any]) -> Array:
     return raw[start : start + size * dtype.itemsize].view(dtype)
 
 
-def flattened(array: Array) -> Array:
-    """Return an array as one axis, in C order and aligned, as compiled loops take it; a copy only if it is not so.
+def contiguous(array: Array) -> Array:
+    """Return an array in C order and aligned, as compiled loops take it; a copy only if it is not so.
 
-    >>> flattened(np.arange(6)[::2]).flags.c_contiguous
+    >>> contiguous(np.arange(6)[::2]).flags.c_contiguous
     True
     """
     flags = array.flags
-    if not (flags.c_contiguous and flags.aligned):
-        array = np.require(array, requirements=["C", "A"])
-    return array.reshape(-1)
+    return array if flags.c_contiguous and flags.aligned else np.require(array, requirements=["C", "A"])
+
+
+def flattened(array: Array) -> Array:
+    """Return an array as one axis, otherwise as :func:`contiguous` does.
+
+    >>> flattened(np.ones((2, 3)).T).shape
+    (6,)
+    """
+    return contiguous(array).reshape(-1)
 
 
 def padded_size(size: int, dtype: np.dtype[Any]) -> int:

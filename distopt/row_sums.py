@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distopt import kernels
+from distopt.arena import contiguous
 from distopt.canonical_sum import Node, SumTree
 from distopt.types import Array
 
@@ -160,7 +161,7 @@ def _add_rows(sums: Array, place: Array, values: Array, chosen: Array) -> None:
     loop = _compiled_addition(values.dtype) if kernels.loops_compiled else None
     if loop is not None:
         width = values.size // len(values)
-        given = np.require(values, requirements=["C", "A"]).reshape(len(values), width)
+        given = contiguous(values).reshape(len(values), width)
         loop(sums.reshape(len(sums), width), place, given, chosen)
         return
     with np.errstate(all="ignore"):

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from distopt.arena import contiguous
 from distopt.canonical_sum import Node, add_nodes
 from distopt.comm.communicator import Communicator, Hosting
 from distopt.comm.shared_memory import HostGroup
@@ -362,7 +363,7 @@ def _shape_of(gradient: Any) -> Shape:
 
 def _table(slices: IndexedSlices, shape: Shape) -> Array:
     values = slices.values.numpy()
-    return np.require(values, requirements=["C", "A"]).reshape(len(values), shape.width)
+    return contiguous(values).reshape(len(values), shape.width)
 
 
 def _fills(indices: Array, num_rows: int) -> bool:

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from distopt.arena import flattened
 from distopt.canonical_sum import Node
 from distopt.comm.communicator import Communicator, Hosting, Receive, Send
 from distopt.distribute.host_rows import Met, Shape
@@ -246,7 +247,7 @@ def pack(rows: Rows, part: Interval) -> Packed:
             (rows.indices[1:] > rows.indices[:-1]).all()
         )
     count = len(listed.indices)
-    values = (np.ascontiguousarray(listed.values).reshape(-1),) if listed.values.size else ()
+    values = (flattened(listed.values),) if listed.values.size else ()
     if not count:
         return Packed(0, ())
     if count == part.size and ascend:

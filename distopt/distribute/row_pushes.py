@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from distopt.arena import Span
+from distopt.arena import Span, flattened
 from distopt.canonical_sum import Node, add_nodes
 from distopt.comm.communicator import Hosting
 from distopt.comm.hosting import Parcel
@@ -100,7 +100,7 @@ def _dense_of(hosting: Hosting, node: Node, column: Sequence[Any]) -> Array:
     flat = {}
     for i, gradient in enumerate(column):
         array = gradient.to_dense() if _is_rows(gradient) else np.asarray(gradient)
-        flat[Node(node.start + i, node.start + i + 1)] = np.ascontiguousarray(array).reshape(-1)
+        flat[Node(node.start + i, node.start + i + 1)] = flattened(array)
     return add_nodes(hosting.tree, flat, node)
 
 

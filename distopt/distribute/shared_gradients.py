@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from distopt.aggregation import Aggregator, Mean, Sum
-from distopt.arena import ALIGNMENT
+from distopt.arena import ALIGNMENT, flattened
 from distopt.autodiff.places import GradientPlace
 from distopt.canonical_sum import Node, add_nodes
 from distopt.comm import combining
@@ -147,7 +147,7 @@ class SharedGradients:
 
     def _sum_of(self, node: Node, arrays: Sequence[Array], out: Array) -> Array:
         terms = {
-            leaf: np.ascontiguousarray(array).reshape(-1)
+            leaf: flattened(array)
             for leaf, array in zip(self._leaves, arrays, strict=True)
             if node.start <= leaf.start < node.stop
         }

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from distopt.arena import Span
+from distopt.arena import Span, flattened
 from distopt.errors import RemoteProtocolError
 from distopt.types import Array
 
@@ -111,7 +111,7 @@ def packed(
             buffers.append(dense_of[part.variable][part.start : part.stop])
         else:
             indices, values, counts = rows.within(part)
-            buffers += [indices, counts, np.ascontiguousarray(values).reshape(-1)]
+            buffers += [indices, counts, flattened(values)]
     return buffers
 
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from distopt import clipping, norms
-from distopt.arena import Span
+from distopt.arena import Span, contiguous
 from distopt.optimizers.clips import Clips
 from distopt.optimizers.engine import Engine, get_engine, run_together
 from distopt.optimizers.features import ACCUMULATOR, AVERAGE, ScalarSource, Step, Treatment, calls_of_mean
@@ -390,8 +390,7 @@ def apply_constraint(variable: Variable, storage: Array) -> None:
 def _checked(array: Array, size: int, dtype: np.dtype[Any]) -> Array:
     if array.dtype != dtype or array.shape != (size,):
         raise ValueError(f"a gradient is {array.dtype}{list(array.shape)} where its span is {dtype}[{size}]")
-    flags = array.flags
-    return array if flags.c_contiguous and flags.aligned else np.require(array, requirements=["C", "A"])
+    return contiguous(array)
 
 
 def _check_term(array: Array, size: int, dtype: np.dtype[Any]) -> None:

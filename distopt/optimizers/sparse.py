@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from distopt.arena import contiguous
 from distopt.indexed_slices import IndexedSlices
 from distopt.optimizers.engine import Engine
 from distopt.optimizers.rule import Rows, Rule
@@ -30,7 +31,7 @@ def rows_for(rule: Rule, gradient: IndexedSlices) -> RowSum:
     """Return the rows of a gradient as ``rule`` takes them: occurrences, or their sums; ``[n, width]``."""
     if rule.sparse.variable is not Rows.OCCURRENCES:
         gradient = gradient.merged()
-    values = np.require(gradient.values.numpy(), requirements=["C", "A"])
+    values = contiguous(gradient.values.numpy())
     return RowSum(np.ascontiguousarray(gradient.indices, np.int64), as_table(values))
 
 
