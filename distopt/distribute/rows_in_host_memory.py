@@ -59,8 +59,8 @@ class RowsInHostMemory:
         results: list[IndexedSlices | None] = [None] * len(columns)
         for i in met.with_rows:
             indices, values = (np.concatenate(arrays) for arrays in zip(*(sums[i] for sums in parts), strict=True))
-            results[i] = total = _slices(indices, values, columns[i])
-            total.is_merged = True
+            total = RowSum(indices, _shaped(values, columns[i]))
+            results[i] = IndexedSlices.of_sum(total, columns[i][0].shape)
         for place, sums in enumerate(parts):
             num_bytes = sum(array.nbytes for rows in sums.values() for array in rows)
             told, read = (told + num_bytes, read) if place == self._group.index else (told, read + num_bytes)
@@ -75,7 +75,10 @@ class RowsInHostMemory:
         for i in met.with_rows:
             of_nodes: dict[Node, Any] = {**met.rows[i], **received[i]}
             stored = [of_nodes[leaf] for leaf in sorted(of_nodes)]
-            results[i] = IndexedSlices.concatenate([_slices(rows.indices, rows.values, columns[i]) for rows in stored])
+            shape = columns[i][0].shape
+            results[i] = IndexedSlices.concatenate(
+                [IndexedSlices(_shaped(rows.values, columns[i]), rows.indices, shape) for rows in stored]
+            )
         told = read = 0
         own = self._rows.own_nodes(_STORED)
         for of_nodes in met.rows.values():
@@ -168,7 +171,8 @@ class RowsInHostMemory:
         self._communicator.traffic.bytes_received += read
 
 
-def _slices(indices: Array, values: Array, column: Sequence[Any]) -> IndexedSlices:
+def _shaped(values: Array, column: Sequence[Any]) -> Array:
+    """Return a table of rows, ``[n, width]``, as rows of the shape that those of ``column`` have."""
     first = column[0]
     row_shape = (first.values if isinstance(first, IndexedSlices) else first).shape[1:]
-    return IndexedSlices(values.reshape(len(values), *row_shape), indices, first.shape)
+    return values.reshape(len(values), *row_shape)
