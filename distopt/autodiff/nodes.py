@@ -194,7 +194,7 @@ class ThreadState(threading.local):
     watcher: Callable[[Any, Sequence[Any]], None] | None = None
     """Told the target's node and the gradients whenever a tape was asked for some."""
     listener: Callable[[Sequence[Any]], Callable[[int, Any], object] | None] | None = None
-    """Asked, where there is a watcher, what to tell of the gradients of some sources as soon as each is complete."""
+    """Asked what to tell of the gradients of some sources as soon as each is complete."""
     gate: int = 0
     """How soon that is; see :mod:`distopt.autodiff.completions`."""
 

@@ -157,9 +157,9 @@ class GradientTape:
         wanted: set[Any] = set(orders)
         wanted.discard(None)  # of a source on which nothing depends
         seeds = self._seeds(target, output_gradients)
-        watcher = state.watcher
-        if watcher is not None and state.listener is not None and state.gate != GATE_GRAPH:
-            complete = state.listener(leaves)
+        listener = state.listener
+        if listener is not None and state.gate != GATE_GRAPH:
+            complete = listener(leaves)
             if complete is not None and wanted:
                 recording.completions = Completions(recording, orders, complete)
         totals = backward_pass(
@@ -178,8 +178,8 @@ class GradientTape:
             for leaf, order in zip(leaves, orders, strict=True):
                 results.append(self._result(leaf, None if order is None else totals[order], unconnected_gradients))
         note_tensors(results)
-        if watcher is not None and type(target) is Tensor and seeds:
-            watcher(seeds[0][0], results)
+        if state.watcher is not None and type(target) is Tensor and seeds:
+            state.watcher(seeds[0][0], results)
         if not self._persistent:
             self._forget()
         if is_flat:

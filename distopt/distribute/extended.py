@@ -118,13 +118,11 @@ class Extended:
         """Call ``function`` on every hosted replica, each with its own arguments, and return the results in order."""
         started = time.perf_counter()
         self._merging_s = 0.0
-        watcher = state.watcher
+        watcher, listener = state.watcher, state.listener
         if self.inspector.several:
             self.book.begin()
-            looks = self.inspector.begin_run()
-            state.watcher = note_origin if looks or self.listener is not None else None
-            if self.listener is not None:
-                state.listener = self.listener
+            state.watcher = note_origin if self.inspector.begin_run() else None
+            state.listener = self.listener
         try:
             if self.num_hosted == 1:
                 kwargs = kwargs_of[0] if kwargs_of else _NO_KWARGS
@@ -142,9 +140,7 @@ class Extended:
         finally:
             if self.creations:
                 self.creations.clear()
-            state.watcher = watcher
-            if self.listener is not None:
-                state.listener = None
+            state.watcher, state.listener = watcher, listener
             self.phases.gradient += time.perf_counter() - started - self._merging_s
 
     def combine(self, aggregator: GradientAggregator, gradients: Any, variables: Sequence[Any]) -> list[Any]:
