@@ -248,9 +248,7 @@ class EarlySums:
             else:
                 del self._arrays[place]  # others may write to them: their bits will be compared
             self._is_there[place] = True
-            # Releasing and taking a lock orders what was written before it and what is written after it.
-            self._fence.release()
-            self._fence.acquire()
+            self._order_memory()
             self._own_row[place] = self._serial
         for each in self._sums_of[place]:
             each.missing -= 1
@@ -277,13 +275,17 @@ class EarlySums:
                 late += self._waiting[position:]
                 break
             if all((row[each.first : each.stop] == self._serial).all() for row in self._rows_of_others):
-                self._fence.release()
-                self._fence.acquire()
+                self._order_memory()
                 self._send(each)
                 self._communicator.traffic.early_bytes += each.memory.nbytes
             else:
                 late.append(each)
         self._waiting = late
+
+    def _order_memory(self) -> None:
+        """Let nothing that is read or written before this come after it, nor the other way round, as a lock does."""
+        self._fence.release()
+        self._fence.acquire()
 
     def _send(self, each: _Sum) -> None:
         each.has_left = True
