@@ -167,20 +167,14 @@ class Batches:
         if len(members) == 1:
             return _Batch(kernel, written, None, ((written[0], members[0][1]),), None, piece)
         flat = aligned_zeros(stop - start, segment.dtype)
-        copies = tuple(
-            (flat[offset - start : offset - start + storage.size].reshape(storage.shape), position)
+        targets = [
+            Place(position, offset - start, offset - start + storage.size, storage.shape)
             for (offset, storage), (_, position) in zip(places, members, strict=True)
-        )
-        packing = None
+        ]
         if len(members) >= MANY:
-            packing = Packing(
-                [
-                    Place(position, offset - start, offset - start + storage.size, storage.shape)
-                    for (offset, storage), (_, position) in zip(places, members, strict=True)
-                ],
-                segment.dtype,
-            )
-        return _Batch(kernel, written, flat, copies, packing, piece)
+            return _Batch(kernel, written, flat, (), Packing(targets, segment.dtype), piece)
+        copies = tuple((flat[at.start : at.stop].reshape(at.shape), at.position) for at in targets)
+        return _Batch(kernel, written, flat, copies, None, piece)
 
 
 def _cut(run: Run, treatments: Sequence[Treatment]) -> list[tuple[Treatment, list[Variable]]]:
