@@ -5,6 +5,7 @@ Hosts are emulated as in ``test_several_hosts``; see ``tests/conftest.py`` for w
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -15,12 +16,12 @@ import pytest
 import distopt as tf
 from distopt.aggregation import Mean
 from distopt.comm.communicator import Communicator
-from distopt.comm.shared_memory import meet_on_host
 from distopt.distribute import CommunicationOptions, MirroredStrategy, MultiWorkerMirroredStrategy, Strategy
 from distopt.distribute.early_sums import Overlap
-from distopt.errors import PeerLostError, UnequalHypersError
+from distopt.errors import UnequalHypersError
 from distopt.ops.dense import dense, dense_layers
-from distopt.testing import FaultPlan, run_replicas
+from tests.conformance import hosts
+from tests.conformance.hosts import count_deaths, refused_by_all
 from tests.conformance.test_sharded import bits
 from tests.conformance.test_strategies import adam, sgd
 from tests.conftest import GROUPS, MPI_WORLD_SIZE, Run
@@ -33,28 +34,7 @@ placements = pytest.mark.parametrize("placement", ["sharded", "replica"])
 WIDTHS = (24, 70, 70, 60, 3)
 
 
-def on_hosts(
-    run: Run,
-    host_of: str,
-    replicas: int,
-    body: Callable[[Strategy], Any],
-    placement: str,
-    chunk_bytes: int = 4096,
-    overlap: bool = True,
-) -> list[Any]:
-    def worker(comm: Communicator) -> Any:
-        if comm._host_group is not None:
-            comm._host_group.close()
-        comm._host_group = meet_on_host(comm, namespace=f"host {host_of[comm.rank]}")
-        comm.shares_memory, comm.exchange_cost_bytes = True, 0
-        options = CommunicationOptions(bytes_per_pack=chunk_bytes, overlap=overlap)
-        strategy = MultiWorkerMirroredStrategy(None, options, replicas=replicas, communicator=comm, placement=placement)
-        found = body(strategy)
-        comm._host_group.close()
-        comm._host_group = None
-        return found
-
-    return run(worker)
+on_hosts = functools.partial(hosts.on_hosts, overlap=True)
 
 
 @pytest.fixture(autouse=True)
@@ -358,48 +338,31 @@ def test_two_optimizers_rows_and_given_arrays_have_the_bits_of_one_process(
         assert got == want
 
 
-def test_another_rank_must_want_it_too_and_survival_excludes_it(run: Run) -> None:
-    if run.size < 2:
-        pytest.skip("there is no other rank")
+def test_another_rank_must_want_it_too(run: Run) -> None:
+    def options_of(comm: Communicator) -> CommunicationOptions:
+        return CommunicationOptions(overlap=comm.rank < comm.size - 1)
 
-    def worker(comm: Communicator) -> str:
+    assert len(set(refused_by_all(run, options_of, "overlap is 0"))) == 1
+
+
+def test_survival_excludes_it(run: Run) -> None:
+    def worker(comm: Communicator) -> None:
         shared, comm.shares_memory = comm.shares_memory, True
-        options = CommunicationOptions(overlap=comm.rank < comm.size - 1)
-        with pytest.raises(ValueError, match="overlap is 0") as raised:
-            MultiWorkerMirroredStrategy(None, options, communicator=comm)
-        comm.shares_memory, survives, comm.survives_losses = shared, comm.survives_losses, True
+        survives, comm.survives_losses = comm.survives_losses, True
         with pytest.raises(ValueError, match="lost ranks are survived"):
             MultiWorkerMirroredStrategy(None, CommunicationOptions(overlap=True), communicator=comm)
-        comm.survives_losses = survives
-        return str(raised.value)
+        comm.shares_memory, comm.survives_losses = shared, survives
 
-    assert len(set(run(worker))) == 1
+    run(worker)
 
 
 def test_a_rank_that_dies_in_any_exchange_ends_the_others_with_an_error_that_names_it(run: Run) -> None:
-    if run.size != 3 or MPI_WORLD_SIZE > 1:
-        pytest.skip("threads of one process, of which one host has two")
+    def train(comm: Communicator) -> None:
+        options = CommunicationOptions(overlap=True)
+        strategy = MultiWorkerMirroredStrategy(None, options, communicator=comm, placement="sharded")
+        early_bytes_of_steps(strategy, sgd(), 3)
 
-    def worker(comm: Communicator) -> None:
-        comm._host_group = meet_on_host(comm, namespace=f"host {comm.rank > 0}")
-        try:
-            strategy = MultiWorkerMirroredStrategy(
-                None, CommunicationOptions(overlap=True), communicator=comm, placement="sharded"
-            )
-            early_bytes_of_steps(strategy, sgd(), 3)
-        finally:
-            comm._host_group.close()
-
-    killed = 0
-    for number in range(40):
-        try:
-            run_replicas(worker, 3, faults=FaultPlan().kill(rank=1, exchange=number))
-        except PeerLostError as error:
-            assert "rank 1" in str(error)  # noqa: PT017 - the last ones end in peace
-            killed += 1
-        else:
-            break
-    assert 8 < killed < 40
+    assert 8 < count_deaths(run, train, 40) < 40
 
 
 @few

@@ -19,7 +19,7 @@ from distopt.distribute import MirroredStrategy, Strategy
 from distopt.errors import SharedMemoryError
 from distopt.optimizers import set_default_engine
 from tests.conformance.conftest import HOSTS
-from tests.conformance.test_several_hosts import on_hosts
+from tests.conformance.hosts import on_hosts
 from tests.conftest import GROUPS, MPI_WORLD_SIZE, Run
 from tests.row_sparse import OPTIMIZERS, partly_dense, rows_later, trace
 

@@ -5,7 +5,6 @@ Hosts are emulated: ranks whose group was made with another namespace share no m
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,36 +12,12 @@ import pytest
 
 import distopt as tf
 from distopt.comm.communicator import Communicator
-from distopt.comm.shared_memory import meet_on_host
 from distopt.distribute import CommunicationOptions, MirroredStrategy, MultiWorkerMirroredStrategy, Strategy
-from distopt.errors import PeerLostError, UnequalHypersError
-from distopt.testing import FaultPlan, run_replicas
+from distopt.errors import UnequalHypersError
+from tests.conformance.hosts import count_deaths, on_hosts, refused_by_all
 from tests.conformance.test_sharded import DTYPES, REFUSED, apply, bits, rows_begin_on_replica_0
 from tests.conformance.test_strategies import OPTIMIZERS, adam, expected, sgd, trace
-from tests.conftest import MPI_WORLD_SIZE, Run
-
-
-def on_hosts(
-    run: Run,
-    host_of: str,
-    replicas: int,
-    body: Callable[[Strategy], Any],
-    placement: str = "sharded",
-    chunk_bytes: int = 4096,
-) -> list[Any]:
-    def worker(comm: Communicator) -> Any:
-        if comm._host_group is not None:
-            comm._host_group.close()
-        comm._host_group = meet_on_host(comm, namespace=f"host {host_of[comm.rank]}")
-        comm.shares_memory, comm.exchange_cost_bytes = True, 0
-        options = CommunicationOptions(bytes_per_pack=chunk_bytes)
-        strategy = MultiWorkerMirroredStrategy(None, options, replicas=replicas, communicator=comm, placement=placement)
-        found = body(strategy)
-        comm._host_group.close()
-        comm._host_group = None
-        return found
-
-    return run(worker)
+from tests.conftest import Run
 
 
 @pytest.mark.parametrize("placement", ["sharded", "replica"])
@@ -105,18 +80,10 @@ def test_two_optimizers_averages_and_constraints_have_the_bits_of_one_process(ru
 
 
 def test_bytes_per_pack_of_another_rank_is_refused_by_all(run: Run) -> None:
-    if run.size < 2:
-        pytest.skip("there is no other rank")
+    def options_of(comm: Communicator) -> CommunicationOptions:
+        return CommunicationOptions(bytes_per_pack=4096 + (comm.rank == comm.size - 1))
 
-    def worker(comm: Communicator) -> str:
-        shared, comm.shares_memory = comm.shares_memory, True
-        last = comm.rank == comm.size - 1
-        with pytest.raises(ValueError, match="bytes_per_pack") as raised:
-            MultiWorkerMirroredStrategy(None, CommunicationOptions(bytes_per_pack=4096 + last), communicator=comm)
-        comm.shares_memory = shared
-        return str(raised.value)
-
-    found = run(worker)
+    found = refused_by_all(run, options_of, "bytes_per_pack")
     assert len(set(found)) == 1
     assert {"4096", "4097"} < set(found[0].replace(";", " ").split())
 
@@ -171,29 +138,12 @@ def test_hypers_that_differ_between_hosts_are_one_error_on_all_before_anything_c
 
 
 def test_a_rank_that_dies_in_any_exchange_ends_the_others_with_an_error_that_names_it(run: Run) -> None:
-    if run.size != 3 or MPI_WORLD_SIZE > 1:
-        pytest.skip("threads of one process, of which one host has two")
+    def train(comm: Communicator) -> None:
+        strategy = MultiWorkerMirroredStrategy(communicator=comm, placement="sharded")
+        variables = [tf.Variable(np.full(9000, 0.5, np.float32))]
+        optimizer = adam(global_clipnorm=0.7)
+        for step in range(2):
+            apply(strategy, optimizer, variables, step)
+        optimizer.get_weights()
 
-    def worker(comm: Communicator) -> None:
-        comm._host_group = meet_on_host(comm, namespace=f"host {comm.rank > 0}")
-        try:
-            strategy = MultiWorkerMirroredStrategy(communicator=comm, placement="sharded")
-            variables = [tf.Variable(np.full(9000, 0.5, np.float32))]
-            optimizer = adam(global_clipnorm=0.7)
-            for step in range(2):
-                apply(strategy, optimizer, variables, step)
-            optimizer.get_weights()
-        finally:
-            comm._host_group.close()
-
-    killed = 0
-    for number in range(40):
-        try:
-            found = run_replicas(worker, 3, faults=FaultPlan().kill(rank=1, exchange=number))
-        except PeerLostError as error:
-            assert "rank 1" in str(error)  # noqa: PT017 - the last ones end in peace
-            killed += 1
-        else:
-            assert found == [None] * 3
-            break
-    assert 8 < killed < 40
+    assert 8 < count_deaths(run, train, 40) < 40

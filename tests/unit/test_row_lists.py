@@ -8,10 +8,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from distopt import kernels
 from distopt.canonical_sum import Node, SumTree, contiguous_ranges
 from distopt.row_lists import add_lists, find_order, halves, in_order, merged, write_in_order
 from distopt.row_sums import RowSum, add_row_sums, sum_occurrences
+
+pytestmark = pytest.mark.usefixtures("_loops")
 
 DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
 INDICES = {
@@ -24,14 +25,6 @@ INDICES = {
     "many": np.random.default_rng(0).integers(0, 300, 1000),
     "two digits": np.random.default_rng(1).integers(0, 10**6, 500),
 }
-
-
-@pytest.fixture(params=[True, False], ids=["compiled", "numpy"], autouse=True)
-def _loops(request: pytest.FixtureRequest) -> Any:
-    before = kernels.loops_compiled
-    kernels.use_compiled_loops(request.param)
-    yield
-    kernels.use_compiled_loops(before)
 
 
 def rows_of(indices: Any, dtype: Any = np.float32, seed: int = 0) -> RowSum:

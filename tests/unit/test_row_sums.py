@@ -8,10 +8,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from distopt import kernels
 from distopt.canonical_sum import Node, SumTree, contiguous_ranges
 from distopt.row_sums import RowSum, add_row_sums, sum_occurrences, sum_of_replicas
 from distopt.types import Array
+
+pytestmark = pytest.mark.usefixtures("_loops")
 
 ROWS, WIDTH = 12, 3
 
@@ -58,14 +59,6 @@ def assert_same_bits(found: RowSum, expected: RowSum) -> None:
     assert found.indices.dtype == np.int64
     assert found.values.dtype == expected.values.dtype
     assert found.values.tobytes() == expected.values.tobytes()
-
-
-@pytest.fixture(params=[True, False], ids=["compiled", "numpy"], autouse=True)
-def _loops(request: pytest.FixtureRequest) -> Any:
-    before = kernels.loops_compiled
-    kernels.use_compiled_loops(request.param)
-    yield
-    kernels.use_compiled_loops(before)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])

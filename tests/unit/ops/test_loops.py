@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,9 @@ from distopt import kernels
 from distopt.ops import loops
 from distopt.types import Array
 
+pytestmark = pytest.mark.usefixtures("_restored_loops")
+
 SHAPES = [(1, 1), (1, 10), (1000, 1), (3, 10), (128, 256), (7, 33)]
-
-
-@pytest.fixture(autouse=True)
-def _restore() -> Iterator[None]:
-    before = kernels.loops_compiled
-    yield
-    kernels.use_compiled_loops(before)
 
 
 def awkward(shape: tuple[int, ...], dtype: Any, seed: int) -> Array:
