@@ -36,7 +36,8 @@ import distopt as tf
 from benchmarks import plots
 from benchmarks.emulated_hosts import Link, emulated_hosts, why_not
 from distopt import threads
-from distopt.comm.mpi import MpiCommunicator, load_mpi
+from distopt.comm.mpi import MpiCommunicator
+from distopt.comm.mpi_start import load_mpi
 from distopt.distribute import MultiWorkerMirroredStrategy
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from distopt import threads
-from distopt.comm.mpi import MpiCommunicator, load_mpi
+from distopt.comm.mpi import MpiCommunicator
+from distopt.comm.mpi_start import load_mpi
 
 try:
     import torch

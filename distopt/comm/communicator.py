@@ -19,8 +19,7 @@ from __future__ import annotations
 import abc
 import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -28,6 +27,7 @@ from distopt.aggregation import Aggregator, Sum
 from distopt.canonical_sum import Node
 from distopt.comm import combining
 from distopt.comm.hosting import Contribution, Hosting
+from distopt.comm.transfers import Receive, Send, Traffic, Wait, bytes_of, name_ranks
 from distopt.errors import LocalProtocolError
 from distopt.types import Array, ReduceOp
 
@@ -53,46 +53,6 @@ _INLINE_BYTES: Final = 504
 """Payloads of up to this length travel with their length, in one exchange."""
 
 _NOTHING: Final = np.empty(0, np.uint8)
-
-
-@dataclass
-class Traffic:
-    """Bytes of payload that crossed the boundary of this process, and seconds spent sending and waiting."""
-
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    send_s: float = 0.0
-    wait_s: float = 0.0
-    early_bytes: int = 0
-    """Bytes that left before the exchange that counts them as sent; see :mod:`distopt.comm.early`."""
-
-
-class Send(NamedTuple):
-    """One buffer for ``peer``: contiguous, not written to until ``exchange`` has returned."""
-
-    peer: int
-    array: Array
-
-
-class Receive(NamedTuple):
-    """Where the next buffer from ``peer`` goes: contiguous, of exactly its number of bytes."""
-
-    peer: int
-    array: Array
-
-
-class Wait(Protocol):
-    """What a rank waits for, as errors tell it."""
-
-    @property
-    def what(self) -> str: ...
-
-    @property
-    def started_s(self) -> float: ...
-
-    def missing(self) -> list[int]:
-        """Return the ranks that are waited for."""
-        ...
 
 
 class Withdrawn(Exception):
@@ -412,25 +372,6 @@ class Communicator(abc.ABC):
             self.exchange(sends, [Receive(p, rest) for p, rest in long.items()], what)
             payloads.update({peer: rest.tobytes() for peer, rest in long.items()})
         return [payloads[rank] for rank in range(self.size)]
-
-
-def bytes_of(array: Array) -> Array:
-    """Return the memory of a contiguous ``array`` as bytes; for transports.
-
-    Raises: ValueError if it is not contiguous.
-    """
-    if not array.flags.c_contiguous:
-        raise ValueError(f"only contiguous arrays can be exchanged, not one of shape {array.shape} with gaps")
-    return array.reshape(-1).view(np.uint8)
-
-
-def name_ranks(ranks: Sequence[int]) -> str:
-    """Return ``ranks`` for a message.
-
-    >>> name_ranks([2]), name_ranks([0, 3])
-    ('rank 2', 'ranks 0, 3')
-    """
-    return f"rank{'s' if len(ranks) != 1 else ''} {', '.join(map(str, ranks)) or '-'}"
 
 
 def _frame(payload: bytes) -> Array:

@@ -19,12 +19,12 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from distopt.agreement import label_mismatch
 from distopt.comm.communicator import Communicator, Receive, Send, Traffic, bytes_of, name_ranks
 from distopt.comm.early import Batch, Channel
 from distopt.comm.in_process_early import InProcessBatch, InProcessChannel
+from distopt.comm.in_process_faults import Clock, Faultless, Faults, FaultsOfSurvivors, KilledByPlan, SkippingClock
 from distopt.errors import (
     CollectiveTimeoutError,
     DistoptError,
@@ -34,67 +34,6 @@ from distopt.errors import (
     RemoteProtocolError,
 )
 from distopt.types import Array
-
-
-class Clock(Protocol):
-    """Time that passes by itself or not, and can be moved on."""
-
-    @property
-    def now_s(self) -> float: ...
-
-    def advance(self, seconds: float) -> None: ...
-
-
-class Faults(Protocol):
-    """What goes wrong in a group; see :class:`distopt.testing.FaultPlan`. Exchanges of a rank are counted from 0."""
-
-    def kills(self, rank: int, exchange: int) -> bool:
-        """Return whether ``rank`` dies as it begins this exchange."""
-        ...
-
-    def delay_s(self, source: int, destination: int, exchange: int) -> float:
-        """Return how long what ``source`` sends in this exchange is under way; infinity if it is lost."""
-        ...
-
-
-class KilledByPlan(BaseException):
-    """Raised in a rank that :class:`Faults` kill; not an Exception, so that no code of that rank survives it."""
-
-
-class _Faultless:
-    def kills(self, rank: int, exchange: int) -> bool:  # noqa: ARG002
-        return False
-
-    def delay_s(self, source: int, destination: int, exchange: int) -> float:  # noqa: ARG002
-        return 0.0
-
-
-class _FaultsOfSurvivors:
-    """What goes wrong among survivors, whose exchanges are counted on."""
-
-    def __init__(self, faults: Faults, ranks: Sequence[int], counts: Sequence[int]) -> None:
-        self._faults, self._ranks, self._counts = faults, tuple(ranks), tuple(counts)
-
-    def kills(self, rank: int, exchange: int) -> bool:
-        return self._faults.kills(self._ranks[rank], exchange + self._counts[rank])
-
-    def delay_s(self, source: int, destination: int, exchange: int) -> float:
-        ranks, count = self._ranks, self._counts[source]
-        return self._faults.delay_s(ranks[source], ranks[destination], exchange + count)
-
-
-class _SkippingClock:
-    """Real time, plus what was skipped."""
-
-    def __init__(self) -> None:
-        self._skipped_s = 0.0
-
-    @property
-    def now_s(self) -> float:
-        return time.monotonic() + self._skipped_s
-
-    def advance(self, seconds: float) -> None:
-        self._skipped_s += seconds
 
 
 @dataclass
@@ -150,8 +89,8 @@ class InProcessGroup:
             raise ValueError(f"a group needs at least 1 member, not {size}")
         self.size = size
         self.timeout_s = timeout_s
-        self._clock: Clock = clock or _SkippingClock()
-        self._faults: Faults = faults or _Faultless()
+        self._clock: Clock = clock or SkippingClock()
+        self._faults: Faults = faults or Faultless()
         self._changed = threading.Condition()
         self._members = [_Member([deque() for _ in range(size)]) for _ in range(size)]
         self._abort: DistoptError | None = None
@@ -219,7 +158,7 @@ class InProcessGroup:
                 counts = [self._members[r].num_exchanges for r in left]
                 self._successor = InProcessGroup(
                     len(left), timeout_s=self.timeout_s, clock=self._clock, survives_losses=True,
-                    faults=_FaultsOfSurvivors(self._faults, left, counts),
+                    faults=FaultsOfSurvivors(self._faults, left, counts),
                 )  # fmt: skip
                 self._survivors = left
             return self._successor.communicators[self._survivors.index(rank)]

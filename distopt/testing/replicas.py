@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Generic, TypeVar, cast
 
 from distopt.comm.communicator import Communicator, name_ranks
-from distopt.comm.in_process import Clock, Faults, InProcessGroup, KilledByPlan
+from distopt.comm.in_process import InProcessGroup
+from distopt.comm.in_process_faults import Clock, Faults, KilledByPlan
 from distopt.errors import CollectiveTimeoutError, JobAbortedError
 
 Result = TypeVar("Result")

@@ -17,7 +17,8 @@ import distopt as tf
 from distopt.aggregation import Sum
 from distopt.canonical_sum import add_rows
 from distopt.comm.communicator import Contribution, Hosting
-from distopt.comm.mpi import MpiCommunicator, load_mpi
+from distopt.comm.mpi import MpiCommunicator
+from distopt.comm.mpi_start import load_mpi
 from distopt.comm.shared_memory import meet_on_host
 from distopt.distribute import CommunicationOptions, MultiWorkerMirroredStrategy
 from distopt.errors import DistoptError

@@ -11,7 +11,7 @@ import pytest
 
 import distopt as tf
 from distopt.comm.communicator import Communicator
-from distopt.comm.in_process import KilledByPlan
+from distopt.comm.in_process_faults import KilledByPlan
 from distopt.elastic import State, run
 from distopt.errors import LocalProtocolError, PeerLostError
 from distopt.testing import FaultPlan, run_replicas

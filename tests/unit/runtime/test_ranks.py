@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from distopt.comm.communicator import Communicator
-from distopt.comm.in_process import KilledByPlan
+from distopt.comm.in_process_faults import KilledByPlan
 from distopt.distribute.sharded import Sharded
 from distopt.distribute.span_logs import SpanLogs
 from distopt.errors import PeerLostError

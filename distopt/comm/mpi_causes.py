@@ -1,0 +1,129 @@
+"""Why a wait under MPI is in vain, or has failed: what other ranks have said, who is dead, what MPI reports.
+
+MPI's own errors say little. What is known beside them is asked for in this order: the reason that another rank gave in
+a note, the death of a process of this host, what MPI knows of losses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from distopt.agreement import label_mismatch
+from distopt.comm import mpi_survivors
+from distopt.comm.communicator import Communicator, name_ranks
+from distopt.comm.host_peers import HostPeers
+from distopt.comm.mpi_notes import Notes
+from distopt.comm.mpi_waits import MAX_PAUSE_S
+from distopt.errors import (
+    DistoptError,
+    JobAbortedError,
+    MergeOrderError,
+    MistakeError,
+    PeerLostError,
+    RemoteProtocolError,
+)
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+_MOMENT_S: Final = 0.2
+"""So soon after MPI has failed, it is known that a process of this host is dead: its memory goes before itself."""
+
+
+class Causes:
+    """What ``owner``, whose messages go over ``comm``, knows of the others; ``mpi`` is mpi4py's module.
+
+    ``end_process`` gets the process id of a rank of this host that is stopped.
+    """
+
+    def __init__(
+        self,
+        mpi: Any,
+        owner: Communicator,
+        comm: MPI.Intracomm,
+        notes: Notes,
+        end_process: Callable[[int], object] | None,
+    ) -> None:
+        self._mpi, self._owner, self._comm, self._notes = mpi, owner, comm, notes
+        self._end_process = end_process
+        self.host_peers = HostPeers(0, [b""])
+
+    def look(self, missing: Sequence[int], waiting: str) -> None:
+        """Raise if it is in vain to wait for the ranks ``missing``; ``waiting`` says what for."""
+        self._read_notes(waiting)
+        self.raise_if_aborted(waiting)
+        if left := sorted(self._notes.left.intersection(missing)):
+            raise PeerLostError(f"{name_ranks(left)} left at step {self._owner.step}; {waiting}")
+        if lost := self.host_peers.first_lost():
+            if self._end_process is not None and not self.host_peers.first_dead():
+                self._end_process(lost.pid)  # it is only stopped, and would go on later
+            self._read_notes(waiting)  # it may have said why before it ended
+            self.raise_if_aborted(waiting)
+            raise PeerLostError(f"{lost} at step {self._owner.step}; {waiting}")
+
+    def raise_if_aborted(self, waiting: str) -> None:
+        """Raise if another rank has said that it ends the job."""
+        if self._notes.ended is not None:
+            self._owner.fail()
+            source, reason = self._notes.ended
+            raise JobAbortedError(f"rank {source} ended the job: {reason}; {waiting}")
+
+    def known_end(self, now: str) -> DistoptError | None:
+        """Return what is known of why a wait failed: the reason that another rank gave, or its death."""
+        with contextlib.suppress(self._mpi.Exception):  # MPICH refuses to receive once a rank is dead
+            self._notes.read()
+        if self._notes.ended is not None:
+            source, reason = self._notes.ended
+            return JobAbortedError(f"rank {source} ended the job: {reason}; {now}")
+        if dead := self.host_peers.first_dead():
+            return PeerLostError(f"{dead} at step {self._owner.step}; {now}")
+        return None
+
+    def labels_differ(self, label: bytes) -> MistakeError:
+        """Return the error for labels that differ, having told all others mine and heard theirs."""
+        owner = self._owner
+        theirs = self._notes.exchange_labels(label)
+        if set(range(owner.size)) - {owner.rank} - self._notes.left - theirs.keys():
+            owner.fail()  # somebody is elsewhere: what is under way can no longer be told apart
+        for peer, other in theirs.items():
+            if other != label:
+                return label_mismatch(f"rank {owner.rank}", label, f"rank {peer}", other)
+        return MergeOrderError(
+            f"rank {owner.rank} met another call than its own at step {owner.step}; every process must make the same "
+            "all_reduce and apply_gradients calls in the same order"
+        )
+
+    def translated(self, error: Exception, statuses: Sequence[MPI.Status], what: str, label: bytes) -> DistoptError:
+        """Return our error for MPI's; ``statuses`` are those of the requests that failed."""
+        where = f"rank {self._owner.rank} at step {self._owner.step}: {what}: {error}"
+        if self._owner.survives_losses and mpi_survivors.has_losses(self._comm):
+            dead = self.host_peers.first_dead()
+            return PeerLostError(f"{dead or 'another rank is lost'}; {where}")
+        codes = [getattr(error, "Get_error_class", lambda: None)()]
+        if codes == [self._mpi.ERR_IN_STATUS]:
+            codes = [self._mpi.Get_error_class(status.Get_error()) for status in statuses]
+        if self._mpi.ERR_TRUNCATE in codes:
+            if label:  # what does not fit came from another call
+                return self.labels_differ(label)
+            return RemoteProtocolError(f"a peer sent more than was expected of it; {where}")
+        deadline_s = time.monotonic() + _MOMENT_S
+        while (known := self.known_end(where)) is None and time.monotonic() < deadline_s:
+            time.sleep(MAX_PAUSE_S)
+        return known or PeerLostError(f"MPI failed; {where}")
+
+    def _read_notes(self, waiting: str) -> None:
+        """Take in the notes.
+
+        Raises: PeerLostError if MPI knows of a loss.
+        """
+        step = self._owner.step
+        if self._owner.survives_losses and mpi_survivors.has_losses(self._comm):
+            dead = self.host_peers.first_dead()
+            raise PeerLostError(f"{dead or 'another rank is lost'} at step {step}; {waiting}")
+        try:
+            self._notes.read()
+        except self._mpi.Exception as error:
+            raise self.known_end(waiting) or PeerLostError(f"MPI failed at step {step}: {error}; {waiting}") from error
