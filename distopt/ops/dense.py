@@ -14,6 +14,7 @@ from distopt.autodiff.nodes import FUSED, Fused, Node
 from distopt.autodiff.places import place_for
 from distopt.ops import loops
 from distopt.ops.elementwise import relu_of, sigmoid_of
+from distopt.ops.products import input_gradient, kernel_gradient
 from distopt.tensor import Tensor, call
 from distopt.types import Array
 
@@ -105,11 +106,11 @@ def _layer_backward(
             total = loops.sum_columns(rows)
         found.append(total if bias.dtype is dtype else total.astype(bias.dtype, copy=False))
     if of_kernel:
-        product = np.matmul(columns.T, rows, out=place_for(kernel))
+        product = kernel_gradient(columns, rows, place_for(kernel))
         found.append(product if kernel.dtype is dtype else product.astype(kernel.dtype, copy=False))
     if not of_x:
         return None
-    below = np.matmul(gradient, kernel.T)
+    below = input_gradient(gradient, kernel)
     return below if x.dtype is dtype else below.astype(x.dtype, copy=False)
 
 
