@@ -86,6 +86,13 @@ class Engine(Protocol):
         """Return :func:`distopt.norms.block_sums` of the flat ``values``."""
         ...
 
+    def range_sums(self, values: Array, starts: Array, stops: Array) -> Array:
+        """Return :func:`distopt.norms.add_sums` of each range ``starts[k] <= i < stops[k]`` of the flat ``values``.
+
+        ``values``, float32 or float64, are overwritten; no two ranges share an element.
+        """
+        ...
+
 
 class NumpyEngine:
     """The plain one: needs nothing but NumPy."""
@@ -120,6 +127,10 @@ class NumpyEngine:
 
     def block_sums(self, values: Array) -> Array:
         return norms.block_sums(values)
+
+    def range_sums(self, values: Array, starts: Array, stops: Array) -> Array:
+        ranges = zip(starts.tolist(), stops.tolist(), strict=True)
+        return np.array([norms.add_sums(values[start:stop]) for start, stop in ranges], values.dtype)
 
 
 def _run_in_blocks(step: Callable[..., Any], num_slots: int, source: Source, *arguments: Any) -> None:
@@ -168,6 +179,7 @@ class CompiledEngine:
         self._gathering: dict[tuple[np.dtype[Any], Source, bool], Kernel] = {}
         self._row_kernels: dict[tuple[Rule, np.dtype[Any]], RowKernel] = {}
         self._block_sums: dict[np.dtype[Any], Kernel] = {}
+        self._range_sums: dict[np.dtype[Any], Kernel] = {}
 
     def kernel(
         self, rule: Rule, dtype: np.dtype[Any], slot_dtype: np.dtype[Any] | None = None, source: Source = PLAIN
@@ -249,6 +261,14 @@ class CompiledEngine:
                 for start in range(0, sums.size, blocks)
             ],
         )
+        return sums
+
+    def range_sums(self, values: Array, starts: Array, stops: Array) -> Array:
+        kernel = self._range_sums.get(values.dtype)
+        if kernel is None:
+            kernel = self._range_sums[values.dtype] = kernels.load_range_sums(values.dtype)
+        sums = np.zeros(len(starts), values.dtype)
+        kernel(values, starts, stops, sums)
         return sums
 
 

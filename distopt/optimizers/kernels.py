@@ -209,6 +209,15 @@ def load_block_sums(dtype: np.dtype[Any]) -> Callable[..., None]:
     return kernels.load(lambda cache: head + norm_kernels.block_sums_loop(dtype.name, cache))
 
 
+def load_range_sums(dtype: np.dtype[Any]) -> Callable[..., None]:
+    """Return the compiled ``kernel(values, starts, stops, sums)``: :func:`distopt.norms.add_sums` of each range.
+
+    A range is ``starts[k] <= i < stops[k]``; ``values``, which ranges share nothing of, are overwritten.
+    """
+    head = _HEAD.format(title=f"sums of ranges of {dtype.name}", conversions="", functions="")
+    return kernels.load(lambda cache: head + norm_kernels.range_sums_loop(dtype.name, cache))
+
+
 class _NarrowKernel:
     """Hands arrays of a 16-bit float dtype to a kernel as their bits, and scalars as float32."""
 

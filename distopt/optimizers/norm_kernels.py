@@ -75,6 +75,24 @@ def kernel(sums, starts, stops, {arguments}):
         sums[k] = _block_sum({slices})
 """
 
+_RANGE_SUMS = """
+
+@compiled(types.void(types.{dtype}[::1], types.int64[::1], types.int64[::1], types.{dtype}[::1]), cache={cache})
+def kernel(values, starts, stops, sums):
+    for index in range(starts.size):
+        own = values[starts[index] : stops[index]]
+        left = own.size
+        while left > 1:
+            pairs = left // 2
+            for at in range(pairs):
+                own[at] = own[2 * at] + own[2 * at + 1]
+            if left % 2:
+                own[pairs] = own[left - 1]
+            left -= pairs
+        if own.size:
+            sums[index] = own[0]
+"""
+
 
 def adds_squares(source: Source) -> bool:
     """Return whether :func:`block_sum` takes the terms of ``source``: few of them, which are at most divided."""
@@ -96,6 +114,11 @@ def block_sum(itemsize: int, source: Source = PLAIN) -> str:
 def block_sums_loop(dtype: str, cache: bool | str) -> str:
     """Return the kernel that calls :func:`block_sum` on the blocks of one array."""
     return _BLOCK_SUMS.format(dtype=dtype, cache=cache)
+
+
+def range_sums_loop(dtype: str, cache: bool | str) -> str:
+    """Return the kernel that adds up ranges of an array, each as :func:`distopt.norms.add_sums` does."""
+    return _RANGE_SUMS.format(dtype=dtype, cache=cache)
 
 
 def squares_loop(source: Source, decorator: str) -> str:

@@ -347,27 +347,23 @@ class SpanOwner:
         """Return the sum of squares of each variable of the layout, in its accumulation dtype."""
         self._checked_partials(all_partials)
         totals: list[Any] = [None] * len(self._layout.variables)
-        alone, several = self._sums_of_variables
-        for dtype, positions, blocks in alone:
-            for position, total in zip(positions, all_partials[blocks].astype(dtype), strict=True):
+        for dtype, positions, starts, stops in self._sums_of_variables:
+            found = self._engine.range_sums(all_partials.astype(dtype), starts, stops)
+            for position, total in zip(positions, found, strict=True):
                 totals[position] = total
-        for position, dtype, start, stop in several:
-            totals[position] = norms.add_sums(all_partials[start:stop].astype(dtype))
         return totals
 
     @functools.cached_property
-    def _sums_of_variables(self) -> tuple[list[tuple[Any, list[int], Array]], list[tuple[int, Any, int, int]]]:
-        """Return where the sums of each variable lie: by dtype, variables of one block; then each of the others."""
-        alone: dict[Any, list[tuple[int, int]]] = {}
-        several = []
+    def _sums_of_variables(self) -> list[tuple[np.dtype[Any], list[int], Array, Array]]:
+        """Return by dtype the positions of variables, and where the sums of squares of each begin and end."""
+        by_dtype: dict[np.dtype[Any], list[int]] = {}
         for position, variable in enumerate(self._layout.variables):
-            start, stop = self._block_range.get(position, (0, 0))
-            dtype = norms.accumulation_dtype(variable.storage.dtype)
-            if stop - start == 1:
-                alone.setdefault(dtype, []).append((position, start))
-            else:
-                several.append((position, dtype, start, stop))
-        return [(dtype, [p for p, _ in at], np.array([b for _, b in at])) for dtype, at in alone.items()], several
+            by_dtype.setdefault(norms.accumulation_dtype(variable.storage.dtype), []).append(position)
+        found = []
+        for dtype, positions in by_dtype.items():
+            ranges = np.array([self._block_range.get(position, (0, 0)) for position in positions], np.int64)
+            found.append((dtype, positions, ranges[:, 0].copy(), ranges[:, 1].copy()))
+        return found
 
 
 def apply_constraint(variable: Variable, storage: Array) -> None:

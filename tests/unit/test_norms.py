@@ -48,6 +48,19 @@ def test_add_sums_is_the_canonical_tree(count: int) -> None:
     assert norms.add_sums(sums).tobytes() == add_rows(sums[:, np.newaxis])[0].tobytes()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("engine", ["numpy", "compiled"])
+def test_range_sums_are_the_canonical_tree_of_each_range_in_both_engines(dtype: Any, engine: str) -> None:
+    counts = [1, 0, 2, 3, 5, 0, 8, 13, 1001]
+    stops = np.cumsum(counts) + 2
+    starts = stops - counts
+    values = sample(int(stops[-1]), dtype)
+    wanted = np.array([norms.add_sums(values[start:stop]) for start, stop in zip(starts, stops, strict=True)])
+    found = get_engine(engine).range_sums(values.copy(), starts, stops)
+    assert (found.dtype, found.tobytes()) == (np.dtype(dtype), wanted.tobytes())
+    assert get_engine(engine).range_sums(values, starts[:0], stops[:0]).shape == (0,)
+
+
 def test_the_norm_of_nothing_is_zero() -> None:
     assert norms.norm(np.empty(0, np.float32)) == 0
 
