@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,11 +48,10 @@ class Adam(Optimizer):
 
     def scalars(self, hypers: Mapping[str, float], dtype: np.dtype[Any]) -> tuple[Any, ...]:
         """Return the rule's scalars; ``alpha`` holds the bias correction of the step that is being made."""
-        one = dtype.type(1)
-        learning_rate, beta_1, beta_2 = (dtype.type(hypers[name]) for name in ("learning_rate", "beta_1", "beta_2"))
+        constants = _constants(hypers["beta_1"], hypers["beta_2"], self.epsilon, dtype)
+        correction = bias_correction(constants[0], constants[1], self.iterations.storage.item() + 1)
         with np.errstate(all="ignore"):
-            alpha = learning_rate * bias_correction(beta_1, beta_2, int(self.iterations.storage) + 1)
-            return alpha, beta_1, beta_2, one - beta_1, one - beta_2, dtype.type(self.epsilon)
+            return dtype.type(hypers["learning_rate"]) * correction, *constants
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Assign to ``weights``; a list with the maxima of ``amsgrad`` may be given to an Adam without them."""
@@ -69,3 +69,12 @@ class Adam(Optimizer):
             "epsilon": self.epsilon,
             "amsgrad": self.amsgrad,
         }
+
+
+@functools.lru_cache(maxsize=64)
+def _constants(beta_1: float, beta_2: float, epsilon: float, dtype: np.dtype[Any]) -> tuple[Any, ...]:
+    """Return the betas, their complements and epsilon in ``dtype``."""
+    scalar = dtype.type
+    one, first, second = scalar(1), scalar(beta_1), scalar(beta_2)
+    with np.errstate(all="ignore"):
+        return first, second, one - first, one - second, scalar(epsilon)

@@ -10,6 +10,7 @@ Source: tf_keras ``OptimizerV2._set_hyper``, ``_get_hyper``, ``_create_hypers``.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from decimal import Context, Decimal
 from typing import Any
@@ -115,10 +116,12 @@ class HyperTable:
 
     def has_callables(self) -> bool:
         """Return whether a hyper is a function, asked at every step; a schedule, which knows the step, is not."""
-        return any(
-            callable(value) and not isinstance(value, LearningRateSchedule | Variable | Tensor)
-            for value in self._values.values()
-        )
+        for value in self._values.values():
+            if type(value) is Variable or not callable(value):
+                continue  # nearly always the former by now
+            if not isinstance(value, LearningRateSchedule | Variable | Tensor):
+                return True
+        return False
 
     def numbers(self) -> dict[str, float]:
         """Return the hypers that are numbers or variables, by name: what a checkpoint keeps."""
@@ -143,6 +146,30 @@ class HyperTable:
                 )
 
 
+_AT_ONCE = 16
+"""Steps of which bias corrections are computed together."""
+
+_BITS = 160
+"""Of the mantissas of powers: so many that rounding to float64 is the only rounding that can be seen."""
+
+
+@functools.lru_cache(maxsize=1024)
+def _whole_power(base: float, exponent: int) -> tuple[int, int]:
+    """Return ``(mantissa, e)`` with ``base ** exponent == mantissa * 2 ** e``, to the last bits of the mantissa.
+
+    The product of two powers, one of which the exponents of 64 steps share.
+    """
+    if exponent < 2:
+        numerator, denominator = base.as_integer_ratio()
+        return (numerator, 1 - denominator.bit_length()) if exponent else (1, 0)
+    low = exponent % 64
+    part = low if 0 < low < exponent else exponent // 2
+    (first, e1), (second, e2) = _whole_power(base, exponent - part), _whole_power(base, part)
+    product, e = first * second, e1 + e2
+    excess = max(0, product.bit_length() - _BITS)
+    return product >> excess, e + excess
+
+
 # Wide enough that rounding to float64 is the only rounding; decimal arithmetic has the same bits on every machine,
 # which the C library's pow has not.
 _PRECISE = Context(prec=40, traps=[])
@@ -155,6 +182,11 @@ def power(base: float, exponent: float) -> float:
     >>> power(0.5, 3)
     0.125
     """
+    if type(exponent) is int and exponent >= 0 and 0 <= base <= 1:
+        mantissa, e = _whole_power(base, exponent)
+        if e > -1000:
+            return math.ldexp(mantissa, e)
+        return mantissa / (1 << -e) if e > -2048 else 0.0  # below 2 ** -1888; subnormal numbers are rounded once, too
     return float(_PRECISE.power(Decimal(base), Decimal(exponent)))
 
 
@@ -163,12 +195,20 @@ def bias_correction(beta_1: Any, beta_2: Any, step: int) -> Any:
 
     Source: Kingma and Ba 2015, the remark before section 2.1.
     """
+    return _bias_corrections(beta_1, beta_2, step // _AT_ONCE)[step % _AT_ONCE]
+
+
+@functools.lru_cache(maxsize=16, typed=True)
+def _bias_corrections(beta_1: Any, beta_2: Any, block: int) -> tuple[Any, ...]:
+    """Return the corrections of the steps of one block, which cost a third of what they do step by step."""
     scalar = type(beta_1)
     one = scalar(1)
+    exponents = range(block * _AT_ONCE, (block + 1) * _AT_ONCE)
     with np.errstate(all="ignore"):
-        first = one - scalar(power(float(beta_1), step))
-        second = one - scalar(power(float(beta_2), step))
-        return np.sqrt(second) / first
+        first, second = (
+            [one - scalar(power(beta, exponent)) for exponent in exponents] for beta in map(float, (beta_1, beta_2))
+        )
+        return tuple([np.sqrt(b) / a for a, b in zip(first, second, strict=True)])
 
 
 def uses_momentum(momentum: Any) -> bool:

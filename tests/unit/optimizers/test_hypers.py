@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from decimal import Context, Decimal
 from fractions import Fraction
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -10,14 +13,33 @@ from distopt.schedules import ExponentialDecay
 from distopt.variable import Variable
 
 
-@pytest.mark.parametrize("base", [0.9, 0.999, 0.9999, 0.10000000149011612, 0.0, 1.0])
-@pytest.mark.parametrize("exponent", [1, 2, 3, 10, 1000])
+@pytest.mark.parametrize("base", [0.9, 0.999, 0.9999, 0.10000000149011612, 0.0, 1.0, 1.25, 5e-324, 2.0**-511])
+@pytest.mark.parametrize("exponent", [0, 1, 2, 3, 10, 63, 64, 65, 129, 323, 324, 1000])
 def test_power_is_the_exact_power_rounded_once(base: float, exponent: int) -> None:
     assert power(base, exponent) == float(Fraction(base) ** exponent)
 
 
 def test_power_of_a_long_run_underflows_to_zero() -> None:
     assert power(0.5, 2_000_000) == 0.0
+
+
+@pytest.mark.parametrize("base", [0.9, 0.8999999761581421, 0.9990000128746033, 0.99999])
+def test_power_of_a_long_run_is_that_of_decimal_arithmetic(base: float) -> None:
+    precise = Context(prec=60, traps=[])
+    for exponent in (6_000, 6_999, 7_050, 7_064, 123_457, 700_001, 7_000_000):  # subnormal ones among them
+        assert power(base, exponent) == float(precise.power(Decimal(base), exponent))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+def test_bias_corrections_of_neighbouring_steps_are_those_of_each(dtype: Any) -> None:
+    b1, b2 = dtype(0.9), dtype(0.999)
+    one = dtype(1)
+    for step in [*range(1, 40), 10_000, 3]:
+        with np.errstate(all="ignore"):  # 0.999 is 1 in a bfloat16
+            expected = np.sqrt(one - dtype(power(float(b2), step))) / (one - dtype(power(float(b1), step)))
+        found = bias_correction(b1, b2, step)
+        assert type(found) is dtype
+        assert found == expected
 
 
 def test_bias_correction_is_computed_in_the_dtype_of_the_betas() -> None:
