@@ -63,6 +63,10 @@ ROW_SPARSE: dict[Any, Callable[[Node, Any], Any]] = {}
 """By primitive: the gradient with respect to argument 0 as :class:`distopt.autodiff.backward.Rows`, or ``None``."""
 
 
+recordings: set[Recording] = set()
+"""Those of all threads that have not ended. Where there is none, no variable has a reader."""
+
+
 class Recording:
     """One recording of a tape: ``operations`` are its nodes that have parents, oldest first.
 
@@ -80,10 +84,12 @@ class Recording:
         self.count = 0
         self.operations: list[Node] = []
         self.entered: list[list[Recording]] = []
+        recordings.add(self)
 
     def end(self) -> None:
         """Forget all nodes; variables that were read may be written to again."""
         self.live = False
+        recordings.discard(self)
         for readers in self.entered:
             readers.remove(self)
         self.entered.clear()

@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from distopt import clipping
+from distopt.autodiff.nodes import recordings
 from distopt.comm.communicator import Communicator, Hosting
 from distopt.distribute.early_sums import Overlap
 from distopt.distribute.every_process import EveryProcess
@@ -90,7 +91,7 @@ class Sharded:
             inspector.refuse_non_finite_here(pairs_of, int(optimizer.iterations.storage))
         known = self._introductions.of(optimizer, pairs_of)
         label = known.label(optimizer.gradient_aggregator, hypers)
-        if any(known.readers):
+        if recordings and any(known.readers):
             for variable in pairs_of[0].variables:
                 variable.check_writable()
         if known.rows or known.repeats:

@@ -16,6 +16,7 @@ import numpy as np
 
 from distopt import clipping, norms, threads
 from distopt.arena import Run, aligned_zeros, flattened, runs
+from distopt.autodiff.nodes import recordings
 from distopt.optimizers.clips import NO_CLIPS, Clips
 from distopt.optimizers.engine import SHARED_BYTES, Blocks, Call, Engine, Kernel, run_together, unshared
 from distopt.optimizers.features import AVERAGE, ScalarSource, Step, Treatment
@@ -93,7 +94,7 @@ class Batches:
         variables = self.variables
         if any(map(_is_split, variables)):
             return False
-        if any(map(_readers, variables)):
+        if recordings and any(map(_readers, variables)):
             for variable in variables:
                 variable.check_writable()
         return True

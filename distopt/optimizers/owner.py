@@ -24,6 +24,7 @@ import numpy as np
 
 from distopt import clipping, norms
 from distopt.arena import Span, contiguous
+from distopt.autodiff.nodes import recordings
 from distopt.optimizers.clips import Clips
 from distopt.optimizers.engine import Engine, get_engine, run_together
 from distopt.optimizers.features import ACCUMULATOR, AVERAGE, ScalarSource, Step, Treatment, calls_of_mean
@@ -92,6 +93,8 @@ class SpanOwner:
         treatments = [optimizer.treatment(variable) for variable in layout.variables]
         self._exchanges_for_rules = any(treatment.rule.kind is Kind.AFTER_NORMS for treatment in treatments)
         self._begun: _Begun | None = None
+        self._latest_terms: tuple[Terms, list[Gradient]] | None = None
+        """Terms that were checked, and what was made of them: they are the same ones in most steps."""
         self._bind(get_engine())
 
     @property
@@ -218,7 +221,7 @@ class SpanOwner:
         if engine is not self._engine:
             self._bind(engine)
         given = self._checked(gradients)
-        if any(self._readers):
+        if recordings and any(self._readers):
             for variable in self._variables:
                 variable.check_writable()
         found = given if self._cuts is None else [given[i].part(start, stop) for i, start, stop in self._cuts]
@@ -241,11 +244,15 @@ class SpanOwner:
             return [
                 Gradient(PLAIN, (_checked(array, *like),)) for array, like in zip(gradients, self._likes, strict=True)
             ]
+        latest = self._latest_terms
+        if latest is not None and latest[0] is gradients:
+            return list(latest[1])
         found = gradients_of(gradients)
         for gradient, like in zip(found, self._likes, strict=True):
             for term in gradient.terms:
                 _check_term(term, *like)
-        return found
+        self._latest_terms = gradients, found
+        return list(found)
 
     def _bind(self, engine: Engine) -> None:
         self._engine = engine
