@@ -63,6 +63,7 @@ class SharedGradients:
         """Where the one replica of this process may write its gradients; None where there are several, or none."""
         self._places: dict[int, GradientPlace] = {}
         """By position of the variable, for those that are large."""
+        self._latest_terms: Terms | None = None
         self._alone = [place.position for packing in layout.packings for place in packing.alone]
         if len(self.own_nodes) == 1 and self.own_nodes == self._leaves:
             self.arrays = layout.unpack(self.flat_of[self.own_nodes[0]])
@@ -154,10 +155,18 @@ class SharedGradients:
         return add_nodes(self._hosting.tree, terms, node, out=out)
 
     def terms(self, aggregator: Aggregator, sums: dict[Node, tuple[Array, ...]]) -> Terms | None:
-        """Return ``sums`` as what the aggregate is added up from; None for one that is no plain sum or mean."""
-        if type(aggregator) is Sum:
-            return Terms(self._hosting.tree, sums)
-        return Terms(self._hosting.tree, sums, self._hosting.num_replicas) if type(aggregator) is Mean else None
+        """Return ``sums`` as what the aggregate is added up from; None for one that is no plain sum or mean.
+
+        The same object as the last time, where the arguments are: they are not to change.
+        """
+        kind = type(aggregator)
+        if kind is not Sum and kind is not Mean:
+            return None
+        divisor = self._hosting.num_replicas if kind is Mean else None
+        latest = self._latest_terms
+        if latest is None or latest.sums is not sums or latest.divisor != divisor:
+            latest = self._latest_terms = Terms(self._hosting.tree, sums, divisor)
+        return latest
 
     def aggregate(
         self, aggregator: Aggregator, sums: dict[Node, tuple[Array, ...]], out: Sequence[Array]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from operator import attrgetter, is_, itemgetter
+from operator import attrgetter, eq, is_, itemgetter
 from typing import Any
 
 import numpy as np
@@ -28,10 +28,9 @@ from distopt.types import Array
 from distopt.variable import Variable
 
 logger = logging.getLogger(__name__)
-_TENSORS = {Tensor}
 _ARRAYS = {np.ndarray}
 _shape, _dtype = attrgetter("shape"), attrgetter("dtype")
-_gradient, _variable = itemgetter(0), itemgetter(1)
+_variable = itemgetter(1)
 
 Pair = tuple[Any, Variable]
 
@@ -60,6 +59,11 @@ class Pairs:
         """The identities of the variables: equal for the same ones in the same order."""
         self.has_rows = has_rows
         """Whether a gradient is row-sparse."""
+
+    def are(self, pairs: Sequence[Pair]) -> bool:
+        """Return whether these are the very same pairs."""
+        own = self._pairs
+        return len(pairs) == len(own) and all(map(is_, pairs, own))
 
     def __iter__(self) -> Iterator[Pair]:
         return iter(self._pairs)
@@ -93,7 +97,7 @@ def filter_empty_gradients(grads_and_vars: Iterable[tuple[Any, Any]]) -> list[Pa
 class _Fit:
     """What dense gradients of some variables are like, and the variables."""
 
-    __slots__ = ("dtypes", "key", "places", "shapes", "variables")
+    __slots__ = ("dtypes", "in_place", "key", "places", "shapes", "variables")
 
     def __init__(self, variables: tuple[Variable, ...], key: tuple[int, ...]) -> None:
         self.variables = variables
@@ -101,13 +105,15 @@ class _Fit:
         self.dtypes: list[Any] = list(map(_dtype, variables))
         self.shapes: list[Any] = list(map(_shape, variables))
         self.places: list[Array] | None = None
+        self.in_place: Pairs | None = None
+        """The latest pairs whose arrays are the places."""
 
 
 class Fits:
     """The lists of variables that an optimizer has been built for, so that pairs are checked all at once.
 
-    Rule of this class: no statement is run for each variable, but for the look into a tensor. With a thousand small
-    variables such loops were most of a step.
+    Rule of this class: each variable is looked at by one comprehension, and by loops that are NumPy's or Python's own.
+    With a thousand small variables anything else is most of a step.
     """
 
     def __init__(self) -> None:
@@ -132,6 +138,7 @@ class Fits:
         if fit is None:
             fit = self._fits[key] = _Fit(listed, key)
         fit.places = places
+        fit.in_place = None
 
     def known(self, pairs: list[Pair]) -> Pairs | None:
         """Return :func:`check_gradients` of pairs that can be checked all at once, else None.
@@ -139,23 +146,35 @@ class Fits:
         Variables and key of what is returned are the same objects in every step, as are the arrays that are places.
         """
         fit = self._latest
-        if fit is None or len(pairs) != len(fit.key) or not all(map(is_, map(_variable, pairs), fit.variables)):
+        if fit is not None and fit.in_place is not None and fit.in_place.are(pairs):
+            return fit.in_place
+        arrays = None if fit is None else _arrays_of(pairs, fit.variables)
+        if fit is None or arrays is None:
             fit = self._fits.get(tuple(map(id, map(_variable, pairs))))
-            if fit is None:
+            arrays = None if fit is None else _arrays_of(pairs, fit.variables)
+            if fit is None or arrays is None:
                 return None
             self._latest = fit
-        try:
-            arrays = [gradient._value for gradient, _ in pairs]
-        except AttributeError:
-            return None
         places = fit.places
         if places is not None and all(map(is_, arrays, places)):
-            return Pairs(pairs, fit.variables, places, fit.key)
-        if set(map(type, map(_gradient, pairs))) != _TENSORS:
-            return None
+            # These very pairs will be known: they do not change, and no tensor over a place gets another array.
+            fit.in_place = Pairs(pairs, fit.variables, places, fit.key)
+            return fit.in_place
         if set(map(type, arrays)) != _ARRAYS or list(map(_dtype, arrays)) != fit.dtypes:
             return None
-        return Pairs(pairs, fit.variables, arrays, fit.key) if list(map(_shape, arrays)) == fit.shapes else None
+        # No list of shapes: a thousand new tuples at a time wake the garbage collector.
+        return Pairs(pairs, fit.variables, arrays, fit.key) if all(map(eq, map(_shape, arrays), fit.shapes)) else None
+
+
+def _arrays_of(pairs: list[Pair], variables: tuple[Variable, ...]) -> list[Any] | None:
+    """Return what is in the tensors of ``pairs``; None if a gradient is no tensor, or other variables are updated."""
+    if len(pairs) != len(variables):
+        return None
+    kind = Tensor
+    found = [
+        g._value for (g, own), variable in zip(pairs, variables, strict=True) if own is variable and type(g) is kind
+    ]
+    return found if len(found) == len(pairs) else None
 
 
 def check_gradients(pairs: Iterable[Pair]) -> Pairs:
@@ -232,6 +251,7 @@ class GradientPath:
     def __init__(self, optimizer: Any, aggregate: bool) -> None:
         self.optimizer = optimizer
         self.aggregate = aggregate
+        self._hooks: tuple[str, ...] | None = None
 
     @property
     def aggregator(self) -> Any:
@@ -270,6 +290,11 @@ class GradientPath:
 
     def whole_gradient_hooks(self) -> tuple[str, ...]:
         """Return the names of what has to see whole gradients, on each replica."""
+        if self._hooks is None:
+            self._hooks = self._find_hooks()
+        return self._hooks
+
+    def _find_hooks(self) -> tuple[str, ...]:
         optimizer = self.optimizer
         optimizer_class: Any = type(optimizer)
         hooks = overridden(optimizer_class)

@@ -120,6 +120,11 @@ def test_gradients_in_the_places_for_them_are_known_as_these() -> None:
     known = fits.known(list(zip(map(Tensor, places), variables, strict=True)))
     assert known is not None
     assert known.arrays is places
+    pairs = list(known)
+    assert fits.known(pairs) is fits.known(pairs.copy())
+    assert fits.known(pairs[:2]) is None
+    pairs[2] = (Tensor(np.ones((5, 1), np.float32)), variables[2])
+    assert fits.known(pairs) is None
     others = [places[0], places[1], places[2].copy()]
     known = fits.known(list(zip(map(Tensor, others), variables, strict=True)))
     assert known is not None
