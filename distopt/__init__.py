@@ -30,6 +30,7 @@ from distopt import (
     train,
 )
 from distopt.autodiff.tape import GradientTape
+from distopt.comm import mpi_start
 from distopt.dtypes import (
     as_dtype,
     bfloat16,
@@ -160,6 +161,7 @@ from distopt.variable import Variable, VariableAggregation, VariableSynchronizat
 
 distribute.cluster_resolver.read_tf_config_with(environment.tf_config)
 kernels.find_cache_home_with(environment.cache_home)
+mpi_start.launched_as(environment.launched_rank, environment.launched_rank)
 elastic.loop.launched_as(environment.lets_survivors_live, environment.end_process)
 
 __version__ = "0.1.0"

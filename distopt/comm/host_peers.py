@@ -194,11 +194,19 @@ def _on_this_host(rank: int, identities: Sequence[bytes]) -> list[_Peer]:
 
 
 def _state_and_start_time(proc: Path, pid: int) -> tuple[str, int]:
-    """Return fields 3 and 22 of ``/proc/<pid>/stat``; field 2, a name in parentheses, may contain anything.
+    fields = stat_fields(proc, pid)
+    return fields[0], int(fields[19])
 
+
+def stat_fields(proc: Path, pid: int) -> list[str]:
+    """Return ``/proc/<pid>/stat`` from its third field on: state, parent, and at position 19 the start time.
+
+    The second field is a name in parentheses, which may contain anything.
+
+    Raises: OSError if there is no such process; ValueError for another format.
     Source: proc_pid_stat(5).
     """
     fields = (proc / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
     if len(fields) < 20:
         raise ValueError(f"/proc/{pid}/stat is too short")
-    return fields[0], int(fields[19])
+    return fields

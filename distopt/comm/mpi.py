@@ -27,7 +27,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from distopt.comm import host_peers, mpi_ending, mpi_survivors
+from distopt.comm import host_peers, mpi_ending, mpi_start, mpi_survivors
 from distopt.comm.communicator import Communicator, Receive, Send, Traffic, Wait, bytes_of
 from distopt.comm.early import Batch, Channel
 from distopt.comm.mpi_causes import Causes
@@ -115,24 +115,35 @@ class MpiCommunicator(Communicator):
         self._watchdog = Watchdog(timeout_s + _GRACE_S, self._end_stuck)
         self._comm = parent  # until it is duplicated, for an abort
         self._notes = Notes(self.mpi, parent)
+        self._causes = Causes(self.mpi, self, parent, self._notes, end_process)
         self._channel: MpiChannel | None = None
+        mpi_ending.communicators.append(self)
+        try:
+            self._connect(parent)
+        except BaseException:
+            self.has_failed = True
+            unlink_shared_memory()
+            raise
+
+    def _connect(self, parent: MPI.Intracomm) -> None:
+        """Make communicators of our own, and find out who is on this host."""
         duplicates = [self._duplicate(parent) for _ in range(2)]
         self._comm = duplicates[0]
         self._notes = Notes(self.mpi, duplicates[1])
-        self._causes = Causes(self.mpi, self, self._comm, self._notes, end_process)
-        mpi_ending.communicators.append(self)
+        self._causes = Causes(self.mpi, self, self._comm, self._notes, self._end_process)
         identities = self.all_gather_bytes(host_peers.identity())
-        self._causes.host_peers = host_peers.HostPeers(self.rank, identities, stopped_timeout_s=stopped_timeout_s)
+        self._causes.host_peers = host_peers.HostPeers(self.rank, identities, stopped_timeout_s=self._stopped_timeout_s)
         if self.size == self.mpi.COMM_WORLD.Get_size():
             self.barrier()  # now everyone has heard from everyone, and so has mapped what it shares with them
             unlink_shared_memory()
+            mpi_start.all_have_started()
         if host_peers.are_on_one_host(identities):
             self.exchange_cost_bytes = _EXCHANGE_COST_BYTES_ON_ONE_HOST
 
     def _duplicate(self, comm: MPI.Intracomm) -> MPI.Intracomm:
         duplicate, request = comm.Idup()
         wait = Requests("making a communicator", time.monotonic(), [request], [self.rank], tuple(range(self.size)))
-        self._waits.complete(wait, self._look_at_nothing)
+        self._waits.complete(wait, lambda _: self._causes.look_for_losses(self._waits.situation()))
         return duplicate
 
     def channel(self) -> Channel:
@@ -333,9 +344,6 @@ class MpiCommunicator(Communicator):
         self._close_host_group()
         self._causes.host_peers.close()
         self._watchdog.close()
-
-    def _look_at_nothing(self, wait: Requests) -> None:
-        """Nothing is known of the others yet."""
 
     def look(self, missing: Sequence[int], waiting: str) -> None:
         self._causes.look(missing, waiting)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from distopt.agreement import label_mismatch
-from distopt.comm import mpi_survivors
+from distopt.comm import mpi_start, mpi_survivors
 from distopt.comm.communicator import Communicator, name_ranks
 from distopt.comm.host_peers import HostPeers
 from distopt.comm.mpi_notes import Notes
@@ -114,16 +114,27 @@ class Causes:
             time.sleep(MAX_PAUSE_S)
         return known or PeerLostError(f"MPI failed; {where}")
 
+    def look_for_losses(self, waiting: str) -> None:
+        """Raise if a rank is known to be lost: to MPI, or, before all ranks know each other, as a process of this host.
+
+        ``waiting`` says what for.
+        """
+        step = self._owner.step
+        if self._owner.survives_losses and mpi_survivors.has_losses(self._comm):
+            dead = self.host_peers.first_dead()
+            raise PeerLostError(f"{dead or mpi_start.lost() or 'another rank is lost'} at step {step}; {waiting}")
+        if lost := mpi_start.lost():
+            raise PeerLostError(f"{lost} at step {step}; {waiting}")
+
     def _read_notes(self, waiting: str) -> None:
         """Take in the notes.
 
         Raises: PeerLostError if MPI knows of a loss.
         """
-        step = self._owner.step
-        if self._owner.survives_losses and mpi_survivors.has_losses(self._comm):
-            dead = self.host_peers.first_dead()
-            raise PeerLostError(f"{dead or 'another rank is lost'} at step {step}; {waiting}")
+        self.look_for_losses(waiting)
         try:
             self._notes.read()
         except self._mpi.Exception as error:
-            raise self.known_end(waiting) or PeerLostError(f"MPI failed at step {step}: {error}; {waiting}") from error
+            raise self.known_end(waiting) or PeerLostError(
+                f"MPI failed at step {self._owner.step}: {error}; {waiting}"
+            ) from error

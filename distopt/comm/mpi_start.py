@@ -1,14 +1,25 @@
-"""Loading MPI, which initializes it, and the names of memory that it leaves in the file system meanwhile."""
+"""Loading and initializing MPI, and the names of memory that it leaves in the file system meanwhile.
+
+Where the launcher lets survivors live, a rank that is lost before all have initialized MPI is missed by the others
+inside of that, and nobody tells them. There MPI is initialized by a call that gives up the interpreter's lock, and a
+thread looks meanwhile whether the ranks of this host are there (:mod:`distopt.comm.started_ranks`). It ends the process
+if not; a process that ends with a status before it has initialized MPI has the launcher end all others, on all hosts.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import os
 import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from distopt.comm.started_ranks import LaunchedRank, StartedRanks
 from distopt.errors import EndpointError
 
 _GRACE_S: Final = 5.0
@@ -16,42 +27,126 @@ _GRACE_S: Final = 5.0
 _MPI_SEGMENTS: Final = ("/dev/shm/sm_segment.", "/dev/shm/mpich_shm_")
 """What Open MPI and MPICH call the memory that ranks of a host share."""
 
+_LOOK_EVERY_S: Final = 0.2
+_TURN_S: Final = 0.4
+"""To say what all ranks of a host see, each waits so much longer than the one before it, which ends the others."""
+_MAX_TURN_S: Final = 2.0
+
+_SEGMENTS_WITHIN_S: Final = 1.5
+"""So soon the ranks inside of ``MPI_Init`` have made their segments; nobody would remove one that is made later."""
+
+ReadRank = Callable[[Mapping[str, str]], LaunchedRank | None]
+_started: list[StartedRanks] = []
+"""Those of this host, until all ranks know each other."""
+_launcher: list[tuple[Callable[[], LaunchedRank | None], ReadRank]] = []
+
+
+def launched_as(own: Callable[[], LaunchedRank | None], read: ReadRank) -> None:
+    """Set how it is found out which rank this process is, and which a process is that has another environment.
+
+    None: the launcher itself tells of ranks that are lost.
+    """
+    _launcher[:] = [(own, read)]
+
 
 def load_mpi(timeout_s: float = 60.0) -> Any:
     """Return the module ``mpi4py.MPI``; MPI is initialized by it.
 
-    A rank that is lost before it has initialized MPI is missed by the others inside of that: for ever, where the
-    launcher lets them live. Nobody can tell which one, so after ``timeout_s`` the process ends and says where it was.
+    Units: a rank waits ``timeout_s`` for the others, which initialize it, too; then its process ends.
 
     Raises: EndpointError if it, or the MPI library itself, cannot be loaded.
     """
-    is_first = "mpi4py.MPI" not in sys.modules
-    if is_first:  # it keeps the interpreter's lock, so that no thread of ours could end it
-        faulthandler.dump_traceback_later(timeout_s + _GRACE_S, exit=True, file=sys.__stderr__ or 2)
+    if "mpi4py.MPI" in sys.modules:
+        return sys.modules["mpi4py.MPI"]
+    own = _launcher[0][0]() if _launcher else None
+    # As the import may keep the interpreter's lock, no thread of ours could end it.
+    faulthandler.dump_traceback_later(timeout_s + _GRACE_S, exit=True, file=sys.__stderr__ or 2)
     try:
+        import mpi4py
+
+        if own is not None:
+            mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
         from mpi4py import MPI
+
+        if own is not None and not MPI.Is_initialized():
+            _started.append(StartedRanks(own, _launcher[0][1], time.monotonic()))
+            _initialize(MPI, _started[0], own.rank, timeout_s)
     except (ImportError, RuntimeError, OSError) as error:
         raise EndpointError(
             "MPI cannot be loaded; install one with `pip install 'distopt[mpi]'`, "
             f"or load the one of your cluster, often `module load openmpi` ({error})"
         ) from error
     finally:
-        if is_first:
-            faulthandler.cancel_dump_traceback_later()
+        faulthandler.cancel_dump_traceback_later()
     return MPI
 
 
-def unlink_shared_memory(maps: Path = Path("/proc/self/maps")) -> None:
-    """Remove the names of the segments that MPI shares between the ranks of a host, which all have mapped them.
+def lost() -> str | None:
+    """Return which rank of this host is lost, in words, as long as not all know each other; None if none is."""
+    return _started[0].lost(time.monotonic()) if _started else None
 
-    Open MPI and MPICH remove them when they finalize. So they would stay for ever where that is not reached: under
-    Open MPI if all ranks and the launcher are killed at once, under MPICH after any abort or kill.
+
+def all_have_started() -> None:
+    """Look at processes no more: all ranks know each other."""
+    _started.clear()
+
+
+def _initialize(mpi: Any, ranks: StartedRanks, rank: int, timeout_s: float) -> None:
+    """Initialize MPI as mpi4py does, while the ranks of this host are watched."""
+    ended = threading.Event()
+    threading.Thread(target=_watch, args=(ranks, rank, timeout_s, ended), name="distopt start", daemon=True).start()
+    try:
+        # mpi4py's own call keeps the interpreter's lock.
+        call = ctypes.CDLL(mpi.__file__).MPI_Init_thread
+        if call(None, None, ctypes.c_int(mpi.THREAD_MULTIPLE), ctypes.byref(ctypes.c_int())) != mpi.SUCCESS:
+            raise RuntimeError("MPI_Init_thread failed")
+    finally:
+        ended.set()
+    for comm in (mpi.COMM_SELF, mpi.COMM_WORLD):
+        comm.Set_errhandler(mpi.ERRORS_RETURN)
+
+
+def _watch(ranks: StartedRanks, rank: int, timeout_s: float, ended: threading.Event) -> None:
+    """End the process if a rank of this host is lost, or if not all ranks come in time."""
+    began_s = time.monotonic()
+    reason = None
+    while reason is None and not ended.wait(_LOOK_EVERY_S):
+        waited_s = time.monotonic() - began_s
+        reason = ranks.lost(began_s + waited_s)
+        if reason is None and waited_s >= timeout_s:
+            reason = f"not all ranks came; of this host, {len(ranks.living)} are there"
+    if reason is None:
+        return
+    until_s = time.monotonic() + _SEGMENTS_WITHIN_S
+    while len(shared_memory_names()) < len(ranks.living) and time.monotonic() < until_s:
+        time.sleep(_LOOK_EVERY_S / 10)
+    if ended.wait(min(_MAX_TURN_S, _TURN_S * sum(other < rank for other in ranks.living))):
+        return
+    unlink_shared_memory()
+    waiting = f"rank {rank} waited {time.monotonic() - began_s:.1f} s for all ranks to initialize MPI"
+    os.write(2, f"distopt: error: {reason}, before step 0; {waiting}\n".encode())
+    os._exit(1)
+
+
+def unlink_shared_memory() -> None:
+    """Remove the names of the segments that MPI shares between the ranks of a host.
+
+    To be called when all have mapped them, or when nobody will. Open MPI and MPICH remove them when they finalize. So
+    they would stay for ever where that is not reached: under Open MPI if all ranks and the launcher are killed at once,
+    or one of them inside of ``MPI_Init``, under MPICH after any abort or kill.
     """
+    for path in shared_memory_names():
+        with contextlib.suppress(OSError):  # a peer was faster
+            path.unlink()
+
+
+def shared_memory_names(maps: Path = Path("/proc/self/maps")) -> set[Path]:
+    """Return the names of the segments that this process has mapped, and of those of other ranks that Open MPI has."""
     try:
         lines = maps.read_text().splitlines()
     except OSError:
-        return
+        return set()
     # Of a segment whose name is gone, the last word is "(deleted)".
-    for path in {line.split()[-1] for line in lines if line[-1] != ")" and any(s in line for s in _MPI_SEGMENTS)}:
-        with contextlib.suppress(OSError):  # a peer was faster
-            os.unlink(path)
+    paths = {Path(line.split()[-1]) for line in lines if line[-1] != ")" and any(s in line for s in _MPI_SEGMENTS)}
+    # The names of a job differ in the number at the end.
+    return paths | {other for path in paths if path.suffix for other in path.parent.glob(f"{path.stem}.*")}

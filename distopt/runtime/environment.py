@@ -1,7 +1,8 @@
 """What code outside of the runtime asks of the process's environment.
 
 ``distopt/__init__.py`` hands :func:`tf_config` to ``distopt.distribute.cluster_resolver``, which only parses its text,
-:func:`cache_home` to ``distopt.kernels``, and the others to ``distopt.elastic``.
+:func:`cache_home` to ``distopt.kernels``, :func:`launched_rank` to ``distopt.comm.mpi_start``, and the others to
+``distopt.elastic``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import contextlib
 import os
 import signal
 from collections.abc import Mapping
+
+from distopt.comm.started_ranks import LaunchedRank
 
 
 def tf_config() -> str | None:
@@ -31,6 +34,22 @@ def lets_survivors_live(environ: Mapping[str, str] = os.environ) -> bool:
     (True, False)
     """
     return environ.get("OMPI_MCA_mpi_ft_enable", "").lower() in ("1", "true", "yes", "enabled")
+
+
+def launched_rank(environ: Mapping[str, str] = os.environ) -> LaunchedRank | None:
+    """Return which rank a process with this environment is, where the launcher tells nobody of one that is lost.
+
+    None elsewhere. Source: Open MPI 5.0 documentation, "Environment variables that Open MPI sets at run time"; PMIx 5.
+
+    >>> launched_rank({"OMPI_MCA_mpi_ft_enable": "1", "PMIX_NAMESPACE": "prterun-a-7@1", "OMPI_COMM_WORLD_RANK": "2",
+    ...                "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "3"})
+    LaunchedRank(job='prterun-a-7@1', rank=2, size=4, size_here=3)
+    """
+    numbers = [environ.get(f"OMPI_COMM_WORLD_{name}", "") for name in ("RANK", "SIZE", "LOCAL_SIZE")]
+    job = environ.get("PMIX_NAMESPACE")
+    if job is None or not lets_survivors_live(environ) or not all(number.isdecimal() for number in numbers):
+        return None
+    return LaunchedRank(job, *map(int, numbers))
 
 
 def end_process(pid: int) -> None:

@@ -92,15 +92,18 @@ def test_rank_that_comes_late_or_never_is_named_with_phase_and_lateness() -> Non
     assert any(re.search(absent, error) for error in errors_of(result)), result
 
 
-def test_rank_lost_before_mpi_is_initialized_ends_the_job_where_it_is_and_is_not_survived() -> None:
-    argv = mpirun(3, [PROGRAMS, "dead_at_the_start", "1.0"])
-    result = run_job(argv, limit_s=20.0)  # without ULFM the launcher ends the others, and names it
+@pytest.mark.parametrize("program", ["dead_before_mpi", "dead_inside_of_mpi"])
+def test_rank_lost_before_mpi_is_initialized_ends_the_job_with_an_error_that_names_it(program: str) -> None:
+    launcher, *rest = mpirun(3, [PROGRAMS, program])
+    result = run_job([launcher, "--with-ft", "ulfm", *rest], limit_s=40.0)
     assert result.status != 0, result
-    assert re.search(r"rank 1 .*\n?.*signal 9", result.stdout + result.stderr), result
-    result = run_job([argv[0], "--with-ft", "ulfm", *argv[1:]], limit_s=40.0)
-    assert result.status != 0, result
-    assert "load_mpi" in result.stderr, result
-    assert result.seconds < 15.0, result
+    (error,) = re.findall("distopt: error: .*", result.stderr)
+    assert re.search(r"rank 1 (\(pid \d+\) is gone|ended before rank [02] looked for it), before step 0; rank", error)
+    assert result.seconds < 10.0, result
+    if program == "dead_before_mpi":  # without ULFM the launcher ends the others, and names it
+        result = run_job([launcher, *rest], limit_s=20.0)
+        assert result.status != 0, result
+        assert re.search(r"rank 1 .*\n?.*signal 9", result.stdout + result.stderr), result
 
 
 def test_ranks_that_disagree_on_lengths_are_refused() -> None:

@@ -71,18 +71,21 @@ def test_job_that_loses_a_process_goes_on_to_the_same_hash(tmp_path: Path, unint
 
 def test_restarts_start_ranks_that_survive_each_others_loss(tmp_path: Path, uninterrupted: str) -> None:
     argv = [sys.executable, *TRAIN, *CONFIG, "--on", "mpi", "--set", "deployment.workers=2"]
-    with start_job([*argv, "--run-directory", str(tmp_path), "--restarts", "1"], limit_s=90) as job:
+    with start_job([*argv, "--run-directory", str(tmp_path), "--restarts", "2"], limit_s=90) as job:
+        job.kill(job.find(mpi_rank=1))  # before it has loaded MPI
+        job.wait_for_line("distopt: error: rank 1 .* before step 0; rank 0 waited", stream="stderr")
+        job.wait_for_line("restart 1 of 2, from the last checkpoint", stream="stderr")
         job.wait_for_line(r"epoch 3/", stream="stderr")
         job.kill(job.find(mpi_rank=1))  # is survived
         (log,) = [folder_of(tmp_path) / "logs" / "rank-0.log"]
         job.wait_for_line_in(log, "1 ranks are left")
         job.kill(job.find(mpi_rank=0))  # the last one
-        job.wait_for_line("restart 1 of 1, from the last checkpoint", stream="stderr")
+        job.wait_for_line("restart 2 of 2, from the last checkpoint", stream="stderr")
         job.wait_for_line("resumed at step", stream="stderr")
         job.kill(job.find(mpi_rank=0))  # is survived
         result = job.wait()
     assert result.status == 0, result
-    assert result.stderr.count("from the last checkpoint") == 1, result
+    assert result.stderr.count("from the last checkpoint") == 2, result
     assert final_hash(folder_of(tmp_path)) == uninterrupted
     lost = json.loads((folder_of(tmp_path) / "summary.json").read_text())["lost"]
     assert [each["worker"] for each in lost] == [0]
