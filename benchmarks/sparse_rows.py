@@ -5,10 +5,11 @@ when all ranks have the new rows. The contenders take turns in blocks of steps w
 over rounds, a ratio the median of the rounds' ratios; ``cpu`` is the processor time of a rank, which other programs do
 not lengthen. One thread a rank.
 
-``sharded``    ours, placement ``sharded``, SGD (or Adagrad, which has a slot)
-``replica``    ours, placement ``replica``
+``sharded``    ours, placement ``sharded``, SGD (or Adagrad, which has a slot), rows written where others read them
+``replica``    ours, placement ``replica``, likewise
+``sharded copied``, ``replica copied``  the same with rows that lie elsewhere, as a tape would make them
 ``dense``      ours, placement ``sharded``: the same gradient as an array of the whole table, written where owners read
-``copied``     the same with an array that lies elsewhere, as a tape would make it
+``dense copied``  the same with an array that lies elsewhere, as a tape would make it
 ``dense replica``  as ``dense``, with placement ``replica``
 ``mpi4py``     ``Allgatherv`` of indices and rows with mpi4py's buffers, then ``np.add.at`` on the table
 
@@ -16,8 +17,6 @@ not lengthen. One thread a rank.
 all ranks' rows, an index of 8 bytes with each. On one host that is what others read of its memory; with several
 (:mod:`benchmarks.emulated_hosts`, as root) what ranks of one host read of each other is left out.
 
-``--parts 2`` is how the density was found from which on rows are added up as a table: one step with lists and with
-tables at some densities, on one host.
 """
 
 from __future__ import annotations
@@ -39,12 +38,10 @@ import numpy as np
 import distopt as tf
 from benchmarks.aggregate_apply import Bench, Step
 from benchmarks.emulated_hosts import emulated_hosts, why_not
-from distopt import row_tables
 from distopt.distribute import MultiWorkerMirroredStrategy
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIMIZERS = {"SGD": lambda: tf.keras.optimizers.SGD(1e-3), "Adagrad": lambda: tf.keras.optimizers.Adagrad(1e-3)}
-DENSITIES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6, 1.0)
 
 
 class Rows:
@@ -68,12 +65,18 @@ class Rows:
 class Ours:
     """A step through ``apply_gradients``."""
 
-    def __init__(self, bench: Bench, rows: Rows, optimizer: str, placement: str, *, dense: str = "") -> None:
+    def __init__(
+        self, bench: Bench, rows: Rows, optimizer: str, placement: str, *, dense: str = "", copied: bool = False
+    ) -> None:
         self.strategy = MultiWorkerMirroredStrategy(placement=placement, communicator=bench.comm)
         with self.strategy.scope():
             variable = tf.Variable(np.zeros(rows.shape, np.float32))
         self._optimizer = OPTIMIZERS[optimizer]()
-        gradient: Any = tf.IndexedSlices(rows.values, rows.indices, rows.shape)
+        values = rows.values
+        if not dense and not copied:
+            values = self.strategy.extended.gradient_rows(variable, len(rows.indices))
+            values[...] = rows.values
+        gradient: Any = tf.IndexedSlices(values, rows.indices, rows.shape)
         if dense:
             array = np.zeros(rows.shape, np.float32)
             if dense == "in place":
@@ -139,12 +142,17 @@ def compared(bench: Bench, num_rows: int, width: int, share: float, optimizers: 
     """Return the figures of one table."""
     rows = Rows(bench, num_rows, width, share)
     union = rows.union_bytes(bench)
-    ours = {f"{name}, {p}": Ours(bench, rows, name, p) for name in optimizers for p in ("sharded", "replica")}
+    ours = {
+        f"{name}, {placement}{' copied' * copied}": Ours(bench, rows, name, placement, copied=copied)
+        for name in optimizers
+        for copied in (False, True)
+        for placement in ("sharded", "replica")
+    }
     steps: dict[str, Step] = dict(ours)
     steps["mpi4py"] = by_hand(bench, rows)
     for name in optimizers:
         steps[f"{name}, dense"] = Ours(bench, rows, name, "sharded", dense="in place")
-        steps[f"{name}, copied"] = Ours(bench, rows, name, "sharded", dense="copied")
+        steps[f"{name}, dense copied"] = Ours(bench, rows, name, "sharded", dense="copied")
         steps[f"{name}, dense replica"] = Ours(bench, rows, name, "replica", dense="in place")
     seconds = bench.seconds(steps)
     figures = {}
@@ -161,55 +169,21 @@ def compared(bench: Bench, num_rows: int, width: int, share: float, optimizers: 
     return figures
 
 
-def densities(bench: Bench, num_rows: int, width: int) -> dict[str, Any]:
-    """Return for each density how long a step takes with lists, with tables, and dense."""
-    figures = {}
-    for share in DENSITIES:
-        rows = Rows(bench, num_rows, width, share)
-        step = Ours(bench, rows, "Adagrad", "sharded")  # whose rows are summed; SGD takes one occurrence after another
-        found: dict[str, Step] = {
-            "lists": lambda step=step: _with_threshold(step, 2.0),
-            "tables": lambda step=step: _with_threshold(step, 0.0),
-            "dense": Ours(bench, rows, "Adagrad", "sharded", dense="copied"),
-        }
-        seconds = bench.seconds(found)
-        figures[f"{share:.2f}"] = {name: cpu_ms(bench, found[name], min(times)) for name, times in seconds.items()} | {
-            "ratio": statistics.median(a / b for a, b in zip(seconds["lists"], seconds["tables"], strict=True))
-        }
-    return figures
-
-
-def _with_threshold(step: Step, threshold: float) -> None:
-    row_tables.DENSE_FROM = threshold  # type: ignore[misc]
-    step()
-
-
 def inside(options: argparse.Namespace) -> None:
     """Run as one rank; rank 0 prints the figures as JSON."""
     bench = Bench(options.rounds)
-    figures: dict[str, Any] = {}
-    if "1" in options.parts:
-        figures["steps"] = compared(bench, int(options.rows), options.width, options.share, options.optimizers)
-    if "2" in options.parts:
-        figures["densities"] = densities(bench, int(options.rows), options.width)
+    figures = compared(bench, int(options.rows), options.width, options.share, options.optimizers)
     bench.say(json.dumps(figures))
     bench.comm.finish()
 
 
 def show(figures: dict[str, Any]) -> None:
     """Print what one job found."""
-    if "steps" in figures:
-        print(f"{'':>22} {'ms':>9} {'cpu, ms':>9} {'dense takes':>12} {'mpi4py takes':>13} {'moved':>7}")
-        for name, row in figures["steps"].items():
-            moved = "" if row["moved"] is None else f"{row['moved']:.2f}"
-            ratios = f"{row['dense']:>12.2f} {row['mpi4py']:>13.2f}"
-            print(f"{name:>22} {row['ms']:>9.2f} {row['cpu']:>9.2f} {ratios} {moved:>7}")
-    if "densities" in figures:
-        print(f"{'density':>8} {'lists, cpu':>10} {'tables, cpu':>11} {'dense, cpu':>10} {'lists/tables':>13}")
-        for share, row in figures["densities"].items():
-            print(
-                f"{share:>8} {row['lists']:>10.2f} {row['tables']:>11.2f} {row['dense']:>10.2f} {row['ratio']:>13.2f}"
-            )
+    print(f"{'':>24} {'ms':>9} {'cpu, ms':>9} {'dense takes':>12} {'mpi4py takes':>13} {'moved':>7}")
+    for name, row in figures.items():
+        moved = "" if row["moved"] is None else f"{row['moved']:.2f}"
+        ratios = f"{row['dense']:>12.2f} {row['mpi4py']:>13.2f}"
+        print(f"{name:>24} {row['ms']:>9.2f} {row['cpu']:>9.2f} {ratios} {moved:>7}")
     sys.stdout.flush()
 
 
@@ -220,7 +194,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--share", type=float, default=0.01, help="of the rows, on each rank")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--parts", default="12", help="1: against dense and mpi4py; 2: by density")
     parser.add_argument("--optimizers", nargs="*", choices=list(OPTIMIZERS), default=list(OPTIMIZERS))
     parser.add_argument("--slots", nargs="*", default=["2", "1,1", "2,2"], help="ranks of each host, such as 2,2")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
@@ -236,13 +209,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.exit("no mpirun; pip install 'distopt[mpi]'")
     for slots in options.slots:
         counts = [int(count) for count in slots.split(",")]
-        parts = options.parts if len(counts) == 1 else options.parts.replace("2", "")
-        command = [sys.executable, "-m", "benchmarks.sparse_rows", "--inside", "--parts", parts]
+        command = [sys.executable, "-m", "benchmarks.sparse_rows", "--inside"]
         for name in ("rows", "width", "share", "rounds"):
             command += [f"--{name}", str(getattr(options, name))]
         command += ["--optimizers", *options.optimizers]
-        if not parts:
-            continue
         print(
             f"\n{options.rows:,.0f} x {options.width}, {options.share:.2%} of the rows a rank, ranks of hosts {slots}"
         )

@@ -6,7 +6,8 @@ others. On a table of 128 MB an update of 10,000 rows took a third to a half of 
 A hint changes no value, and one for a row that does not exist does nothing.
 
 :data:`SOURCE` goes into generated modules, see :mod:`distopt.kernels`, after :data:`IMPORTS`. It defines
-``_ask_for(table, row, lines)``, with ``lines`` from :func:`lines_of`, to be called :data:`AHEAD` rows ahead.
+``_ask_to_read(table, row, lines)`` and ``_ask_to_write``, with ``lines`` from :func:`lines_of`, to be called
+:data:`AHEAD` rows ahead. What another process has written stays where it is for one that only reads it.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 """
 
-SOURCE: Final = """
+_FORM: Final = """
 @intrinsic
-def _ask_for(typing_context, table, row, lines):
+def {name}(typing_context, table, row, lines):
     def generate(context, builder, signature, arguments):
         array = make_array(signature.args[0])(context, builder, arguments[0])
         first = context.get_constant(types.intp, 0)
@@ -38,11 +39,13 @@ def _ask_for(typing_context, table, row, lines):
         place = builder.bitcast(place, byte.as_pointer())
         with cgutils.for_range(builder, arguments[2]) as loop:
             line = builder.gep(place, [builder.mul(loop.index, loop.index.type(64))])
-            builder.call(function, [line, number(1), number(3), number(1)])  # to write to; in all caches; data
+            builder.call(function, [line, number({writes}), number(3), number(1)])  # in all caches; data
         return context.get_dummy_value()
 
     return types.void(table, types.intp, types.intp), generate
 """
+
+SOURCE: Final = _FORM.format(name="_ask_to_read", writes=0) + "\n" + _FORM.format(name="_ask_to_write", writes=1)
 
 
 def lines_of(row: Array) -> int:

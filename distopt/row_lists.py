@@ -1,6 +1,7 @@
 """Lists of rows in ascending order: each is put in order once, and two are added up in one pass through both.
 
-A list is a :class:`~distopt.row_sums.RowSum` whose indices ascend; values are tables ``[n, width]``. The order of rows
+A list is a :class:`~distopt.row_sums.RowSum` whose indices ascend, values being tables ``[n, width]``; or a
+:class:`PlacedRows`, whose values lie where they were made and are not put in order with the indices. The order of rows
 decides no bit: the occurrences of a row stay left to right, and rows are added along the canonical tree, as
 :mod:`distopt.row_sums` defines it. In order, whoever owns a part of a table finds its rows by bisection, passes through
 memory in one direction, and needs no table of which row is where.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -22,56 +23,94 @@ from distopt.row_sums import RowSum, add_occurrences, covering
 from distopt.types import Array
 
 
-class Order(NamedTuple):
-    """How occurrences of rows are put in order."""
+class PlacedRows(NamedTuple):
+    """A list of rows whose values stay where they are: ``values[positions[k]]`` is that of row ``indices[k]``.
 
-    positions: Array | None
-    """Which comes next, those of one row as they were; None where they ascend already."""
+    Shapes: ``indices`` and ``positions`` ``[n]``, int64, the indices ascending; ``values`` ``[m, width]``.
+    """
+
+    indices: Array
+    positions: Array
+    values: Array
+
+
+Rows: TypeAlias = RowSum | PlacedRows
+
+
+def listed(rows: Rows) -> RowSum:
+    """Return rows with their values in order, too: copied, where they lie elsewhere.
+
+    >>> listed(PlacedRows(np.array([3, 7]), np.array([1, 0]), np.float32([[2], [1]]))).values.tolist()
+    [[1.0], [2.0]]
+    """
+    return RowSum(rows.indices, rows.values[rows.positions]) if isinstance(rows, PlacedRows) else rows
+
+
+def placed(rows: Rows) -> PlacedRows:
+    """Return rows as those whose values lie where they are."""
+    return rows if isinstance(rows, PlacedRows) else PlacedRows(rows.indices, count_up(len(rows.indices)), rows.values)
+
+
+def count_up(count: int) -> Array:
+    """Return 0, 1, 2 and so on; not to be written to."""
+    if count > len(_counted[0]):
+        _counted[0] = np.arange(2 * count)
+        _counted[0].flags.writeable = False
+    return _counted[0][:count]
+
+
+_counted = [np.arange(0)]
+
+
+class Order(NamedTuple):
+    """Occurrences of rows, put in order."""
+
+    rows: Rows
+    """In ascending order, those of one row as they were; what was given, where it is so already."""
     num_rows: int
     """How many different rows there are."""
 
 
-def find_order(indices: Array) -> Order:
-    """Return the order of ``indices``, int64, none of which is negative.
+def find_order(rows: RowSum) -> Order:
+    """Return occurrences of rows, ``indices`` int64 of which none is negative, in order.
 
-    >>> find_order(np.array([7, 3, 7]))
-    Order(positions=array([1, 0, 2]), num_rows=2)
-    """
-    count = len(indices)
-    if kernels.loops_compiled and count:
-        keys, positions, more_keys, more_positions = np.empty((4, count), np.int64)
-        found = _sorting()(np.ascontiguousarray(indices), keys, positions, more_keys, more_positions)
-        return Order(None, -found) if found < 0 else Order(positions, found)
-    ascends = bool((indices[1:] >= indices[:-1]).all())
-    order = None if ascends else np.argsort(indices, kind="stable")
-    ascending = indices if order is None else indices[order]
-    return Order(order, int(np.count_nonzero(ascending[1:] != ascending[:-1])) + (count > 0))
-
-
-def write_in_order(rows: RowSum, order: Order, target: RowSum, *, summed: bool) -> None:
-    """Write occurrences of rows to ``target`` in their :func:`find_order`; ``summed``: those of a row as their sum.
-
-    Shapes: ``target`` ``[order.num_rows]`` if summed, else ``[n]``. Values are contiguous; ``rows`` are not written to.
+    >>> find_order(RowSum(np.array([7, 3, 7]), np.float32([[1], [2], [4]]))).rows.positions
+    array([1, 0, 2])
     """
     indices, values = rows
-    summed = summed and order.num_rows < len(indices)
-    if order.positions is None and not summed:
+    count = len(indices)
+    if kernels.loops_compiled and count:
+        scratch = np.empty((4, count), np.int64)
+        found = _sorting()(np.ascontiguousarray(indices), *scratch)
+        return Order(rows, -found) if found < 0 else Order(PlacedRows(scratch[0], scratch[1], values), found)
+    ascends = bool((indices[1:] >= indices[:-1]).all())
+    positions = None if ascends else np.argsort(indices, kind="stable")
+    ascending = indices if positions is None else indices[positions]
+    num_rows = int(np.count_nonzero(ascending[1:] != ascending[:-1])) + (count > 0)
+    return Order(rows if positions is None else PlacedRows(ascending, positions, values), num_rows)
+
+
+def write_in_order(rows: Rows, target: RowSum) -> None:
+    """Write a list to ``target``: where that has fewer rows, the sum of each row's occurrences.
+
+    Shapes: ``target`` as many as ``rows``, or as many as there are different ones. Values are contiguous.
+    """
+    is_summed = len(target.indices) < len(rows.indices)
+    if isinstance(rows, RowSum) and not is_summed:
         target.indices[...], target.values[...] = rows
         return
-    positions = np.arange(len(indices)) if order.positions is None else order.positions
+    indices, positions, values = placed(rows)
     loop = _for_dtype(_WRITING, values.dtype)
     if loop is not None:
-        loop(np.ascontiguousarray(indices), values, positions, summed, prefetch.lines_of(values[0]), *target)
-    elif not summed:
-        np.take(indices, positions, out=target.indices, mode="clip")  # "raise" would copy everything once more
-        np.take(values, positions, axis=0, out=target.values, mode="clip")
+        loop(np.ascontiguousarray(indices), positions, values, is_summed, prefetch.lines_of(values[0]), *target)
+    elif not is_summed:
+        target.indices[...] = indices
+        np.take(values, positions, axis=0, out=target.values, mode="clip")  # "raise" would copy everything once more
     else:
-        ascending = indices[positions]
-        is_first = np.concatenate(([True], ascending[1:] != ascending[:-1]))
-        later = positions[~is_first]
-        target.indices[...] = ascending[is_first]
+        is_first = np.concatenate(([True], indices[1:] != indices[:-1]))
+        target.indices[...] = indices[is_first]
         target.values[...] = values[positions[is_first]]
-        add_occurrences(target.values, np.cumsum(is_first)[~is_first] - 1, values[later])
+        add_occurrences(target.values, np.cumsum(is_first)[~is_first] - 1, values[positions[~is_first]])
 
 
 def in_order(rows: RowSum, *, summed: bool) -> RowSum:
@@ -80,16 +119,16 @@ def in_order(rows: RowSum, *, summed: bool) -> RowSum:
     >>> in_order(RowSum(np.array([7, 3, 7]), np.float32([[1], [2], [4]])), summed=True).values.tolist()
     [[2.0], [5.0]]
     """
-    order = find_order(rows.indices)
+    order = find_order(rows)
     count = order.num_rows if summed else len(rows.indices)
-    if order.positions is None and count == len(rows.indices):
+    if order.rows is rows and count == len(rows.indices):
         return rows
     target = RowSum(np.empty(count, np.int64), np.empty((count, rows.values.shape[1]), rows.values.dtype))
-    write_in_order(rows, order, target, summed=summed)
+    write_in_order(order.rows, target)
     return target
 
 
-def merged(left: RowSum, right: RowSum) -> RowSum:
+def merged(left: Rows, right: Rows) -> Rows:
     """Return the sum of two lists of distinct rows: ``left + right`` where both have a row, else the one that has it.
 
     >>> both = merged(RowSum(np.array([3, 7]), np.float32([[1], [2]])), RowSum(np.array([7]), np.float32([[4]])))
@@ -102,8 +141,10 @@ def merged(left: RowSum, right: RowSum) -> RowSum:
     if loop is not None:
         most, width = len(left.indices) + len(right.indices), left.values.shape[1]
         indices, values = np.empty(most, np.int64), np.empty((most, width), left.values.dtype)
-        count = loop(*left, *right, indices, values)
+        lines = prefetch.lines_of(values[0])
+        count = loop(*placed(left), *placed(right), lines, indices, values)
         return RowSum(indices[:count], values[:count])
+    left, right = listed(left), listed(right)
     indices, places = np.unique(np.concatenate((left.indices, right.indices)), return_inverse=True)
     of_left, of_right = places[: len(left.indices)], places[len(left.indices) :]
     values = np.empty((len(indices), left.values.shape[1]), left.values.dtype)
@@ -116,7 +157,7 @@ def merged(left: RowSum, right: RowSum) -> RowSum:
     return RowSum(indices, values)
 
 
-def add_lists(tree: SumTree, sums: Mapping[Node, RowSum], wanted: Node | None = None) -> RowSum:
+def add_lists(tree: SumTree, sums: Mapping[Node, Rows], wanted: Node | None = None) -> Rows:
     """Return the canonical sum of ``wanted`` (default: all replicas) from lists of nodes that cover it.
 
     The bits are those of :func:`~distopt.row_sums.add_row_sums`. Inputs are not written to, and may come back.
@@ -126,7 +167,7 @@ def add_lists(tree: SumTree, sums: Mapping[Node, RowSum], wanted: Node | None = 
     return functools.reduce(merged, halves(tree, sums, wanted))
 
 
-def halves(tree: SumTree, sums: Mapping[Node, RowSum], wanted: Node | None = None) -> list[RowSum]:
+def halves(tree: SumTree, sums: Mapping[Node, Rows], wanted: Node | None = None) -> list[Rows]:
     """Return one list, or two whose sum (:func:`merged`) is what :func:`add_lists` returns.
 
     Raises: ValueError if a replica below ``wanted`` is covered by no node.
@@ -154,10 +195,15 @@ def _sort_loop(indices, keys, positions, more_keys, more_positions):  # type: ig
         distinct += indices[k - 1] != indices[k]
     if ascends:
         return -distinct
+    places = _places_of_digits(indices, 0)
     for k in range(indices.size):
-        keys[k] = indices[k]
-        positions[k] = k
-    shift = 0
+        digit = indices[k] & 2047
+        place = places[digit]
+        places[digit] = place + 1
+        more_keys[place] = indices[k]
+        more_positions[place] = k
+    _sort_by_digit(more_keys, more_positions, keys, positions, 11)
+    shift = 22
     while shift < 64 and most >> shift > 0:
         _sort_by_digit(keys, positions, more_keys, more_positions, shift)
         _sort_by_digit(more_keys, more_positions, keys, positions, shift + 11)
@@ -168,7 +214,7 @@ def _sort_loop(indices, keys, positions, more_keys, more_positions):  # type: ig
     return distinct
 
 
-def _sort_by_digit(keys: Any, positions: Any, new_keys: Any, new_positions: Any, shift: int) -> None:
+def _places_of_digits(keys: Any, shift: int) -> Any:
     places = np.zeros(2048, np.int64)
     for k in range(keys.size):
         places[(keys[k] >> shift) & 2047] += 1
@@ -177,6 +223,11 @@ def _sort_by_digit(keys: Any, positions: Any, new_keys: Any, new_positions: Any,
         count = places[digit]
         places[digit] = start
         start += count
+    return places
+
+
+def _sort_by_digit(keys: Any, positions: Any, new_keys: Any, new_positions: Any, shift: int) -> None:
+    places = _places_of_digits(keys, shift)
     for k in range(keys.size):
         digit = (keys[k] >> shift) & 2047
         place = places[digit]
@@ -211,13 +262,13 @@ _given_rows = types.Array(types.{dtype}, 2, "C", readonly=True)
 _WRITING = '''"""Generated by distopt to put rows of {dtype} in order; do not edit."""
 
 {head}@compiled(
-    types.void(_given_numbers, _given_rows, _given_numbers, types.boolean, types.intp, _numbers, _rows), cache={cache}
+    types.void(_given_numbers, _given_numbers, _given_rows, types.boolean, types.intp, _numbers, _rows), cache={cache}
 )
-def kernel(indices, values, positions, summed, lines, new_indices, new_values):
+def kernel(indices, positions, values, summed, lines, new_indices, new_values):
     at = -1
     for k in range(positions.size):
-        _ask_for(values, positions[min(k + {ahead}, positions.size - 1)], lines)
-        index = indices[positions[k]]
+        _ask_to_read(values, positions[min(k + {ahead}, positions.size - 1)], lines)
+        index = indices[k]
         row = values[positions[k]]
         if summed and at >= 0 and new_indices[at] == index:
             target = new_values[at]
@@ -234,27 +285,29 @@ def kernel(indices, values, positions, summed, lines, new_indices, new_values):
 _MERGING = '''"""Generated by distopt to merge lists of rows of {dtype}; do not edit."""
 
 {head}@compiled(
-    types.int64(_given_numbers, _given_rows, _given_numbers, _given_rows, _numbers, _rows), cache={cache}
+    types.int64(*[_given_numbers, _given_numbers, _given_rows] * 2, types.intp, _numbers, _rows), cache={cache}
 )
-def kernel(left_indices, left, right_indices, right, indices, values):
+def kernel(left_indices, left_positions, left, right_indices, right_positions, right, lines, indices, values):
     i, j, at = 0, 0, 0
     while i < left_indices.size or j < right_indices.size:
         target = values[at]
         if j == right_indices.size or (i < left_indices.size and left_indices[i] < right_indices[j]):
             indices[at] = left_indices[i]
-            row = left[i]
+            _ask_to_read(left, left_positions[min(i + {ahead}, left_positions.size - 1)], lines)
+            row = left[left_positions[i]]
             for e in range(target.size):
                 target[e] = row[e]
             i += 1
         elif i == left_indices.size or right_indices[j] < left_indices[i]:
             indices[at] = right_indices[j]
-            row = right[j]
+            _ask_to_read(right, right_positions[min(j + {ahead}, right_positions.size - 1)], lines)
+            row = right[right_positions[j]]
             for e in range(target.size):
                 target[e] = row[e]
             j += 1
         else:
             indices[at] = left_indices[i]
-            row, other = left[i], right[j]
+            row, other = left[left_positions[i]], right[right_positions[j]]
             for e in range(target.size):
                 target[e] = row[e] + other[e]
             i += 1

@@ -318,6 +318,10 @@ class EveryProcess:
         """See :class:`Owners`; there is none."""
         return None
 
+    def gradient_rows(self, variable: Any, num_rows: int) -> Array | None:  # noqa: ARG002
+        """See :class:`~distopt.distribute.owners.Owners`: nobody reads rows where they are."""
+        return None
+
     @contextmanager
     def _exchange(self) -> Iterator[None]:
         """Count the time of an exchange as that of sending and waiting, not of combining."""

@@ -67,6 +67,10 @@ class EveryProcessInHostMemory(EveryProcess):
         gradients.paths.send_nothing_early()
         return gradients.shared.arrays
 
+    def gradient_rows(self, variable: Any, num_rows: int) -> Array | None:
+        """See :class:`~distopt.distribute.owners.Owners`."""
+        return self._own_rows().arrays.make(variable, num_rows)
+
     def _total(
         self, path: Any, layout: Any, pairs_of: Sequence[Any], label: bytes, *, withdraws: bool
     ) -> Sequence[Array] | Terms:
@@ -96,9 +100,13 @@ class EveryProcessInHostMemory(EveryProcess):
         return gradients.totals
 
     def _combine_rows(self, *, may_sum: bool) -> Combine:
+        rows = self._own_rows()
+        return rows.sum if may_sum else rows.gather
+
+    def _own_rows(self) -> RowsInHostMemory:
         if self._rows is None:
             self._rows = RowsInHostMemory(self._hosting, self._ranks)
-        return self._rows.sum if may_sum else self._rows.gather
+        return self._rows
 
     def _release(self, label: bytes) -> None:
         if not self._holds_memory:

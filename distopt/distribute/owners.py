@@ -83,6 +83,10 @@ class Owners(Protocol):
         """Return where gradients that are written there are not copied any more; None where there is no such place."""
         ...
 
+    def gradient_rows(self, variable: Any, num_rows: int) -> Array | None:
+        """Return where so many rows of a row-sparse gradient are not copied any more; None where there is no place."""
+        ...
+
 
 def refuse_split(what: str, placement: str) -> None:
     """Refuse to give each replica a value of its own where owners hold one for all.

@@ -20,7 +20,7 @@ from distopt.optimizers.features import AVERAGE, Step
 from distopt.optimizers.piece import Part, Piece
 from distopt.optimizers.rule import Rows
 from distopt.optimizers.sparse import as_table, update_lists
-from distopt.row_sums import RowSum
+from distopt.row_lists import Rows as RowsOfTable
 from distopt.types import Array
 
 
@@ -55,7 +55,7 @@ def total_of_rows(squares: Array, dtype: np.dtype[Any]) -> Any:
     return norms.add_sums(squares.astype(norms.accumulation_dtype(dtype)))
 
 
-def update_part(optimizer: Any, variable: Any, part: VariablePart, lists: Sequence[RowSum], step: Step) -> None:
+def update_part(optimizer: Any, variable: Any, part: VariablePart, lists: Sequence[RowsOfTable], step: Step) -> None:
     """Update one part of a variable by the rows that lie in it, whole; ``lists`` as :func:`update_lists` has them."""
     engine, (rule, weight_decay) = get_engine(), optimizer.treatment(variable)
     by_name = optimizer.slots.of(variable)
@@ -70,7 +70,7 @@ def update_part(optimizer: Any, variable: Any, part: VariablePart, lists: Sequen
     table, *slots = map(as_table, arrays)
     if rule.sparse.slots is Rows.ALL:
         table, *slots = (array[part.rows] for array in (table, *slots))
-        lists = [RowSum(rows.indices - part.rows.start, rows.values) for rows in lists]
+        lists = [rows._replace(indices=rows.indices - part.rows.start) for rows in lists]
     update_lists(engine, rule, table, slots, lists, step.scalars(rule, slots[0].dtype if slots else table.dtype))
     if piece is not None:
         piece.take_average(step)

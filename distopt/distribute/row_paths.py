@@ -28,11 +28,12 @@ import numpy as np
 from distopt.arena import flattened
 from distopt.canonical_sum import Node
 from distopt.comm.communicator import Communicator, Hosting, Receive, Send
-from distopt.distribute.host_rows import Met, Shape
+from distopt.distribute.host_rows import Met
+from distopt.distribute.row_memory import Shape
 from distopt.distribute.span_paths import nodes_of_host
 from distopt.errors import RemoteProtocolError
+from distopt.row_lists import PlacedRows, Rows, add_lists, listed
 from distopt.row_sums import RowSum
-from distopt.row_tables import Rows, RowTable, add_rows
 from distopt.types import Array
 
 
@@ -81,7 +82,7 @@ class RowPaths:
         """
         rank = self._communicator.rank
         own = {i: division(rank, met.shapes[i].num_rows) for i in met.with_rows}
-        found = {
+        found: dict[int, dict[Node, Rows]] = {
             i: {node: within(rows, own[i]) for node, rows in met.rows[i].items()} for i in met.with_rows if own[i].size
         }
         if not self.crosses_hosts:
@@ -111,18 +112,18 @@ class RowPaths:
         for i, of_nodes in met.rows.items():
             parts = [division(reader, met.shapes[i].num_rows) for reader in readers]
             for node, rows in of_nodes.items():
-                looked_at = sum(_num_bytes_of(within(rows, part)) for part in parts)
+                looked_at = sum(num_bytes_of(within(rows, part)) for part in parts)
                 if i in own_sums:
-                    looked_at += _num_bytes_of(own_sums[i][node])
+                    looked_at += num_bytes_of(own_sums[i][node])
                 if node in own_nodes:
-                    told += _num_bytes_of(rows) - looked_at
+                    told += num_bytes_of(rows) - looked_at
                 else:
                     read += looked_at
         return told, read
 
     def spread(
         self,
-        made: Mapping[int, Rows],
+        made: Mapping[int, RowSum],
         shapes: Mapping[int, Shape],
         division: Division,
         table_of: Callable[[int], Array],
@@ -149,8 +150,8 @@ class RowPaths:
         receives = {owner: [slot for _, slot in of_owner] for owner, of_owner in places.items()}
         sends = dict.fromkeys(self.own_partners.values(), packed)
         for owner, parts in self._exchange(sends, receives, "rows that the owners on other hosts made").items():
-            for (i, _), rows in zip(places[owner], parts, strict=True):
-                if isinstance(rows, RowSum):  # all rows of the part were received in place
+            for (i, slot), rows in zip(places[owner], parts, strict=True):
+                if rows.values is not slot.table:  # where all rows of the part were received
                     table_of(i)[rows.indices] = rows.values
 
     def _packed_for(self, met: Met, owner: int, division: Division, summed: bool) -> list[Packed]:
@@ -161,12 +162,12 @@ class RowPaths:
             if part.size:
                 of_nodes = {node: within(rows, part) for node, rows in met.rows[i].items()}
                 for node in self._own_nodes_of[summed]:
-                    packed.append(pack(add_rows(self._hosting.tree, of_nodes, node, part.start, part.size), part))
+                    packed.append(pack(listed(add_lists(self._hosting.tree, of_nodes, node)), part))
         return packed
 
     def _exchange(
         self, sends: Mapping[int, Sequence[Packed]], receives: Mapping[int, Sequence[Slot]], what: str
-    ) -> dict[int, list[Rows]]:
+    ) -> dict[int, list[RowSum]]:
         """Send packed rows to ranks elsewhere; return what they sent, by rank."""
         exchange = self._communicator.exchange
         codes_of = {peer: np.empty(len(slots), np.int64) for peer, slots in receives.items()}
@@ -203,19 +204,20 @@ def divide_rows(num_rows: int, hosts: Sequence[Sequence[int]], rank: int) -> Int
 
 
 def within(rows: Rows, part: Interval) -> Rows:
-    """Return those of the rows, which are in order if they are listed, that lie in a part; views."""
-    if isinstance(rows, RowTable):
-        return rows.within(*part)
+    """Return those of the rows, which are in order, that lie in a part; views."""
     if not len(rows.indices):
         return rows
     indices = rows.indices
     start, stop = int(indices.searchsorted(part.start)), int(indices.searchsorted(part.stop))
+    if isinstance(rows, PlacedRows):
+        return PlacedRows(indices[start:stop], rows.positions[start:stop], rows.values)
     return RowSum(indices[start:stop], rows.values[start:stop])
 
 
-def _num_bytes_of(rows: Rows) -> int:
-    where = rows.present if isinstance(rows, RowTable) else rows.indices
-    return where.nbytes + rows.values.nbytes
+def num_bytes_of(rows: Rows) -> int:
+    """Return the bytes of the rows, an index with each."""
+    indices, values = rows.indices, rows.values
+    return int(indices.nbytes) + len(indices) * int(values.shape[1]) * int(values.itemsize)
 
 
 # ------------------------------------------------------------------------------------------------ as they travel
@@ -236,28 +238,21 @@ class Slot(NamedTuple):
     table: Array | None = None
 
 
-def pack(rows: Rows, part: Interval) -> Packed:
+def pack(rows: RowSum, part: Interval) -> Packed:
     """Return rows of a part as they travel."""
-    bits_bytes = -(-part.size // 8)
-    if isinstance(rows, RowTable):
-        listed, bits, ascend = rows.rows(), rows.present, True
-    else:
-        listed, bits = rows, None
-        ascend = len(rows.indices) * _index_dtype(part).itemsize > bits_bytes and bool(
-            (rows.indices[1:] > rows.indices[:-1]).all()
-        )
-    count = len(listed.indices)
-    values = (flattened(listed.values),) if listed.values.size else ()
+    indices = rows.indices
+    count = len(indices)
+    values = (flattened(rows.values),) if rows.values.size else ()
     if not count:
         return Packed(0, ())
-    if count == part.size and ascend:
-        return Packed(-1 - count, values)
-    if ascend and count * _index_dtype(part).itemsize > bits_bytes:
-        if bits is None:
-            bits = np.zeros(part.size, bool)
-            bits[listed.indices - part.start] = True
+    takes_bits = count * _index_dtype(part).itemsize > -(-part.size // 8)
+    if takes_bits and bool((indices[1:] > indices[:-1]).all()):
+        if count == part.size:
+            return Packed(-1 - count, values)
+        bits = np.zeros(part.size, bool)
+        bits[indices - part.start] = True
         return Packed(-1 - count, (np.packbits(bits), *values))
-    return Packed(count, ((listed.indices - part.start).astype(_index_dtype(part)), *values))
+    return Packed(count, ((indices - part.start).astype(_index_dtype(part)), *values))
 
 
 class _Box:
@@ -288,14 +283,14 @@ class _Box:
         found = (self._where, self._values.reshape(-1))
         self.arrays = [array for array in found if array is not None and len(array)]
 
-    def rows(self) -> Rows:
+    def rows(self) -> RowSum:
         """Return the rows.
 
         Raises: RemoteProtocolError for rows that do not lie in the part.
         """
         part = self._part
         if self._is_whole:
-            return RowTable(part.start, np.ones(part.size, bool), self._values)
+            return RowSum(np.arange(*part), self._values)
         if self._where is None:
             return RowSum(np.empty(0, np.int64), self._values)
         if self._by_bits:

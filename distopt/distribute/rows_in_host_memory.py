@@ -19,12 +19,14 @@ import numpy as np
 
 from distopt.canonical_sum import Node
 from distopt.comm.communicator import Communicator, Hosting, Receive, Send
-from distopt.distribute.host_rows import HostMemory, HostRows, Met, Wish, listed_in, num_bytes_of
+from distopt.distribute.host_rows import HostRows, Met, Wish
+from distopt.distribute.row_memory import HostMemory, listed_in, num_bytes_of
 from distopt.distribute.row_paths import Interval, RowPaths
+from distopt.distribute.row_paths import num_bytes_of as num_bytes_read_of
 from distopt.distribute.shared_gradients import padded
 from distopt.indexed_slices import IndexedSlices
+from distopt.row_lists import Rows, add_lists, listed
 from distopt.row_sums import RowSum
-from distopt.row_tables import Rows, add_rows, listed
 from distopt.types import Array
 
 _SUMMED = Wish(summed=True, in_order=True)
@@ -39,6 +41,7 @@ class RowsInHostMemory:
         self._communicator = communicator
         self._group = communicator.host_group
         self._rows = HostRows(hosting, communicator)
+        self.arrays = self._rows.arrays
         self._paths = RowPaths(hosting, communicator)
         self._shared = HostMemory(self._group)
         """What each process makes for the others of its host."""
@@ -47,14 +50,14 @@ class RowsInHostMemory:
 
     def sum(self, columns: Sequence[Sequence[Any]], label: bytes) -> list[IndexedSlices | None]:
         """Return the canonical sum over all replicas of each gradient; None for one that is dense somewhere."""
-        met = self._rows.meet(columns, [True] * len(columns), _SUMMED, label)
+        met = self._rows.meet(columns, [True] * len(columns), _SUMMED, label, own_part=self._own_part)
         collected = self._paths.own_sums(met, self._division, summed=True)
         told, read = self._paths.local_traffic(met, self._rows.own_nodes(_SUMMED), collected, self._division)
         own: dict[int, RowSum] = {}
         for i in met.with_rows:
             part = self._division(self._communicator.rank, met.shapes[i].num_rows)
             empty = RowSum(np.empty(0, np.int64), np.empty((0, met.shapes[i].width), met.shapes[i].dtype))
-            own[i] = self._total(collected[i], part) if part.size else empty
+            own[i] = listed(add_lists(self._hosting.tree, collected[i])) if part.size else empty
         parts = self._publish(own, met)
         results: list[IndexedSlices | None] = [None] * len(columns)
         for i in met.with_rows:
@@ -69,12 +72,12 @@ class RowsInHostMemory:
 
     def gather(self, columns: Sequence[Sequence[Any]], label: bytes) -> list[IndexedSlices | None]:
         """Return the rows of all replicas as they were stored, in replica order, likewise."""
-        met = self._rows.meet(columns, [True] * len(columns), _STORED, label)
+        met = self._rows.meet(columns, [True] * len(columns), _STORED, label, copies_all=self._paths.crosses_hosts)
         received = self._receive(met)
         results: list[IndexedSlices | None] = [None] * len(columns)
         for i in met.with_rows:
             of_nodes: dict[Node, Any] = {**met.rows[i], **received[i]}
-            stored = [of_nodes[leaf] for leaf in sorted(of_nodes)]
+            stored = [listed(of_nodes[leaf]) for leaf in sorted(of_nodes)]
             shape = columns[i][0].shape
             results[i] = IndexedSlices.concatenate(
                 [IndexedSlices(_shaped(rows.values, columns[i]), rows.indices, shape) for rows in stored]
@@ -83,20 +86,20 @@ class RowsInHostMemory:
         own = self._rows.own_nodes(_STORED)
         for of_nodes in met.rows.values():
             for node, rows in of_nodes.items():
-                num_bytes = sum(array.nbytes for array in rows[-2:])
+                num_bytes = num_bytes_read_of(rows)
                 told, read = (told + num_bytes, read) if node in own else (told, read + num_bytes)
         self._finish(told, read)
         return results
+
+    def _own_part(self, num_rows: int) -> Interval:
+        """Return which rows of this process no other one reads: with other hosts, what they want may be sent by any."""
+        return Interval(0, 0) if self._paths.crosses_hosts else self._division(self._communicator.rank, num_rows)
 
     def _division(self, rank: int, num_rows: int) -> Interval:
         """Return which rows a process adds up for its host."""
         ranks = next(ranks for ranks in self._group.hosts if rank in ranks)
         place = ranks.index(rank)
         return Interval(num_rows * place // len(ranks), num_rows * (place + 1) // len(ranks))
-
-    def _total(self, of_nodes: dict[Node, Rows], part: Interval) -> RowSum:
-        tree = self._hosting.tree
-        return listed(add_rows(tree, of_nodes, tree.root, part.start, part.size))
 
     def _publish(self, own: dict[int, RowSum], met: Met) -> list[dict[int, RowSum]]:
         """Write sums for the other processes of this host; return those of all, by place."""
@@ -160,7 +163,7 @@ class RowsInHostMemory:
         )
         self._group.exchange("the rows of the other hosts are here")
         for rank, (place, part) in places.items():
-            self._rows.read(self._shared.of[place][part], rank, met.counts_of[rank], met.shapes, _STORED, found)
+            self._rows.read(self._shared.of[place][part], rank, met, _STORED, found)
         return found
 
     def _finish(self, told: int, read: int) -> None:

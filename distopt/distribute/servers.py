@@ -164,3 +164,7 @@ class Servers:
     def gradient_arrays(self, optimizer: Any, variables: Sequence[Any]) -> list[Array] | None:  # noqa: ARG002
         """See :class:`Owners`; there is none."""
         return None
+
+    def gradient_rows(self, variable: Any, num_rows: int) -> Array | None:  # noqa: ARG002
+        """See :class:`~distopt.distribute.owners.Owners`: nobody reads rows where they are."""
+        return None

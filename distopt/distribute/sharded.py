@@ -146,8 +146,7 @@ class Sharded:
         started = time.perf_counter()
         traffic, variables = self._communicator.traffic, pairs_of[0].variables
         waited, before = traffic.wait_s, inspector.book.traffic()
-        if self._rows is None:
-            self._rows = ShardedRows(self._hosting, self._communicator)
+        own_rows = self._own_rows()
         self._share(optimizer, variables)
         steps: LayoutSteps | None = None
 
@@ -163,7 +162,7 @@ class Sharded:
             elif (latest := self._latest.get(optimizer)) is not None and not latest.is_of(None, tables):
                 self._gather_slots(optimizer)
 
-        met = self._rows.meet(path, pairs_of, label, write_dense)
+        met = own_rows.meet(path, pairs_of, label, write_dense)
         written = time.perf_counter()
         tables = tuple(variables[i] for i in met.with_rows)
         if steps is not None:
@@ -173,8 +172,8 @@ class Sharded:
         num_bytes = num_bytes_of_all([gradient for gradient, _ in pairs] for pairs in pairs_of)
         inspector.note_gradients(path, num_bytes, variables, before)
         if not group.holds_all:
-            self._latest[optimizer] = _Latest(steps, tables, self._rows)
-        totals = self._rows.totals(variables, met)
+            self._latest[optimizer] = _Latest(steps, tables, own_rows)
+        totals = own_rows.totals(variables, met)
         if steps is not None:
             steps.begin(path.aggregator, hypers)
             if optimizer.clips.needs_norms:
@@ -183,7 +182,7 @@ class Sharded:
         total = clipping.add_totals([totals[i] for i in sorted(totals)])
         if steps is not None:
             steps.finish(hypers, lambda _: total)
-        self._rows.update(path, variables, met, hypers, totals, total)
+        own_rows.update(path, variables, met, hypers, totals, total)
         self._advance(optimizer, hypers, variables)
         group.exchange("the variables of all are updated", label)
         self._note_times(started, written, traffic.wait_s - waited)
@@ -264,6 +263,15 @@ class Sharded:
         steps = self._steps(optimizer, variables, optimizer.gradient_aggregator.sums)
         steps.paths.send_nothing_early()
         return steps.gradients.arrays
+
+    def gradient_rows(self, variable: Any, num_rows: int) -> Array | None:
+        """See :class:`~distopt.distribute.owners.Owners`."""
+        return self._own_rows().arrays.make(variable, num_rows)
+
+    def _own_rows(self) -> ShardedRows:
+        if self._rows is None:
+            self._rows = ShardedRows(self._hosting, self._communicator)
+        return self._rows
 
     def survives_loss(self, optimizer: Any) -> bool:
         """See :class:`~distopt.distribute.owners.Owners`; where another host is lost, its slots are."""

@@ -22,7 +22,8 @@ import numpy as np
 from distopt.aggregation import Sum
 from distopt.canonical_sum import Node
 from distopt.comm.communicator import Communicator, Hosting
-from distopt.distribute.host_rows import HostRows, Met, Shape, Wish
+from distopt.distribute.host_rows import HostRows, Met, Wish
+from distopt.distribute.row_memory import Shape
 from distopt.distribute.row_owner import (
     aggregated_occurrences,
     clipped_by_norm,
@@ -36,9 +37,8 @@ from distopt.distribute.variable_parts import VariablePart
 from distopt.optimizers.features import Step
 from distopt.optimizers.rule import Rows as TouchedRows
 from distopt.optimizers.sparse import as_table, moves_all_rows
-from distopt.row_lists import halves, in_order
+from distopt.row_lists import Rows, add_lists, halves, in_order, listed
 from distopt.row_sums import RowSum
-from distopt.row_tables import Rows, RowTable, add_rows, listed, parts_of_sum
 from distopt.types import Array
 
 
@@ -49,6 +49,7 @@ class ShardedRows:
         self._hosting = hosting
         self._communicator = communicator
         self._rows = HostRows(hosting, communicator)
+        self.arrays = self._rows.arrays
         self._paths = RowPaths(hosting, communicator)
         self._hosts = communicator.host_group.hosts
         self.num_bytes_told = 0
@@ -69,6 +70,7 @@ class ShardedRows:
             label,
             sum_of_squares=squares if path.norms_are_owners else None,
             write_dense=write_dense,
+            own_part=functools.partial(self._division, self._communicator.rank),
         )
 
     def totals(self, variables: Sequence[Any], met: Met) -> dict[int, Any]:
@@ -91,11 +93,11 @@ class ShardedRows:
         self._communicator.traffic.bytes_sent += self.num_bytes_told
         self._communicator.traffic.bytes_received += num_bytes_read
         step = Step(optimizer, hypers)
-        made: dict[int, Rows] = {}
+        made: dict[int, RowSum] = {}
         for i, of_nodes in collected.items():
             own = self._division(self._communicator.rank, met.shapes[i].num_rows)
             if path.may_sum_rows:
-                lists = self._sums(path, of_nodes, own)
+                lists = self._sums(path, of_nodes)
             else:
                 lists = self._occurrences(path, variables[i], of_nodes, totals.get(i), total)
             update_part(optimizer, variables[i], _part_of(i, variables[i], own), lists, step)
@@ -108,7 +110,7 @@ class ShardedRows:
         """Bring the slots of the rows of ``variables`` from their owners to all hosts; a collective."""
         arrays = [as_table(array) for variable in variables for array in optimizer.slots.of(variable).values()]
         shapes = {i: Shape(len(array), array.shape[1], array.dtype) for i, array in enumerate(arrays)}
-        made: dict[int, Rows] = {}
+        made: dict[int, RowSum] = {}
         for i, array in enumerate(arrays):
             own = self._division(self._communicator.rank, len(array))
             made[i] = _all_rows(array, own)
@@ -117,27 +119,35 @@ class ShardedRows:
     def _division(self, rank: int, num_rows: int) -> Interval:
         return divide_rows(num_rows, self._hosts, rank)
 
-    def _sums(self, path: Any, of_nodes: Mapping[Node, Rows], own: Interval) -> list[RowSum]:
-        """Return what the rule takes of the rows ``own``, from sums, which nothing looks at before."""
+    def _sums(self, path: Any, of_nodes: Mapping[Node, Rows]) -> Sequence[Rows]:
+        """Return what the rule takes, from sums, which nothing looks at before."""
         tree = self._hosting.tree
-        if type(path.aggregator).finish is Sum.finish:  # which leaves them as they are
-            return parts_of_sum(tree, of_nodes, own.start, own.size)
-        indices, values = listed(add_rows(tree, of_nodes, tree.root, own.start, own.size))
+        if leaves_as_they_are(path.aggregator):
+            return halves(tree, of_nodes)
+        indices, values = listed(add_lists(tree, of_nodes))
         return [RowSum(indices, path.aggregator.finish(values, self._hosting.num_replicas))]
 
     def _occurrences(
         self, path: Any, variable: Any, of_nodes: Mapping[Node, Rows], own_total: Any, total: Any
-    ) -> list[RowSum]:
+    ) -> Sequence[Rows]:
         """Return what the rule takes, from the occurrences that each replica has stored."""
         clips = path.optimizer.clips
+        takes_occurrences = path.optimizer.rule_of(variable).sparse.variable is TouchedRows.OCCURRENCES
+        if takes_occurrences and leaves_as_they_are(path.aggregator) and not clips.active:
+            return [of_nodes[node] for node in sorted(of_nodes)]
         clipped: dict[Node, RowSum] = {}
         for node in sorted(of_nodes):
             indices, values = listed(of_nodes[node])
             values = aggregated_occurrences(path.aggregator, clips, values, self._hosting.num_replicas)
             clipped[node] = RowSum(indices, clipped_by_norm(clips, values, own_total, total))
-        if path.optimizer.rule_of(variable).sparse.variable is TouchedRows.OCCURRENCES:
+        if takes_occurrences:
             return list(clipped.values())
         return halves(self._hosting.tree, {node: in_order(rows, summed=True) for node, rows in clipped.items()})
+
+
+def leaves_as_they_are(aggregator: Any) -> bool:
+    """Return whether the aggregate of rows is their sum."""
+    return type(aggregator).finish is Sum.finish
 
 
 def _part_of(position: int, variable: Any, own: Interval) -> VariablePart:
@@ -146,7 +156,7 @@ def _part_of(position: int, variable: Any, own: Interval) -> VariablePart:
     return VariablePart(position, own.start * width, own.stop * width, storage.shape, storage.dtype)
 
 
-def _updated_rows(optimizer: Any, variable: Any, own: Interval, lists: Sequence[RowSum]) -> Rows:
+def _updated_rows(optimizer: Any, variable: Any, own: Interval, lists: Sequence[Rows]) -> RowSum:
     table = as_table(variable.storage)
     if moves_all_rows(optimizer, variable):
         return _all_rows(table, own)
@@ -154,5 +164,5 @@ def _updated_rows(optimizer: Any, variable: Any, own: Interval, lists: Sequence[
     return RowSum(indices, table[indices])
 
 
-def _all_rows(table: Array, own: Interval) -> RowTable:
-    return RowTable(own.start, np.ones(own.size, bool), table[slice(*own)])
+def _all_rows(table: Array, own: Interval) -> RowSum:
+    return RowSum(np.arange(*own), table[slice(*own)])

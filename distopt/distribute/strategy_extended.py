@@ -69,6 +69,36 @@ class StrategyExtended(Extended):
         optimizer.fits.add(variables, shared)
         return list(shared)
 
+    def gradient_rows(self, variable: Variable, num_rows: int) -> Array:
+        """Return an array for the values of at most ``num_rows`` rows of a row-sparse gradient of ``variable``.
+
+        Where processes share the memory of their host, the others read what lies there: ``IndexedSlices`` whose values
+        are this array, or some rows of it one after another, are not copied, as long as no row comes twice or the rule
+        takes occurrences one by one, and no hook has changed them before. Elsewhere it is an array as any other. What
+        is in it is the caller's until ``apply_gradients``, and again after it. A process has one such array for a
+        variable: a later call gives another, of other memory, and what is in the first is copied from then on. Each
+        process may ask for another number of rows, but every one must make the call, at the same point.
+
+        Shapes: ``[num_rows, ...]``, otherwise as ``variable``, whose dtype it has.
+
+        Raises: SharedMemoryError if there is not enough memory; ValueError for a negative number.
+
+        >>> import numpy as np
+        >>> import distopt as tf
+        >>> strategy, table = tf.distribute.MirroredStrategy(1), tf.Variable(np.zeros((1000, 4), np.float32))
+        >>> values = strategy.extended.gradient_rows(table, 100)
+        >>> values[:2] = 1.0
+        >>> optimizer = tf.keras.optimizers.SGD(0.5)
+        >>> gradient = tf.IndexedSlices(values[:2], [7, 3], table.shape)
+        >>> _ = strategy.run(lambda: optimizer.apply_gradients([(gradient, table)]))
+        >>> table.numpy()[[3, 7, 8], 0]
+        array([-0.5, -0.5,  0. ], dtype=float32)
+        """
+        if num_rows < 0:
+            raise ValueError(f"gradient_rows needs a number of rows that is 0 or more, not {num_rows}")
+        shared = self.owners.gradient_rows(variable, num_rows)
+        return np.empty((num_rows, *variable.shape[1:]), variable.dtype) if shared is None else shared
+
     def call_for_each_replica(
         self, fn: Callable[..., Any], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

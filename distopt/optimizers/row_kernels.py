@@ -2,7 +2,8 @@
 
 A kernel is called as ``kernel(tables, lists, scalars)``: ``tables`` are variable and slots, ``[rows, width]``, and
 ``lists`` one list of rows in any order, or two in ascending order (:mod:`distopt.row_lists`), which are then merged on
-the way: the gradient of a row that both have is their sum, left plus right, and is not stored. Which rows a kernel
+the way: the gradient of a row that both have is their sum, left plus right, and is not stored. Values are read where
+they lie. Which rows a kernel
 writes is what the rule's ``sparse`` declares:
 
 ====================  ==========  ==================================================================================
@@ -29,11 +30,12 @@ import numpy as np
 
 from distopt import kernels, prefetch
 from distopt.optimizers.rule import Rows, Rule
-from distopt.row_lists import merged
+from distopt.row_lists import Rows as RowsOfTable
+from distopt.row_lists import listed, merged, placed
 from distopt.row_sums import RowSum
 from distopt.types import Array
 
-RowKernel = Callable[[Sequence[Array], Sequence[RowSum], Sequence[Any]], None]
+RowKernel = Callable[[Sequence[Array], Sequence[RowsOfTable], Sequence[Any]], None]
 
 _ELEMENTS = 16384
 """As many elements the NumPy form updates at once."""
@@ -64,10 +66,14 @@ def load_row_kernel(rule: Rule, dtype: np.dtype[Any]) -> RowKernel:
 
 
 def _run_on_all(
-    kernel: Callable[..., None], zero: Any, tables: Sequence[Array], lists: Sequence[RowSum], scalars: Sequence[Any]
+    kernel: Callable[..., None],
+    zero: Any,
+    tables: Sequence[Array],
+    lists: Sequence[RowsOfTable],
+    scalars: Sequence[Any],
 ) -> None:
     """Call a kernel that goes through the table from its first row to its last."""
-    indices, gradient = functools.reduce(merged, lists)
+    indices, gradient = listed(functools.reduce(merged, lists))
     order = np.argsort(indices)
     kernel(*tables, indices[order], order, gradient, *scalars, zero)
 
@@ -76,11 +82,11 @@ _NO_INDICES = np.empty(0, np.int64)
 
 
 def _run_on_some(
-    kernel: Callable[..., None], tables: Sequence[Array], lists: Sequence[RowSum], scalars: Sequence[Any]
+    kernel: Callable[..., None], tables: Sequence[Array], lists: Sequence[RowsOfTable], scalars: Sequence[Any]
 ) -> None:
     left, right = lists if len(lists) > 1 else (lists[0], RowSum(_NO_INDICES, lists[0].values[:0]))
     total_row = np.empty(tables[0].shape[1], tables[0].dtype)
-    kernel(*tables, *left, *right, total_row, prefetch.lines_of(total_row), *scalars)
+    kernel(*tables, *placed(left), *placed(right), total_row, prefetch.lines_of(total_row), *scalars)
 
 
 # ------------------------------------------------------------------------------------------------------ NumPy
@@ -105,8 +111,8 @@ def _call(rule: Rule, variable: Array, *others: Any) -> tuple[Array, ...]:
     return results
 
 
-def _update_touched(rule: Rule, tables: Sequence[Array], lists: Sequence[RowSum], scalars: Sequence[Any]) -> None:
-    indices, gradient = functools.reduce(merged, lists)
+def _update_touched(rule: Rule, tables: Sequence[Array], lists: Sequence[RowsOfTable], scalars: Sequence[Any]) -> None:
+    indices, gradient = listed(functools.reduce(merged, lists))
     with np.errstate(all="ignore"):
         for block in _blocks(*gradient.shape):
             rows = indices[block]
@@ -115,9 +121,11 @@ def _update_touched(rule: Rule, tables: Sequence[Array], lists: Sequence[RowSum]
                 table[rows] = result
 
 
-def _update_occurrences(rule: Rule, tables: Sequence[Array], lists: Sequence[RowSum], scalars: Sequence[Any]) -> None:
+def _update_occurrences(
+    rule: Rule, tables: Sequence[Array], lists: Sequence[RowsOfTable], scalars: Sequence[Any]
+) -> None:
     """Update the first occurrences of all rows, then all second ones, and so on."""
-    for indices, gradient in lists:
+    for indices, gradient in map(listed, lists):
         order = np.argsort(indices, kind="stable")
         ascending = indices[order]
         starts = np.flatnonzero(np.concatenate(([True], ascending[1:] != ascending[:-1]))) if len(order) else order
@@ -127,8 +135,8 @@ def _update_occurrences(rule: Rule, tables: Sequence[Array], lists: Sequence[Row
             _update_touched(rule, tables, [RowSum(indices[chosen], gradient[chosen])], scalars)
 
 
-def _update_all(rule: Rule, tables: Sequence[Array], lists: Sequence[RowSum], scalars: Sequence[Any]) -> None:
-    indices, gradient = functools.reduce(merged, lists)
+def _update_all(rule: Rule, tables: Sequence[Array], lists: Sequence[RowsOfTable], scalars: Sequence[Any]) -> None:
+    indices, gradient = listed(functools.reduce(merged, lists))
     num_rows, width = tables[0].shape
     moves_all = rule.sparse.variable is Rows.ALL
     order = np.argsort(indices)
@@ -173,20 +181,24 @@ _SOME_ROWS = """    width = total_row.size
     while k < indices.size or m < more_indices.size:
         if m == more_indices.size or (k < indices.size and indices[k] <= more_indices[m]):
             row = indices[k]
-            gradient_row = gradient[k]
+            gradient_row = gradient[positions[k]]
             k += 1
-            soon = indices[min(k + {ahead}, indices.size) - 1]
+            far = min(k + {ahead}, indices.size) - 1
+            soon = indices[far]
+            _ask_to_read(gradient, positions[far], lines)
             if {adds} and m < more_indices.size and more_indices[m] == row:
-                more_row = more_gradient[m]
+                more_row = more_gradient[more_positions[m]]
                 for i in range(width):
                     total_row[i] = gradient_row[i] + more_row[i]
                 gradient_row = total_row
                 m += 1
         else:
             row = more_indices[m]
-            gradient_row = more_gradient[m]
+            gradient_row = more_gradient[more_positions[m]]
             m += 1
-            soon = more_indices[min(m + {ahead}, more_indices.size) - 1]
+            far = min(m + {ahead}, more_indices.size) - 1
+            soon = more_indices[far]
+            _ask_to_read(more_gradient, more_positions[far], lines)
         {ask}
         {take_rows}
         for i in range(width):
@@ -214,7 +226,8 @@ def _source(rule: Rule, dtype: np.dtype[Any], functions: str, step: str, *, cach
     if goes_through_all:
         own = {"indices": "_indices", "positions": "_indices", "gradient": "_given"}
     else:
-        own = {"indices": "_indices", "gradient": "_given", "more_indices": "_indices", "more_gradient": "_given"}
+        own = {"indices": "_indices", "positions": "_indices", "gradient": "_given"}
+        own |= {f"more_{name}": kind for name, kind in own.items()}
         own |= {"total_row": f"types.{dtype.name}[::1]", "lines": "types.intp"}
     more = ["zero"] if goes_through_all else []
     elements = [f"{table}_row[i]" for table in tables]
@@ -222,7 +235,7 @@ def _source(rule: Rule, dtype: np.dtype[Any], functions: str, step: str, *, cach
     body = (_ALL_ROWS if goes_through_all else _SOME_ROWS).format(
         ahead=prefetch.AHEAD,
         adds=rule.sparse.variable is not Rows.OCCURRENCES,
-        ask="; ".join(f"_ask_for({table}, soon, lines)" for table in tables),
+        ask="; ".join(f"_ask_to_write({table}, soon, lines)" for table in tables),
         take_rows="; ".join(f"{table}_row = {table}[row]" for table in tables),
         targets=", ".join(elements),
         step=step,

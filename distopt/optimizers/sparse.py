@@ -12,6 +12,7 @@ from distopt.arena import contiguous
 from distopt.indexed_slices import IndexedSlices
 from distopt.optimizers.engine import Engine
 from distopt.optimizers.rule import Rows, Rule
+from distopt.row_lists import Rows as RowsOfTable
 from distopt.row_sums import RowSum
 from distopt.types import Array
 
@@ -36,7 +37,12 @@ def rows_for(rule: Rule, gradient: IndexedSlices) -> RowSum:
 
 
 def update_lists(
-    engine: Engine, rule: Rule, variable: Array, slots: Sequence[Array], lists: Sequence[RowSum], scalars: Sequence[Any]
+    engine: Engine,
+    rule: Rule,
+    variable: Array,
+    slots: Sequence[Array],
+    lists: Sequence[RowsOfTable],
+    scalars: Sequence[Any],
 ) -> None:
     """Carry out ``rule`` with rows as :func:`rows_for` returns them: one list, or two in ascending order.
 

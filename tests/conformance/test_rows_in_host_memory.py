@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import distopt as tf
-from distopt import row_tables
 from distopt.comm.communicator import Communicator
 from distopt.comm.shared_memory import segments
 from distopt.distribute import MirroredStrategy, Strategy
@@ -32,19 +31,8 @@ MAKERS: dict[str, Callable[[], Any]] = OPTIMIZERS | {
     "ftrl": lambda: keras.Ftrl(0.1),
 }
 FEW = ("momentum", "adagrad-clipnorm", "adam-global-clipnorm", "adamw-averaged")
-TABLES = {"as measured": row_tables.DENSE_FROM, "as lists": 2.0, "as tables": 0.0}
-
-SIZES = {"as measured": (2, 3, 5, 8), "as lists": (3,), "as tables": (2, 3)}
-"""By the form that rows are added up in, the numbers of processes on several hosts."""
 
 few = pytest.mark.parametrize("run", GROUPS if MPI_WORLD_SIZE > 1 else ["in_process-2", "in_process-5"], indirect=True)
-
-
-@pytest.fixture(params=TABLES)
-def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Add up rows in one form or the other."""
-    monkeypatch.setattr(row_tables, "DENSE_FROM", TABLES[request.param])
-    return str(request.param)
 
 
 @pytest.fixture(autouse=True)
@@ -59,8 +47,8 @@ def traces(strategy: Strategy, names: Sequence[str], gradients: Any = None) -> l
 
 @few
 @pytest.mark.parametrize("placement", ["sharded", "replica"])
-def test_rows_have_the_bits_of_one_process_on_one_host(run: Run, placement: str, form: str) -> None:
-    names = tuple(MAKERS) if form == "as measured" else FEW
+def test_rows_have_the_bits_of_one_process_on_one_host(run: Run, placement: str) -> None:
+    names = tuple(MAKERS)
     for few_names in (names[i : i + 4] for i in range(0, len(names), 4)):  # a run has a limit of time
         want = traces(MirroredStrategy(5), few_names)
         for got in on_hosts(run, "0" * run.size, 5, lambda strategy, own=few_names: traces(strategy, own), placement):
@@ -68,9 +56,7 @@ def test_rows_have_the_bits_of_one_process_on_one_host(run: Run, placement: str,
 
 
 @pytest.mark.parametrize("placement", ["sharded", "replica"])
-def test_rows_have_the_bits_of_one_process_on_several_hosts(run: Run, host_of: str, placement: str, form: str) -> None:
-    if MPI_WORLD_SIZE == 1 and run.size not in SIZES[form]:
-        pytest.skip("one form of sums for so many ranks")
+def test_rows_have_the_bits_of_one_process_on_several_hosts(run: Run, host_of: str, placement: str) -> None:
     want = traces(MirroredStrategy(8), FEW)
     for got in on_hosts(run, host_of, 8, lambda strategy: traces(strategy, FEW), placement):
         assert dict(zip(FEW, got, strict=True)) == dict(zip(FEW, want, strict=True))
@@ -101,7 +87,6 @@ def test_rows_have_the_bits_of_one_process_for_any_number_of_replicas(run: Run, 
 
 @few
 @pytest.mark.parametrize("placement", ["sharded", "replica"])
-@pytest.mark.usefixtures("form")
 def test_negative_zeros_and_what_is_not_finite_have_the_bits_of_one_process(run: Run, placement: str) -> None:
     def body(strategy: Strategy) -> list[bytes]:
         with strategy.scope():
@@ -122,6 +107,52 @@ def test_negative_zeros_and_what_is_not_finite_have_the_bits_of_one_process(run:
     want = body(MirroredStrategy(5))
     for hosts in ("0" * run.size, *HOSTS.get(run.size, ())):
         for got in on_hosts(run, hosts, 5, body, placement):
+            assert got == want
+
+
+@few
+@pytest.mark.parametrize("placement", ["sharded", "replica"])
+def test_rows_that_come_once_have_the_bits_of_one_process_wherever_their_values_lie(run: Run, placement: str) -> None:
+    """In arrays that others read, in parts of these, in arrays of somebody else's, in turns; on one host and more."""
+    width, most = 7, 60
+
+    def body(strategy: Strategy) -> list[bytes]:
+        with strategy.scope():
+            tables = [tf.Variable(np.full((n, width), 0.5, dtype)) for n, dtype in ((90, np.float32), (40, np.float64))]
+        made = [keras.SGD(0.5), keras.Adagrad(0.1), keras.SGD(0.5, clipnorm=1.0), keras.Adam(0.01)]
+        places = [strategy.extended.gradient_rows(table, most) for table in tables]
+        for place, table in zip(places, tables, strict=True):
+            assert (place.shape, place.dtype) == ((most, width), table.dtype)
+
+        def step(number: int) -> None:
+            context = tf.distribute.get_replica_context()
+            assert context is not None
+            replica = context.replica_id_in_sync_group
+            pairs = []
+            for k, (table, place) in enumerate(zip(tables, places, strict=True)):
+                rng = np.random.default_rng([number, replica, k])
+                count = 0 if (number + replica) % 4 == 3 else 10 + 3 * replica
+                indices = rng.permutation(table.shape[0])[:count]
+                if number % 2:
+                    indices.sort()
+                values = rng.standard_normal((count, width)).astype(table.dtype)
+                if strategy.extended.num_hosted == 1 and (number + replica) % 3:
+                    first = replica % 2 * 5
+                    place[first : first + count] = values
+                    values = place[first : first + count]
+                pairs.append((tf.IndexedSlices(values, indices, table.shape), table))
+            made[number % 4].apply_gradients(pairs)
+
+        for number in range(12):
+            if number == 8:  # another array instead of the first one, which is no place any more
+                places[0] = strategy.extended.gradient_rows(tables[0], most)
+            strategy.run(step, args=(number,))
+        slots = [w.tobytes() for optimizer in made for w in optimizer.get_weights()]
+        return [*(table.numpy().tobytes() for table in tables), *slots]
+
+    want = body(MirroredStrategy(run.size))
+    for hosts in ("0" * run.size, *HOSTS.get(run.size, ())):
+        for got in on_hosts(run, hosts, run.size, body, placement):
             assert got == want
 
 

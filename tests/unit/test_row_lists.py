@@ -47,12 +47,13 @@ def sorted_rows(rows: RowSum) -> RowSum:
 @pytest.mark.parametrize("indices", INDICES.values(), ids=INDICES)
 def test_order_is_ascending_and_keeps_occurrences_left_to_right(indices: Any) -> None:
     indices = np.array(indices, np.int64)
-    order = find_order(indices)
+    order = find_order(rows_of(indices))
     assert order.num_rows == len(set(indices.tolist()))
-    if order.positions is None:
+    assert order.rows.indices.tolist() == sorted(indices.tolist())
+    if isinstance(order.rows, RowSum):
         assert sorted(indices.tolist()) == indices.tolist()
     else:
-        assert order.positions.tolist() == sorted(range(len(indices)), key=indices.tolist().__getitem__)
+        assert order.rows.positions.tolist() == sorted(range(len(indices)), key=indices.tolist().__getitem__)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -75,11 +76,11 @@ def test_rows_that_are_in_order_come_back() -> None:
 
 def test_rows_are_written_to_memory_of_others() -> None:
     given = rows_of(INDICES["mixed"])
-    order = find_order(given.indices)
+    order = find_order(given)
     memory = np.zeros(4096, np.uint8)
     count = order.num_rows
     target = RowSum(memory[: 8 * count].view(np.int64), memory[1024:][: 12 * count].view(np.float32).reshape(count, 3))
-    write_in_order(given, order, target, summed=True)
+    write_in_order(order.rows, target)
     assert bits(target) == bits(sorted_rows(sum_occurrences(*given)))
     assert not memory[1024 + 12 * count :].any()
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from distopt.distribute.host_rows import Shape
+from distopt.distribute.row_memory import Shape
 from distopt.distribute.row_paths import Interval, Packed, Slot, _Box, divide_rows, pack, within
 from distopt.errors import RemoteProtocolError
+from distopt.row_lists import PlacedRows
 from distopt.row_sums import RowSum
-from distopt.row_tables import Rows, RowTable
 
 PART = Interval(100, 164)
 SHAPE = Shape(1000, 2, np.dtype(np.float32))
@@ -20,16 +20,7 @@ def rows_at(*indices: int) -> RowSum:
     return RowSum(where, np.stack([where, where * 0.5], axis=1).astype(np.float32))
 
 
-def table_at(*indices: int) -> RowTable:
-    present = np.zeros(PART.size, bool)
-    values = np.full((PART.size, 2), -0.0, np.float32)
-    for index, row in zip(*rows_at(*indices), strict=True):
-        present[index - PART.start] = True
-        values[index - PART.start] = row
-    return RowTable(PART.start, present, values)
-
-
-def received(packed: Packed, slot: Slot) -> Rows:
+def received(packed: Packed, slot: Slot) -> RowSum:
     box = _Box(1, slot, packed.code)
     assert [array.nbytes for array in box.arrays] == [array.nbytes for array in packed.arrays]
     for target, sent in zip(box.arrays, packed.arrays, strict=True):
@@ -46,25 +37,19 @@ def received(packed: Packed, slot: Slot) -> Rows:
         (rows_at(101, 102, 163), 8 + 3 * 8),
         (rows_at(163, 102, 102), 3 * (4 + 8)),
         (rows_at(*range(*PART)), 64 * 8),
-        (table_at(), 0),
-        (table_at(163), 4 + 8),
-        (table_at(100, 120, 163), 8 + 3 * 8),
-        (table_at(*range(*PART)), 64 * 8),
     ],
 )
-def test_rows_arrive_as_they_were_in_the_fewest_bytes(rows: Rows, num_bytes: int) -> None:
+def test_rows_arrive_as_they_were_in_the_fewest_bytes(rows: RowSum, num_bytes: int) -> None:
     packed = pack(rows, PART)
     assert sum(array.nbytes for array in packed.arrays) == num_bytes
-    want = rows.rows() if isinstance(rows, RowTable) else rows
     got = received(packed, Slot(PART, SHAPE))
-    listed = got.rows() if isinstance(got, RowTable) else got
-    np.testing.assert_array_equal(listed.indices, want.indices)
-    np.testing.assert_array_equal(listed.values, want.values)
+    np.testing.assert_array_equal(got.indices, rows.indices)
+    np.testing.assert_array_equal(got.values, rows.values)
 
 
 def test_all_rows_of_a_part_are_received_where_they_belong() -> None:
     place = np.zeros((PART.size, 2), np.float32)
-    assert isinstance(received(pack(rows_at(*range(*PART)), PART), Slot(PART, SHAPE, place)), RowTable)
+    assert received(pack(rows_at(*range(*PART)), PART), Slot(PART, SHAPE, place)).values is place
     np.testing.assert_array_equal(place, rows_at(*range(*PART)).values)
 
 
@@ -87,6 +72,11 @@ def test_rows_within_a_part_are_views_with_every_occurrence() -> None:
     assert isinstance(found, RowSum)
     assert found.indices.tolist() == [5, 5]
     assert np.shares_memory(found.values, rows.values)
+    elsewhere = PlacedRows(rows.indices, np.array([3, 2, 0, 1]), rows.values)
+    found = within(elsewhere, Interval(5, 9))
+    assert isinstance(found, PlacedRows)
+    assert (found.indices.tolist(), found.positions.tolist()) == ([5, 5], [2, 0])
+    assert found.values is rows.values
 
 
 @pytest.mark.parametrize("hosts", [[(0,)], [(0, 1)], [(0, 2), (1,)], [(0, 1, 2), (3, 4), (5,)]])
