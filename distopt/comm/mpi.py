@@ -19,6 +19,7 @@ How MPI is loaded: :mod:`distopt.comm.mpi_start`; how a wait goes: :mod:`distopt
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import sys
@@ -302,6 +303,23 @@ class MpiCommunicator(Communicator):
         if self._channel is not None and not self.has_failed:
             self._channel.cancel()
         self._causes.host_peers.close()
+
+    def meet_at_exit(self) -> None:
+        """Return when all ranks have called this, or it takes too long.
+
+        For processes that end without ``MPI_Finalize``: the first that ends with another status than 0 makes the
+        launcher end the others, wherever they are.
+        """
+        others = set(range(self.size)) - {self.rank}
+        self._notes.left.clear()
+        self._notes.tell_leaving()
+        deadline_s = time.monotonic() + self.timeout_s
+        with contextlib.suppress(self.mpi.Exception):
+            while self._notes.left != others and time.monotonic() < deadline_s:
+                if mpi_survivors.has_losses(self._comm):
+                    return
+                self._notes.read()
+                time.sleep(MAX_PAUSE_S)
 
     def survivors(self) -> MpiCommunicator:
         if not self.survives_losses:

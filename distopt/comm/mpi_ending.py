@@ -2,17 +2,19 @@
 
 ``MPI_Finalize`` waits for all ranks and so never returns where one of them is lost. At exit a rank that has seen an
 error therefore aborts the job, and one that has not waits for the others' notes, by a deadline; only then it finalizes.
+After losses that were survived it does not finalize at all, which may hang then (Open MPI 5.0.11).
 """
 
 from __future__ import annotations
 
 import atexit
+import ctypes
 import faulthandler
-import logging
 import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from distopt.comm import mpi_start
 from distopt.errors import DistoptError
 
 if TYPE_CHECKING:
@@ -39,13 +41,28 @@ def end_mpi() -> None:
             os.write(2, f"distopt: {error}\n".encode())
         if comm.has_failed:
             comm.abort(1)
-    if any(comm.has_lost for comm in communicators):  # to finalize may hang; the launcher takes this as a good end, too
-        logging.shutdown()
+    if any(comm.has_lost for comm in communicators):
+        communicators[-1].meet_at_exit()
+        _leave_without_finalizing()
+        return
+    mpi = communicators[0].mpi if communicators else mpi_start.initialized_here()
+    if mpi is not None and not mpi.Is_finalized():
+        # It keeps the interpreter's lock, so that no thread of ours could end it.
+        faulthandler.dump_traceback_later(_GRACE_S, exit=True, file=sys.__stderr__ or 2)
+        mpi.Finalize()
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _leave_without_finalizing() -> None:
+    """Have this process end with its own status as soon as the interpreter has, and what MPI does at exit left out.
+
+    The launcher takes that as a good end if the status is 0. ``on_exit`` is told the status, which Python keeps to
+    itself, and calls ``_exit`` with it. Source: on_exit(3), of glibc.
+    """
+    libc = ctypes.CDLL(None)
+    libc.alarm(int(_GRACE_S))  # a hang ends the process, too
+    if not hasattr(libc, "on_exit"):
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(0)
-    if communicators and not communicators[0].mpi.Is_finalized():
-        # It keeps the interpreter's lock, so that no thread of ours could end it.
-        faulthandler.dump_traceback_later(_GRACE_S, exit=True, file=sys.__stderr__ or 2)
-        communicators[0].mpi.Finalize()
-        faulthandler.cancel_dump_traceback_later()
+    libc.on_exit(ctypes.cast(libc._exit, ctypes.c_void_p), None)

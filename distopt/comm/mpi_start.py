@@ -38,6 +38,7 @@ _SEGMENTS_WITHIN_S: Final = 1.5
 ReadRank = Callable[[Mapping[str, str]], LaunchedRank | None]
 _started: list[StartedRanks] = []
 """Those of this host, until all ranks know each other."""
+_initialized: list[Any] = []
 _launcher: list[tuple[Callable[[], LaunchedRank | None], ReadRank]] = []
 
 
@@ -65,7 +66,7 @@ def load_mpi(timeout_s: float = 60.0) -> Any:
         import mpi4py
 
         if own is not None:
-            mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
+            mpi4py.rc.initialize = mpi4py.rc.finalize = False  # see distopt.comm.mpi_ending
         from mpi4py import MPI
 
         if own is not None and not MPI.Is_initialized():
@@ -91,6 +92,11 @@ def all_have_started() -> None:
     _started.clear()
 
 
+def initialized_here() -> Any:
+    """Return mpi4py's module if MPI was initialized here and not by mpi4py, which would finalize it; else None."""
+    return _initialized[0] if _initialized else None
+
+
 def _initialize(mpi: Any, ranks: StartedRanks, rank: int, timeout_s: float) -> None:
     """Initialize MPI as mpi4py does, while the ranks of this host are watched."""
     ended = threading.Event()
@@ -102,6 +108,7 @@ def _initialize(mpi: Any, ranks: StartedRanks, rank: int, timeout_s: float) -> N
             raise RuntimeError("MPI_Init_thread failed")
     finally:
         ended.set()
+    _initialized.append(mpi)
     for comm in (mpi.COMM_SELF, mpi.COMM_WORLD):
         comm.Set_errhandler(mpi.ERRORS_RETURN)
 

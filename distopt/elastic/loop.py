@@ -137,8 +137,7 @@ def run(
 
     A loss is survived under ``mpirun --with-ft ulfm``; elsewhere it raises PeerLostError, in every process. ``train``
     must let that error pass, and may not use a strategy, variables or an optimizer of its earlier call. This returns
-    when ``train`` has returned everywhere; the strategy cannot be used any more. A process that has gone on after a
-    loss ends with status 0, whatever ``sys.exit`` says, as ``MPI_Finalize`` may hang then.
+    when ``train`` has returned everywhere; the strategy cannot be used any more.
 
     Units: ``timeout_s`` limits every wait for other processes; it is not used where there is a ``communicator``.
     Raises: ValueError for a number below one; PeerLostError where losses are not survived; whatever ``train`` raises.

@@ -1,8 +1,10 @@
-"""A training loop as users write it, on a rank that may be doomed: ``python -m tests.faults.own_loop PLACEMENT DOOMED``
+"""A training loop as users write it, on a rank that may be doomed.
+
+``python -m tests.faults.own_loop PLACEMENT DOOMED STATUS``
 
 ``DOOMED`` is JSON: by rank, in which step it dies, by SIGKILL, and where: before its gradients are sent or while its
 update is written (a moment after its beginning); or in which step it raises an error. Each rank that is left says the
-hash of what it has in the end, and what it went on from.
+hash of what it has in the end, and what it went on from. Rank 0 ends with ``STATUS``, before the others say anything.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -72,4 +75,8 @@ def say(line: str) -> None:
 if __name__ == "__main__":
     own = json.loads(sys.argv[2]).get(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
     found = tf.elastic.run(train, replicas=REPLICAS, placement=sys.argv[1], keep_every_steps=KEEP_EVERY, timeout_s=30.0)
+    if os.environ.get("OMPI_COMM_WORLD_RANK") != "0":
+        time.sleep(0.5)
     say(f"hash {found}")
+    if os.environ.get("OMPI_COMM_WORLD_RANK") == "0":
+        sys.exit(int(sys.argv[3]))

@@ -65,8 +65,8 @@ def test_rank_that_is_stopped_is_ended_and_survived(tmp_path: Path) -> None:
     assert Counter(result.stdout.split())["lost"] == 1, result
 
 
-def own_loop(placement: str, doomed: dict[str, tuple[int, str]]) -> list[str]:
-    return ["-m", "tests.faults.own_loop", placement, json.dumps(doomed)]
+def own_loop(placement: str, doomed: dict[str, tuple[int, str]], status: int = 0) -> list[str]:
+    return ["-m", "tests.faults.own_loop", placement, json.dumps(doomed), str(status)]
 
 
 @functools.cache
@@ -78,16 +78,16 @@ def hash_of_own_loop() -> str:
 
 
 @pytest.mark.parametrize(
-    ("placement", "doomed"),
-    [("replica", {"0": (9, "before"), "2": (21, "meanwhile")}), ("sharded", {"1": (6, "meanwhile")})],
+    ("placement", "doomed", "status"),
+    [("replica", {"0": (9, "before"), "2": (21, "meanwhile")}, 0), ("sharded", {"1": (6, "meanwhile")}, 3)],
     ids=["replica", "sharded"],
 )
-def test_loop_of_ones_own_goes_on_without_ranks_that_are_killed(
-    placement: str, doomed: dict[str, tuple[int, str]]
+def test_loop_of_ones_own_goes_on_without_ranks_that_are_killed_and_ends_with_its_status(
+    placement: str, doomed: dict[str, tuple[int, str]], status: int
 ) -> None:
-    launcher, *rest = mpirun(3, own_loop(placement, doomed))
+    launcher, *rest = mpirun(3, own_loop(placement, doomed, status))
     result = run_job([launcher, "--with-ft", "ulfm", *rest], limit_s=90.0)
-    assert result.status == 0, result
+    assert result.status == status, result
     left = 3 - len(doomed)
     assert re.findall(r"hash (\w+)", result.stdout) == left * [hash_of_own_loop()], result
     begun = {int(size): int(step) for size, step in re.findall(r"size (\d) begins at step (\d+)", result.stdout)}
