@@ -8,7 +8,8 @@ depends on any of this.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
@@ -44,8 +45,7 @@ class RuleUser(ScalarSource, Protocol):
 class _Batch(NamedTuple):
     """What one kernel call updates; ``copies`` says which gradient goes where in ``gradients``.
 
-    For a single variable ``gradients`` is None, and ``copies`` has its place in the list alone. Many are copied as
-    ``packing`` does it.
+    For a single variable ``gradients`` is None. Many are copied as ``packing`` does it.
     """
 
     kernel: Kernel
@@ -54,6 +54,44 @@ class _Batch(NamedTuple):
     copies: tuple[tuple[Array, int], ...]
     packing: Packing | None
     piece: Piece
+    members: tuple[tuple[int, int, int], ...]
+    """For each variable its position in the list, and where its elements start and stop."""
+
+    def flat_gradient(self, gradients: Sequence[Any]) -> Array:
+        """Return the gradient of all variables, copied into ``gradients`` if there are several."""
+        flat = self.gradients
+        if flat is None:
+            return flattened(gradients[self.members[0][0]])
+        if self.packing is not None:
+            self.packing.write(gradients, flat)
+            return flat
+        for target, position in self.copies:
+            target[...] = gradients[position]
+        return flat
+
+
+class _Squares:
+    """Where the sums of squares of the variables of one batch go in a list of those of all."""
+
+    def __init__(self, batch: _Batch) -> None:
+        self.blocks = Blocks([(start, stop) for _, start, stop in batch.members])
+        alone, several = [], []
+        at = 0
+        for position, start, stop in batch.members:
+            after = at + norms.number_of_blocks(stop - start)
+            if after - at == 1:
+                alone.append((position, at))
+            else:
+                several.append((position, slice(at, after)))
+            at = after
+        self._several = several
+        self._positions, self._alone = np.array(alone, np.intp).reshape(-1, 2).T.copy()
+
+    def put(self, sums: Array, totals: Array) -> None:
+        """Add up ``sums``, those of the blocks, by variable."""
+        totals[self._positions] = sums[self._alone]
+        for position, blocks in self._several:
+            totals[position] = norms.add_sums(sums[blocks])
 
 
 class _Group(NamedTuple):
@@ -92,7 +130,7 @@ class Batches:
         Raises: TapeError if a live tape has read one of the variables.
         """
         variables = self.variables
-        if any(map(_is_split, variables)):
+        if Variable.some_were_split and any(map(_is_split, variables)):
             return False
         if recordings and any(map(_readers, variables)):
             for variable in variables:
@@ -102,23 +140,21 @@ class Batches:
     def update(self, gradients: Sequence[Any], hypers: Mapping[str, float], clips: Clips = NO_CLIPS) -> None:
         """Clip as ``clips`` say, but by norm, and update; ``gradients`` have their variables' shapes and dtypes."""
         step: Step | None = None
-        clip = self._clip(gradients, clips) if clips.active else None
+        clip: Callable[[Gradient], Gradient] | None = None
+        copied: Iterator[Array] | None = None
+        if clips.global_norm is not None:
+            clip, copied = self._clip_by_global_norm(gradients, clips)
+        elif (value := clips.value) is not None:
+            clip = functools.partial(_clipped, value)
         calls: list[Call] | None = [] if self._are_large and threads.num_threads() > 1 else None
         for (rule, weight_decay), slot_dtype, one_pass, batches in self._groups:
             scalars = self._optimizer.scalars_of(rule, hypers, slot_dtype)
             if weight_decay is not None:
                 step = step or Step(self._optimizer, hypers)
                 scalars = (*scalars, *step.decay(weight_decay, slot_dtype))
-            for kernel, written, flat, copies, packing, piece in batches:
-                if flat is None:
-                    gradient = flattened(gradients[copies[0][1]])
-                elif packing is None:
-                    for target, position in copies:
-                        target[...] = gradients[position]
-                    gradient = flat
-                else:
-                    packing.write(gradients, flat)
-                    gradient = flat
+            for batch in batches:
+                kernel, written, piece = batch.kernel, batch.written, batch.piece
+                gradient = batch.flat_gradient(gradients) if copied is None else next(copied)
                 if not one_pass or clip is not None:
                     step = step or Step(self._optimizer, hypers)
                     found = Gradient(PLAIN, (gradient,))
@@ -131,28 +167,34 @@ class Batches:
         if calls:
             run_together(calls)
 
-    def _clip(self, gradients: Sequence[Any], clips: Clips) -> Callable[[Gradient], Gradient]:
-        """Return what clips the gradient of a batch; for that, the norm of all gradients is computed here."""
-        value = clips.value
-
-        def by_value(gradient: Gradient) -> Gradient:
-            return gradient if value is None else gradient.clipped(value)
-
-        if clips.global_norm is None:
-            return by_value
-        totals = []
-        for array in gradients:
-            flat = flattened(array)
-            gradient = by_value(Gradient(PLAIN, (flat,)))
-            if gradient.source == PLAIN:
+    def _clip_by_global_norm(
+        self, gradients: Sequence[Any], clips: Clips
+    ) -> tuple[Callable[[Gradient], Gradient], Iterator[Array]]:
+        """Return what clips the gradient of a batch, and these gradients, in order, which were read for the norm."""
+        assert clips.global_norm is not None, "asked by the caller"
+        dtypes = {batch.piece.dtype for batch in self._batches}
+        totals = np.empty(len(gradients), np.result_type(*map(norms.accumulation_dtype, dtypes)))
+        copied = []
+        for batch, squares in zip(self._batches, self._squares, strict=True):
+            flat = batch.flat_gradient(gradients)
+            gradient = _clipped(clips.value, Gradient(PLAIN, (flat,)))
+            if gradient.source == PLAIN and batch.gradients is None:
                 sums = self.engine.block_sums(flat)
             else:
-                sums = self.engine.gather(gradient, None, Blocks([(0, flat.size)]))
-            totals.append(norms.add_sums(sums))
-        total = clipping.add_totals(totals)
-        dtypes = {array.dtype for array in gradients}
+                sums = self.engine.gather(gradient, None, squares.blocks)
+            squares.put(sums, totals)
+            copied.append(flat)
+        total = norms.add_sums(totals)
         factors = {dtype: clipping.global_scale(total, clips.global_norm, dtype) for dtype in dtypes}
-        return lambda gradient: by_value(gradient).scaled(factors[gradient.dtype])
+        return lambda gradient: _clipped(clips.value, gradient).scaled(factors[gradient.dtype]), iter(copied)
+
+    @functools.cached_property
+    def _batches(self) -> list[_Batch]:
+        return [batch for group in self._groups for batch in group.batches]
+
+    @functools.cached_property
+    def _squares(self) -> list[_Squares]:
+        return list(map(_Squares, self._batches))
 
     def _bind(self, run: Run, treatment: Treatment, members: Sequence[tuple[Variable, int]]) -> _Batch:
         segment = run.segment
@@ -166,16 +208,21 @@ class Batches:
         piece = Piece(self.engine, treatment, written, (), average=arrays.get(AVERAGE))
         kernel = piece.kernel if self._are_large else unshared(piece.kernel)
         if len(members) == 1:
-            return _Batch(kernel, written, None, ((written[0], members[0][1]),), None, piece)
+            return _Batch(kernel, written, None, (), None, piece, ((members[0][1], 0, stop - start),))
         flat = aligned_zeros(stop - start, segment.dtype)
         targets = [
             Place(position, offset - start, offset - start + storage.size, storage.shape)
             for (offset, storage), (_, position) in zip(places, members, strict=True)
         ]
+        where = tuple((at.position, at.start, at.stop) for at in targets)
         if len(members) >= MANY:
-            return _Batch(kernel, written, flat, (), Packing(targets, segment.dtype), piece)
+            return _Batch(kernel, written, flat, (), Packing(targets, segment.dtype), piece, where)
         copies = tuple((flat[at.start : at.stop].reshape(at.shape), at.position) for at in targets)
-        return _Batch(kernel, written, flat, copies, None, piece)
+        return _Batch(kernel, written, flat, copies, None, piece, where)
+
+
+def _clipped(value: float | None, gradient: Gradient) -> Gradient:
+    return gradient if value is None else gradient.clipped(value)
 
 
 def _cut(run: Run, treatments: Sequence[Treatment]) -> list[tuple[Treatment, list[Variable]]]:
