@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -92,6 +92,9 @@ class Variable(Operand, metaclass=_OneForAllReplicas):
         "strategy",
         "synchronization",
     )
+
+    some_were_split: ClassVar[bool] = False
+    """Whether a variable of this process was ever split; where none was, nobody has to look for one."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Variable:  # noqa: ARG004 - they are __init__'s
         """Return a new variable; one that belongs to a graph while that is being built."""
@@ -328,6 +331,7 @@ class Variable(Operand, metaclass=_OneForAllReplicas):
                 raise ValueError(f"{self.name} is split among replicas {tuple(self._copies)}, not {tuple(replica_ids)}")
             return
         first, *others = replica_ids
+        Variable.some_were_split = True
         self._copies = {first: self.storage, **{replica: self.storage.copy() for replica in others}}
         self.is_split = True
 

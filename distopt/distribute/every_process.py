@@ -56,6 +56,7 @@ class EveryProcess:
         self._is_alone = hosting.num_replicas == 1 and communicator is None
         self._introductions = Introductions(communicator)
         self._rows_by_shapes: dict[Any, bool] = {}
+        self._latest_key: tuple[tuple[int, ...], bool] = (), True
         self._has_updated = False
         """Whether the apply call that is under way has made its update."""
 
@@ -96,7 +97,7 @@ class EveryProcess:
         optimizer, variables = path.optimizer, pairs_of[0].variables
         by_rows, begins_rows, label = self._introduced(path, pairs_of, hypers)
         before = self._inspector.book.traffic()
-        if not by_rows and len(set(pairs_of[0].key)) == len(variables):
+        if not by_rows and self._are_different(pairs_of[0].key):
             layout = optimizer.layout(variables)
             total = self._total(path, layout, pairs_of, label, withdraws=begins_rows)
             combined = time.perf_counter()
@@ -122,6 +123,12 @@ class EveryProcess:
                 return None
             optimizer.finish_aggregated(zip(gradients, variables, strict=True), hypers)
         return combined
+
+    def _are_different(self, key: tuple[int, ...]) -> bool:
+        """Return whether no variable is listed twice."""
+        if key is not self._latest_key[0]:
+            self._latest_key = key, len(set(key)) == len(key)
+        return self._latest_key[1]
 
     def _total(
         self, path: Any, layout: Any, pairs_of: Sequence[Any], label: bytes, *, withdraws: bool

@@ -96,7 +96,7 @@ class Introductions:
         """
         key = pairs_of[0].key
         of_optimizer, latest_key, latest = self._latest
-        if (latest_key is key or latest_key == key) and of_optimizer() is optimizer:
+        if latest_key is key and of_optimizer() is optimizer:
             introduced: Known = latest
             return introduced
         known = self._known.setdefault(optimizer, {})

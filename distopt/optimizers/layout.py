@@ -6,6 +6,7 @@ import bisect
 import functools
 import itertools
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,8 @@ from distopt.packing import Packing, Place
 from distopt.tensor import Tensor
 from distopt.types import Array
 from distopt.variable import Variable
+
+_is_split = attrgetter("is_split")
 
 
 class Block(NamedTuple):
@@ -90,10 +93,7 @@ class Layout:
 
     def has_split(self) -> bool:
         """Return whether a variable is split into copies."""
-        for variable in self.variables:  # noqa: SIM110 - a generator costs as much as the rest of an apply call's checks
-            if variable.is_split:
-                return True
-        return False
+        return Variable.some_were_split and any(map(_is_split, self.variables))
 
     def empty(self) -> list[Array]:
         """Return new flat arrays of zeros, one for each run."""
