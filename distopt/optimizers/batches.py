@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from distopt import clipping, norms, threads
-from distopt.arena import Run, aligned_zeros, flattened, runs
+from distopt.arena import Run, aligned_zeros, contiguous, flattened, runs
 from distopt.autodiff.nodes import recordings
 from distopt.optimizers.clips import NO_CLIPS, Clips
 from distopt.optimizers.engine import SHARED_BYTES, Blocks, Call, Engine, Kernel, run_together, unshared
@@ -75,23 +75,14 @@ class _Squares:
 
     def __init__(self, batch: _Batch) -> None:
         self.blocks = Blocks([(start, stop) for _, start, stop in batch.members])
-        alone, several = [], []
-        at = 0
-        for position, start, stop in batch.members:
-            after = at + norms.number_of_blocks(stop - start)
-            if after - at == 1:
-                alone.append((position, at))
-            else:
-                several.append((position, slice(at, after)))
-            at = after
-        self._several = several
-        self._positions, self._alone = np.array(alone, np.intp).reshape(-1, 2).T.copy()
+        self._positions = np.array([position for position, _, _ in batch.members], np.intp)
+        numbers = [norms.number_of_blocks(stop - start) for _, start, stop in batch.members]
+        self._stops = np.cumsum(numbers, dtype=np.int64)
+        self._starts = self._stops - np.array(numbers, np.int64)
 
-    def put(self, sums: Array, totals: Array) -> None:
+    def put(self, engine: Engine, sums: Array, totals: Array) -> None:
         """Add up ``sums``, those of the blocks, by variable."""
-        totals[self._positions] = sums[self._alone]
-        for position, blocks in self._several:
-            totals[position] = norms.add_sums(sums[blocks])
+        totals[self._positions] = engine.range_sums(contiguous(sums), self._starts, self._stops)
 
 
 class _Group(NamedTuple):
@@ -182,7 +173,7 @@ class Batches:
                 sums = self.engine.block_sums(flat)
             else:
                 sums = self.engine.gather(gradient, None, squares.blocks)
-            squares.put(sums, totals)
+            squares.put(self.engine, sums, totals)
             copied.append(flat)
         total = norms.add_sums(totals)
         factors = {dtype: clipping.global_scale(total, clips.global_norm, dtype) for dtype in dtypes}
