@@ -273,8 +273,7 @@ class Communicator(abc.ABC):
 
         Raises: ValueError if there is no rank ``root``, or if it passes ``None``.
         """
-        if not 0 <= root < self.size:
-            raise ValueError(f"root must be a rank below {self.size}, not {root}")
+        self._check_root(root)
         what = f"broadcast_bytes from rank {root}"
         others = [peer for peer in range(self.size) if peer != root]
         if self.rank == root:
@@ -295,9 +294,25 @@ class Communicator(abc.ABC):
         self.exchange([], [Receive(root, rest)], what)
         return rest.tobytes()
 
+    def broadcast_array(self, array: Array, root: int = 0) -> None:
+        """Write ``root``'s ``array`` into that of every rank; it has one shape and dtype everywhere, and is contiguous.
+
+        Raises: ValueError if there is no rank ``root``.
+        """
+        self._check_root(root)
+        what = f"broadcast_array from rank {root}"
+        if self.rank == root:
+            self.exchange([Send(peer, array) for peer in range(self.size) if peer != root], [], what)
+        else:
+            self.exchange([], [Receive(root, array)], what)
+
     def barrier(self) -> None:
         """Return when every rank has called this."""
         self._all_gather_bytes(b"", "barrier")
+
+    def _check_root(self, root: int) -> None:
+        if not 0 <= root < self.size:
+            raise ValueError(f"root must be a rank below {self.size}, not {root}")
 
     def _others(self) -> list[int]:
         """Return the other ranks, the next one first, so that not all send to rank 0 at once."""

@@ -7,6 +7,8 @@ replica that makes nothing, because the first one has filled an attribute, is ri
 first made is not, since nobody can tell which part. What is not trained may be a replica's own: an optimizer's hypers
 are made by whoever reads one.
 
+Between processes, each of which makes its own, :func:`share_value` has them begin alike.
+
 Source: ``tf.distribute.MirroredStrategy`` (``shared_variable_creator``), which looks at names alone.
 """
 
@@ -17,13 +19,18 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from distopt.agreement import stem_of
+from distopt.comm.communicator import Communicator
 from distopt.errors import VariablePerReplicaError
 from distopt.tensor import to_array
 from distopt.types import Array
 from distopt.variable import Variable, VariableSynchronization
+
+LONG_BYTES = 1 << 16
+"""Of a value that is sent by itself: what fits beside its description saves a message."""
 
 SAME_VARIABLES = "make variables alike on every replica, or once, under `strategy.scope()`"
 
@@ -95,6 +102,27 @@ class Creations:
                         f"named {stem.partition(':')[0]!r} that {first} made in `strategy.run`, so which is which is "
                         f"not known; give them names of their own, or {SAME_VARIABLES}"
                     )
+
+
+def share_value(variable: Variable, communicator: Communicator) -> None:
+    """Give a new variable the value that it has on rank 0; a collective. A long one is not copied on its way.
+
+    Raises: VariablePerReplicaError if rank 0 makes another variable here.
+    """
+    value = variable.storage
+    own = stem_of(variable.name), value.dtype.name, value.shape
+    is_long = value.nbytes > LONG_BYTES
+    told = communicator.broadcast_bytes(msgspec.msgpack.encode((*own, b"" if is_long else value.tobytes())))
+    *others, payload = msgspec.msgpack.decode(told, type=tuple[str, str, tuple[int, ...], bytes])
+    if tuple(others) != own:
+        raise VariablePerReplicaError(
+            f"rank {communicator.rank} makes the variable {own[0]} {own[1]}{list(own[2])} where rank 0 makes "
+            f"{others[0]} {others[1]}{list(others[2])}; {SAME_VARIABLES}"
+        )
+    if is_long:
+        communicator.broadcast_array(value)
+    else:
+        value[...] = np.frombuffer(payload, value.dtype).reshape(value.shape)
 
 
 def _is_trained(given: Mapping[str, Any]) -> bool:

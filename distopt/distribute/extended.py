@@ -12,14 +12,13 @@ import numpy as np
 
 from distopt import replica_context
 from distopt.aggregation import Aggregator, GradientAggregator, Mean, Sum
-from distopt.agreement import stem_of
 from distopt.autodiff.nodes import state
 from distopt.comm.communicator import Communicator, Hosting
 from distopt.distribute import gathering, values
 from distopt.distribute.checks import Checks
 from distopt.distribute.contexts import StrategyReplicaContext
 from distopt.distribute.contributing import contributed, refuse_repeated
-from distopt.distribute.creations import SAME_VARIABLES, Creations
+from distopt.distribute.creations import Creations, share_value
 from distopt.distribute.in_host_memory import every_process
 from distopt.distribute.inspector import Inspector
 from distopt.distribute.loss_origin import note_origin
@@ -27,7 +26,6 @@ from distopt.distribute.owners import Owners, Phases, num_bytes_of_all, same_var
 from distopt.distribute.receipts import Receipt, ReceiptBook, path_name
 from distopt.distribute.replica_greenlets import ReplicaGreenlets
 from distopt.distribute.variable_access import CrossReplicaAccess
-from distopt.errors import VariablePerReplicaError
 from distopt.indexed_slices import IndexedSlices
 from distopt.optimizers.pipeline import Pairs, check_gradients
 from distopt.replica_context import Context
@@ -239,16 +237,7 @@ class Extended:
         Raises: VariablePerReplicaError if rank 0 makes another variable here.
         """
         if self.communicator is not None and self.communicator.size > 1:
-            value = variable.storage
-            own = stem_of(variable.name), value.dtype.name, value.shape
-            encoded = self.communicator.broadcast_bytes(msgspec.msgpack.encode((*own, value.tobytes())))
-            *others, payload = msgspec.msgpack.decode(encoded, type=tuple[str, str, tuple[int, ...], bytes])
-            if tuple(others) != own:
-                raise VariablePerReplicaError(
-                    f"rank {self.rank} makes the variable {own[0]} {own[1]}{list(own[2])} where rank 0 makes "
-                    f"{others[0]} {others[1]}{list(others[2])}; {SAME_VARIABLES}"
-                )
-            value[...] = np.frombuffer(payload, value.dtype).reshape(value.shape)
+            share_value(variable, self.communicator)
 
     def own_copies(self, variable: Any) -> None:
         """Give each hosted replica a copy of a variable that is synchronized when it is read."""

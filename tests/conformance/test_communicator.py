@@ -263,6 +263,19 @@ def test_broadcast_bytes_from_each_root_arrives_everywhere(run: Run, length: int
         assert received == [bytes([root]) * length for root in range(run.size)]
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (3, 5), (100_003,)])
+def test_broadcast_array_from_each_root_arrives_in_place(run: Run, shape: tuple[int, ...]) -> None:
+    def body(comm: Communicator) -> list[bool]:
+        arrived = []
+        for root in range(comm.size):
+            array = np.full(shape, comm.rank + 0.5, np.float32)
+            comm.broadcast_array(array, root)
+            arrived.append(bool((array == root + 0.5).all()))
+        return arrived
+
+    assert run(body) == [[True] * run.size] * run.size
+
+
 def test_barrier_returns_on_every_rank(run: Run) -> None:
     assert all(result is None for result in run(lambda comm: comm.barrier()))
 

@@ -233,12 +233,17 @@ class ServerCommunicator(Communicator):
 
     def broadcast_bytes(self, payload: bytes | None, root: int = 0) -> bytes:
         """See :meth:`Communicator.broadcast_bytes`."""
-        if not 0 <= root < self.size:
-            raise ValueError(f"root must be a rank below {self.size}, not {root}")
+        self._check_root(root)
         if self.rank == root and payload is None:
             raise ValueError(f"rank {root} is the root of a broadcast and has nothing to send")
         own = payload if self.rank == root and payload is not None else b""
         return self.all_gather_bytes(own)[root]
+
+    def broadcast_array(self, array: Array, root: int = 0) -> None:
+        """See :meth:`Communicator.broadcast_array`."""
+        received = self.broadcast_bytes(array.tobytes() if self.rank == root else b"", root)
+        if self.rank != root:
+            array[...] = np.frombuffer(received, array.dtype).reshape(array.shape)
 
     def barrier(self) -> None:
         """See :meth:`Communicator.barrier`."""

@@ -11,6 +11,7 @@ import pytest
 import distopt as tf
 from distopt.comm.communicator import Communicator, Hosting
 from distopt.distribute import MirroredStrategy
+from distopt.distribute.creations import LONG_BYTES
 from distopt.distribute.strategy import Strategy
 from distopt.errors import VariablePerReplicaError
 from distopt.testing import run_replicas
@@ -163,6 +164,17 @@ def test_variables_made_in_replicas_of_several_processes_have_one_value(num_proc
         return made.numpy().tolist()
 
     assert run_replicas(process, num_processes) == [[1.0, 2.0]] * num_processes
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (3, LONG_BYTES // 12), (3, LONG_BYTES // 12 + 1)])
+def test_processes_begin_with_the_values_of_the_first_however_long(shape: tuple[int, int]) -> None:
+    def process(comm: Communicator) -> Any:
+        strategy = Strategy(Hosting.contiguous(3, 3), comm.rank, comm)
+        with strategy.scope():
+            made = tf.Variable(np.full(shape, comm.rank + 1.5, np.float32), name="v")
+        return made.shape, np.unique(made.numpy()).tolist()
+
+    assert run_replicas(process, 3) == [(shape, [1.5])] * 3
 
 
 def test_processes_that_make_different_variables_are_told_which() -> None:
