@@ -64,6 +64,11 @@ def choose_deployment(config: JobConfig, environ: Mapping[str, str]) -> Deployme
             'deployment.placement = "sharded" needs the ranks of an MPI launcher, which share memory: start the job '
             'with `mpirun -n RANKS distopt train`, or set deployment.placement to "replica" or "server"'
         )
+    if chosen != "mpi" and deployment.communication.overlap:
+        raise ConfigError(
+            f'deployment.communication.overlap = true is for the ranks of an MPI launcher, not for a "{chosen}": start '
+            "the job with `mpirun -n RANKS distopt train`, or leave it out"
+        )
     if chosen != "mpi" and launched is not None and launched[1] > 1:
         raise ConfigError(
             f'deployment.on = "{chosen}" and an MPI launcher of {launched[1]} ranks exclude each other: '

@@ -51,8 +51,9 @@ def train(path: Path | None, overrides: Sequence[str], resume: Path | None, rest
         if number:
             RunFolder.reopen(folder.path, text)
         if deployment == "mpi":
-            workers, survives = config.deployment.workers, config.deployment.survive_losses
-            return run_ranks(folder, workers, survives_losses=survives)
+            asked = config.deployment
+            survives = asked.survive_losses and not asked.communication.overlap  # which is not survived in place
+            return run_ranks(folder, asked.workers, survives_losses=survives)
         return launch(config, folder, folder.path if number else resume)
 
     return run_with_restarts(attempt, restarts, folder.read_error, lambda line: sys.stderr.write(f"distopt: {line}\n"))

@@ -212,6 +212,15 @@ class NumericsConfig(Section, frozen=True, kw_only=True):
     """Go on, with a warning, where processes may round differently."""
 
 
+class CommunicationConfig(Section, frozen=True, kw_only=True):
+    """How the ranks of an MPI job tell each other gradients and variables, from host to host; no bit depends on it."""
+
+    bytes_per_pack: Count = 0
+    """How long the pieces are, each on its way while the next is worked on. 0: 512 kB."""
+    overlap: bool = False
+    """Let a piece leave as soon as its gradients exist, while the backward pass goes on."""
+
+
 class DeploymentConfig(Section, frozen=True, kw_only=True):
     """Where the job runs and how long it waits for others."""
 
@@ -242,6 +251,7 @@ class DeploymentConfig(Section, frozen=True, kw_only=True):
     keep_every_steps: Count = 100
     """After how many steps ranks that survive losses keep the state in memory, where a part would be lost with one of
     them; after a loss the steps since are made again. 0: never, so they begin at the last checkpoint."""
+    communication: CommunicationConfig = CommunicationConfig()
 
 
 class RunConfig(Section, frozen=True, kw_only=True):

@@ -204,6 +204,11 @@ def _of_deployment(config: JobConfig) -> Iterator[str]:
             "deployment.on", deployment.on, "deployment.placement", deployment.placement,
             'only the ranks of on = "mpi" share memory',
         )  # fmt: skip
+    if deployment.on in ("process", "cluster") and deployment.communication.overlap:
+        yield exclude(
+            "deployment.on", deployment.on, "deployment.communication.overlap", True,
+            'only the ranks of on = "mpi" send gradients from host to host',
+        )  # fmt: skip
     if deployment.heartbeat_interval_s >= deployment.peer_timeout_s:
         yield exclude(
             "deployment.heartbeat_interval_s", deployment.heartbeat_interval_s,

@@ -28,9 +28,9 @@ from distopt import checkpoint
 from distopt.checkpoint import TrainingState
 from distopt.comm.communicator import Communicator
 from distopt.comm.mpi import MpiCommunicator
-from distopt.distribute import MultiWorkerMirroredStrategy
+from distopt.distribute import CommunicationOptions, MultiWorkerMirroredStrategy
 from distopt.elastic.survival import carry_out, furthest
-from distopt.errors import ManifestMismatchError, PeerLostError
+from distopt.errors import ConfigError, ManifestMismatchError, PeerLostError
 from distopt.observe import LocalRecorder, LostWorker, RunFolder, make_display, set_step
 from distopt.protocol.manifest import content_diff, numerics_diff
 from distopt.runtime import report
@@ -51,6 +51,12 @@ def run_mpi(config: JobConfig, resume: Path | None) -> int:
     """Train the job as one rank of an MPI job; return the exit status. An error ends all ranks."""
     deployment = config.deployment
     survives = deployment.survive_losses and lets_survivors_live()
+    if survives and deployment.communication.overlap:
+        raise ConfigError(
+            "deployment.communication.overlap = true and deployment.survive_losses = true exclude each other under "
+            "`mpirun --with-ft ulfm`: gradients would leave before it is sure that they are applied; set one of them "
+            "to false"
+        )
     communicator = MpiCommunicator(
         timeout_s=max(deployment.join_timeout_s, deployment.collective_timeout_s),
         survives_losses=survives,
@@ -126,11 +132,7 @@ class RankOfJob:
         gc.collect()
         job = prepare(config)
         compare_manifests(job, communicator)
-        strategy = MultiWorkerMirroredStrategy(
-            replicas=config.strategy.replicas,
-            placement="replica" if deployment.placement == "auto" else deployment.placement,
-            communicator=communicator,
-        )
+        strategy = make_strategy(config, communicator)
         check_placement(job, strategy.placement, 0)
         steps_begun: set[int] = set()
 
@@ -217,6 +219,26 @@ class RankOfJob:
 
     def _own_path(self) -> bytes:
         return b"" if self._folder is None else str(self._folder.path).encode()
+
+
+def make_strategy(config: JobConfig, communicator: Communicator) -> MultiWorkerMirroredStrategy:
+    """Return the job's strategy; a collective.
+
+    Raises: ConfigError if other ranks were told to communicate in another way.
+    """
+    deployment = config.deployment
+    communication = deployment.communication
+    options = CommunicationOptions(bytes_per_pack=communication.bytes_per_pack, overlap=communication.overlap)
+    try:
+        return MultiWorkerMirroredStrategy(
+            None,
+            options,
+            replicas=config.strategy.replicas,
+            placement="replica" if deployment.placement == "auto" else deployment.placement,
+            communicator=communicator,
+        )
+    except ValueError as error:
+        raise ConfigError(f"deployment.communication: {error}") from error
 
 
 def compare_manifests(job: Job, communicator: Communicator) -> None:

@@ -68,6 +68,12 @@ def test_deployment_with_servers_under_an_mpi_launcher_is_refused() -> None:
         choose_deployment(_config("deployment.placement=server"), OPEN_MPI)
 
 
+def test_overlap_without_ranks_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r'overlap = true is for the ranks of an MPI launcher, not for a "cluster"'):
+        choose_deployment(_config("deployment.communication.overlap=true"), {})
+    assert choose_deployment(_config("deployment.communication.overlap=true"), OPEN_MPI) == "mpi"
+
+
 def test_placement_sharded_without_ranks_is_refused() -> None:
     with pytest.raises(ConfigError, match=r'placement = "sharded" needs the ranks of an MPI launcher'):
         choose_deployment(_config("deployment.placement=sharded"), {})

@@ -215,6 +215,18 @@ def test_config_with_a_value_out_of_range_names_key_value_and_range(override: st
             'deployment.on = "process" and deployment.placement = "sharded" exclude each other',
         ),
         (
+            ["deployment.on=cluster", "deployment.communication.overlap=true"],
+            'deployment.on = "cluster" and deployment.communication.overlap = true exclude each other',
+        ),
+        (
+            ["deployment.communication.bytes_per_pack=-1"],
+            "deployment.communication.bytes_per_pack = -1 is refused; allowed: an integer >= 0",
+        ),
+        (
+            ["deployment.communication.overlaps=true"],
+            "unknown key deployment.communication.overlaps; did you mean deployment.communication.overlap?",
+        ),
+        (
             ["deployment.heartbeat_interval_s=9"],
             "deployment.heartbeat_interval_s = 9.0 and deployment.peer_timeout_s = 5.0 exclude each other",
         ),

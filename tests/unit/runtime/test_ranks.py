@@ -15,11 +15,12 @@ import pytest
 
 from distopt.comm.communicator import Communicator
 from distopt.comm.in_process_faults import KilledByPlan
+from distopt.comm.shared_memory import meet_on_host
 from distopt.distribute.sharded import Sharded
 from distopt.distribute.span_logs import SpanLogs
-from distopt.errors import PeerLostError
+from distopt.errors import ConfigError, PeerLostError
 from distopt.runtime.config_file import load_config
-from distopt.runtime.ranks import RankOfJob
+from distopt.runtime.ranks import RankOfJob, run_mpi
 from distopt.testing import FaultPlan, run_replicas
 
 CONFIG = Path(__file__).parents[3] / "configs" / "digits.toml"
@@ -144,6 +145,47 @@ def test_owner_lost_in_a_block_has_it_ended_by_the_others_and_nothing_is_made_ag
     check(summary, metrics, *settings)
     (lost,) = summary["lost"]
     assert (lost["worker"], lost["step"]) == (victim, update)
+
+
+def test_job_whose_gradients_leave_early_ends_with_the_same_bits(tmp_path: Path) -> None:
+    mathematics = ("task.hidden=[300,300]", "data.epochs=1")
+    options = ("overlap=true", "bytes_per_pack=65536")
+    settings = [*SETTINGS, *mathematics, *(f"deployment.communication.{option}" for option in options)]
+    config = load_config(CONFIG, [*settings, f"run.directory={json.dumps(str(tmp_path))}"])
+
+    def rank(communicator: Communicator) -> int:
+        group = communicator._host_group = meet_on_host(communicator, namespace=f"host {communicator.rank > 0}")
+        communicator.shares_memory = True
+        part = RankOfJob(config, None, communicator)
+        try:
+            part.run()
+        finally:
+            part.close()
+            group.close()
+        return communicator.traffic.early_bytes
+
+    assert all(run_replicas(rank, 3, timeout_s=60.0))
+    (folder,) = tmp_path.iterdir()
+    found = json.loads((folder / "summary.json").read_text())["state_hash"]
+    assert found == undisturbed(*mathematics)[0]["state_hash"]
+
+
+def test_ranks_that_are_told_to_communicate_in_different_ways_are_refused(tmp_path: Path) -> None:
+    def rank(communicator: Communicator) -> None:
+        communicator.shares_memory = True
+        own = f"deployment.communication.bytes_per_pack={4096 + communicator.rank}"
+        config = load_config(CONFIG, [*SETTINGS, own, f"run.directory={json.dumps(str(tmp_path))}"])
+        RankOfJob(config, None, communicator).run()
+
+    with pytest.raises(ConfigError, match=r"deployment.communication: bytes_per_pack is 4096 .* on rank 0, .* rank 1"):
+        run_replicas(rank, 2)
+
+
+def test_overlap_where_losses_are_survived_is_refused_before_mpi_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distopt.runtime.ranks.lets_survivors_live", lambda: True)
+    config = load_config(CONFIG, ["deployment.communication.overlap=true"])
+    with pytest.raises(ConfigError, match=r"overlap = true and deployment.survive_losses = true exclude each other"):
+        run_mpi(config, None)
 
 
 def test_loss_ends_the_job_where_the_launcher_ends_the_others(tmp_path: Path) -> None:
