@@ -68,12 +68,16 @@ class EveryProcess:
         if self._is_alone and aggregator.sums:
             # The sum over one replica is its own gradient: nothing to bring together, so nothing to copy.
             pairs = pairs_of[0]
+            gradients = None if pairs.has_rows else pairs.arrays
             if type(aggregator) is not Sum:
                 columns = [[gradient] for gradient, _ in pairs]
-                pairs = list(zip(self.aggregate(aggregator, columns), pairs.variables, strict=True))
+                gradients = self.aggregate(aggregator, columns)
+                pairs = list(zip(gradients, pairs.variables, strict=True))
             combined = time.perf_counter()
-            if self._inspector.looks_for_non_finite and self._is_skipped(optimizer, [g for g, _ in pairs], pairs_of):
-                return
+            if self._inspector.looks_for_non_finite:
+                found = [gradient for gradient, _ in pairs] if gradients is None else gradients
+                if self._is_skipped(optimizer, found, pairs_of):
+                    return
             optimizer.finish_aggregated(pairs, hypers)
         else:
             same_variables(pairs_of)

@@ -273,13 +273,13 @@ class Inspector:
 
         Raises: NonFiniteGradientError where the checks say so; the same one on every process.
         """
-        if all(map(is_finite, gradients)):
+        if are_finite(gradients):
             return True
         found = [
             f"{variable.name} on replica {context.replica_id_in_sync_group}"
             for context, pairs in zip(self._contexts, pairs_of, strict=True)
             for gradient, variable in pairs
-            if not is_finite(gradient)
+            if not are_finite([gradient])
         ]
         communicator = self._communicator
         if communicator is not None and communicator.size > 1:
@@ -295,7 +295,7 @@ class Inspector:
         """Return :meth:`lets_pass` of gradients that are applied as they are, the same answer on every process."""
         step = int(path.optimizer.iterations.storage)
         communicator = self._communicator
-        found = not all(is_finite(gradient) for pairs in pairs_of for gradient, _ in pairs)
+        found = not are_finite(gradient for pairs in pairs_of for gradient, _ in pairs)
         if communicator is not None and communicator.size > 1:
             # What is not aggregated differs between processes, so they have to ask each other.
             found = any(map(any, communicator.all_gather_bytes(bytes([found]))))
@@ -307,8 +307,10 @@ class Inspector:
         Raises: NonFiniteGradientError.
         """
         for context, pairs in zip(self._contexts, pairs_of, strict=True):
+            if not pairs.has_rows and are_finite(pairs.arrays):
+                continue
             for gradient, variable in pairs:
-                if not is_finite(gradient):
+                if not are_finite([gradient]):
                     replica = context.replica_id_in_sync_group
                     raise NonFiniteGradientError(
                         f"a gradient is infinite or not a number at step {step}: {variable.name} on replica {replica}"
@@ -333,21 +335,25 @@ def _kinds_for(aggregator: Any) -> tuple[Any, ...]:
     return (AVERAGED, LOCAL_MEAN) if takes_means else (AVERAGED,)
 
 
-def is_finite(gradient: Any) -> bool:
-    """Return whether all numbers of a gradient are finite.
+def are_finite(gradients: Iterable[Any]) -> bool:
+    """Return whether all numbers of all gradients are finite.
 
     The sum of numbers, or of their squares, is finite only if all are: one pass over memory, and a second look only
     where it is not, because it may have overflowed.
 
-    >>> is_finite(np.ones(3)), is_finite(np.array([1.0, np.nan]))
+    >>> are_finite([np.ones(3)]), are_finite([np.ones(3), np.array([1.0, np.nan])])
     (True, False)
     """
-    array = _array_of(gradient)
+    with np.errstate(all="ignore"):
+        return all(map(_is_finite, gradients))
+
+
+def _is_finite(gradient: Any) -> bool:
+    array = gradient if type(gradient) is np.ndarray else _array_of(gradient)
     if array is None or array.dtype.kind in "biu":
         return True
-    with np.errstate(all="ignore"):
-        flat = array.reshape(-1)
-        total = float(np.dot(flat, flat) if array.dtype.char in "fd" else np.add.reduce(flat))
+    flat = array if array.ndim == 1 else array.reshape(-1)
+    total = np.dot(flat, flat) if array.dtype.char in "fd" else np.add.reduce(flat)
     return math.isfinite(total) or bool(np.isfinite(array).all())
 
 

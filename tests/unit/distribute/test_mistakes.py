@@ -21,7 +21,7 @@ from distopt import errors
 from distopt.aggregation import Mean, Median, Sum
 from distopt.clipping import clip_by_global_norm
 from distopt.distribute import Checks, MirroredStrategy, PerReplica, introduction
-from distopt.distribute.inspector import LOOKS_AT_LOSSES, is_finite
+from distopt.distribute.inspector import LOOKS_AT_LOSSES, are_finite
 from distopt.errors import MistakeError
 from distopt.testing import run_strategy
 
@@ -826,9 +826,9 @@ def test_non_finite_gradient_is_applied_as_in_the_reference_unless_asked_for(str
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
 def test_finite_numbers_whose_sum_overflows_are_finite(dtype: Any) -> None:
     largest = ml_dtypes.finfo(dtype).max
-    assert is_finite(np.full(3, largest, dtype))
-    assert not is_finite(np.array([1, np.inf, -np.inf], dtype))
-    assert not is_finite(tf.IndexedSlices(np.array([[np.nan]], dtype), [0], (1, 1)))
+    assert are_finite([np.full(3, largest, dtype)])
+    assert not are_finite([np.array([1, np.inf, -np.inf], dtype)])
+    assert not are_finite([tf.IndexedSlices(np.array([[np.nan]], dtype), [0], (1, 1))])
 
 
 def test_checks_refuse_what_they_do_not_know() -> None:
