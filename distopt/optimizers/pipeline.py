@@ -29,6 +29,7 @@ from distopt.variable import Variable
 
 logger = logging.getLogger(__name__)
 _ARRAYS = {np.ndarray}
+_TUPLES = {tuple}
 _shape, _dtype = attrgetter("shape"), attrgetter("dtype")
 _variable = itemgetter(1)
 
@@ -157,9 +158,10 @@ class Fits:
             self._latest = fit
         places = fit.places
         if places is not None and all(map(is_, arrays, places)):
-            # These very pairs will be known: they do not change, and no tensor over a place gets another array.
-            fit.in_place = Pairs(pairs, fit.variables, places, fit.key)
-            return fit.in_place
+            found = Pairs(pairs, fit.variables, places, fit.key)
+            # These very pairs will be known, since tuples do not change and no tensor over a place gets another array.
+            fit.in_place = found if _TUPLES.issuperset(map(type, pairs)) else None
+            return found
         if set(map(type, arrays)) != _ARRAYS or list(map(_dtype, arrays)) != fit.dtypes:
             return None
         # No list of shapes: a thousand new tuples at a time wake the garbage collector.

@@ -125,6 +125,15 @@ def test_gradients_in_the_places_for_them_are_known_as_these() -> None:
     assert fits.known(pairs[:2]) is None
     pairs[2] = (Tensor(np.ones((5, 1), np.float32)), variables[2])
     assert fits.known(pairs) is None
+    changing: list[Any] = [list(pair) for pair in zip(map(Tensor, places), variables, strict=True)]
+    known = fits.known(changing)
+    assert known is not None
+    assert known.arrays is places
+    other = np.ones(SHAPES[2], np.float32)
+    changing[2][0] = Tensor(other)
+    known = fits.known(changing)
+    assert known is not None
+    assert known.arrays[2] is other
     others = [places[0], places[1], places[2].copy()]
     known = fits.known(list(zip(map(Tensor, others), variables, strict=True)))
     assert known is not None
