@@ -12,12 +12,12 @@ Loops are compiled, or the NumPy calls that give the same bits.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Mapping
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from distopt import kernels, prefetch
+from distopt import kernels, prefetch, row_loops
 from distopt.canonical_sum import Node, SumTree
 from distopt.row_sums import RowSum, add_occurrences, covering
 from distopt.types import Array
@@ -26,7 +26,8 @@ from distopt.types import Array
 class PlacedRows(NamedTuple):
     """A list of rows whose values stay where they are: ``values[positions[k]]`` is that of row ``indices[k]``.
 
-    Shapes: ``indices`` and ``positions`` ``[n]``, int64, the indices ascending; ``values`` ``[m, width]``.
+    Shapes: ``indices`` and ``positions`` ``[n]``, int64; ``values`` ``[m, width]``. The indices ascend, unless it
+    is said that rows are as they were stored.
     """
 
     indices: Array
@@ -81,7 +82,7 @@ def find_order(rows: RowSum) -> Order:
     count = len(indices)
     if kernels.loops_compiled and count:
         scratch = np.empty((4, count), np.int64)
-        found = _sorting()(np.ascontiguousarray(indices), *scratch)
+        found = row_loops.sorting()(np.ascontiguousarray(indices), *scratch)
         return Order(rows, -found) if found < 0 else Order(PlacedRows(scratch[0], scratch[1], values), found)
     ascends = bool((indices[1:] >= indices[:-1]).all())
     positions = None if ascends else np.argsort(indices, kind="stable")
@@ -100,7 +101,7 @@ def write_in_order(rows: Rows, target: RowSum) -> None:
         target.indices[...], target.values[...] = rows
         return
     indices, positions, values = placed(rows)
-    loop = _for_dtype(_WRITING, values.dtype)
+    loop = row_loops.for_dtype(row_loops.WRITING, values.dtype)
     if loop is not None:
         loop(np.ascontiguousarray(indices), positions, values, is_summed, prefetch.lines_of(values[0]), *target)
     elif not is_summed:
@@ -128,6 +129,36 @@ def in_order(rows: RowSum, *, summed: bool) -> RowSum:
     return target
 
 
+def selected(rows: Rows, start: int, stop: int) -> PlacedRows:
+    """Return the rows ``start <= row < stop``, in the order that they have, whichever it is.
+
+    >>> selected(RowSum(np.array([7, 3, 7]), np.float32([[1], [2], [4]])), 5, 9).positions
+    array([0, 2])
+    """
+    indices = np.ascontiguousarray(rows.indices)
+    if kernels.loops_compiled:
+        found, positions = np.empty((2, len(indices)), np.int64)
+        count = row_loops.selecting()(indices, start, stop, found, positions)
+        found, positions = found[:count], positions[:count]
+    else:
+        positions = np.flatnonzero((indices >= start) & (indices < stop))
+        found = indices[positions]
+    return PlacedRows(found, rows.positions[positions] if isinstance(rows, PlacedRows) else positions, rows.values)
+
+
+def write_others(rows: RowSum, start: int, stop: int, target: RowSum) -> None:
+    """Write rows to ``target`` where they are in ``rows``, without the values of the rows ``start <= row < stop``."""
+    target.indices[...] = rows.indices
+    if not len(rows.indices):
+        return
+    loop = row_loops.for_dtype(row_loops.COPYING, rows.values.dtype)
+    if loop is not None:
+        loop(np.ascontiguousarray(rows.indices), rows.values, start, stop, target.values)
+    else:
+        others = (rows.indices < start) | (rows.indices >= stop)
+        target.values[others] = rows.values[others]
+
+
 def merged(left: Rows, right: Rows) -> Rows:
     """Return the sum of two lists of distinct rows: ``left + right`` where both have a row, else the one that has it.
 
@@ -137,7 +168,7 @@ def merged(left: Rows, right: Rows) -> Rows:
     """
     if not len(left.indices) or not len(right.indices):
         return left if len(left.indices) else right
-    loop = _for_dtype(_MERGING, left.values.dtype)
+    loop = row_loops.for_dtype(row_loops.MERGING, left.values.dtype)
     if loop is not None:
         most, width = len(left.indices) + len(right.indices), left.values.shape[1]
         indices, values = np.empty(most, np.int64), np.empty((most, width), left.values.dtype)
@@ -176,161 +207,3 @@ def halves(tree: SumTree, sums: Mapping[Node, Rows], wanted: Node | None = None)
     if covering(tree, sums, node) == [node]:
         return [sums[node]]
     return [add_lists(tree, sums, child) for child in tree.children(node)]
-
-
-# ------------------------------------------------------------------------------------------------------ loops
-
-
-def _sort_loop(indices, keys, positions, more_keys, more_positions):  # type: ignore[no-untyped-def]
-    """Return how many distinct indices there are, ``positions`` being their order; ``-n`` if they ascend already.
-
-    Source: Knuth, The Art of Computer Programming, section 5.2.5: by digits, of eleven bits, the lowest first.
-    """
-    most = indices[0]
-    ascends = True
-    distinct = 1
-    for k in range(1, indices.size):
-        most = max(most, indices[k])
-        ascends = ascends and indices[k - 1] <= indices[k]
-        distinct += indices[k - 1] != indices[k]
-    if ascends:
-        return -distinct
-    places = _places_of_digits(indices, 0)
-    for k in range(indices.size):
-        digit = indices[k] & 2047
-        place = places[digit]
-        places[digit] = place + 1
-        more_keys[place] = indices[k]
-        more_positions[place] = k
-    _sort_by_digit(more_keys, more_positions, keys, positions, 11)
-    shift = 22
-    while shift < 64 and most >> shift > 0:
-        _sort_by_digit(keys, positions, more_keys, more_positions, shift)
-        _sort_by_digit(more_keys, more_positions, keys, positions, shift + 11)
-        shift += 22
-    distinct = 1
-    for k in range(1, keys.size):
-        distinct += keys[k - 1] != keys[k]
-    return distinct
-
-
-def _places_of_digits(keys: Any, shift: int) -> Any:
-    places = np.zeros(2048, np.int64)
-    for k in range(keys.size):
-        places[(keys[k] >> shift) & 2047] += 1
-    start = 0
-    for digit in range(places.size):
-        count = places[digit]
-        places[digit] = start
-        start += count
-    return places
-
-
-def _sort_by_digit(keys: Any, positions: Any, new_keys: Any, new_positions: Any, shift: int) -> None:
-    places = _places_of_digits(keys, shift)
-    for k in range(keys.size):
-        digit = (keys[k] >> shift) & 2047
-        place = places[digit]
-        places[digit] = place + 1
-        new_keys[place] = keys[k]
-        new_positions[place] = positions[k]
-
-
-_SORTING = '''"""Generated by distopt to sort the indices of rows; do not edit."""
-
-import numpy as np
-from distopt.kernels import compiled
-from numba import njit, types
-
-{functions}
-
-_numbers = types.int64[::1]
-_given = types.Array(types.int64, 1, "C", readonly=True)
-kernel = compiled(types.int64(_given, _numbers, _numbers, _numbers, _numbers), cache={cache})(_sort_loop.py_func)
-'''
-
-_HEAD = """from distopt.kernels import compiled
-{imports}
-_numbers = types.int64[::1]
-_given_numbers = types.Array(types.int64, 1, "C", readonly=True)
-_rows = types.{dtype}[:, ::1]
-_given_rows = types.Array(types.{dtype}, 2, "C", readonly=True)
-{prefetch}
-
-"""
-
-_WRITING = '''"""Generated by distopt to put rows of {dtype} in order; do not edit."""
-
-{head}@compiled(
-    types.void(_given_numbers, _given_numbers, _given_rows, types.boolean, types.intp, _numbers, _rows), cache={cache}
-)
-def kernel(indices, positions, values, summed, lines, new_indices, new_values):
-    at = -1
-    for k in range(positions.size):
-        _ask_to_read(values, positions[min(k + {ahead}, positions.size - 1)], lines)
-        index = indices[k]
-        row = values[positions[k]]
-        if summed and at >= 0 and new_indices[at] == index:
-            target = new_values[at]
-            for i in range(row.size):
-                target[i] += row[i]
-        else:
-            at += 1
-            new_indices[at] = index
-            target = new_values[at]
-            for i in range(row.size):
-                target[i] = row[i]
-'''
-
-_MERGING = '''"""Generated by distopt to merge lists of rows of {dtype}; do not edit."""
-
-{head}@compiled(
-    types.int64(*[_given_numbers, _given_numbers, _given_rows] * 2, types.intp, _numbers, _rows), cache={cache}
-)
-def kernel(left_indices, left_positions, left, right_indices, right_positions, right, lines, indices, values):
-    i, j, at = 0, 0, 0
-    while i < left_indices.size or j < right_indices.size:
-        target = values[at]
-        if j == right_indices.size or (i < left_indices.size and left_indices[i] < right_indices[j]):
-            indices[at] = left_indices[i]
-            _ask_to_read(left, left_positions[min(i + {ahead}, left_positions.size - 1)], lines)
-            row = left[left_positions[i]]
-            for e in range(target.size):
-                target[e] = row[e]
-            i += 1
-        elif i == left_indices.size or right_indices[j] < left_indices[i]:
-            indices[at] = right_indices[j]
-            _ask_to_read(right, right_positions[min(j + {ahead}, right_positions.size - 1)], lines)
-            row = right[right_positions[j]]
-            for e in range(target.size):
-                target[e] = row[e]
-            j += 1
-        else:
-            indices[at] = left_indices[i]
-            row, other = left[left_positions[i]], right[right_positions[j]]
-            for e in range(target.size):
-                target[e] = row[e] + other[e]
-            i += 1
-            j += 1
-        at += 1
-    return at
-'''
-
-
-@functools.cache
-def _sorting() -> Callable[..., int]:
-    functions = kernels.functions_source(_sort_loop)
-    return kernels.load(lambda cache: _SORTING.format(functions=functions, cache=cache))  # type: ignore[return-value]
-
-
-def _for_dtype(template: str, dtype: np.dtype[Any]) -> Callable[..., Any] | None:
-    """Return the compiled loop of a template for rows of ``dtype``; None where NumPy is to do it."""
-    if not kernels.loops_compiled or dtype not in (np.float32, np.float64):
-        return None
-    return _loaded(template, dtype)
-
-
-@functools.cache
-def _loaded(template: str, dtype: np.dtype[Any]) -> Callable[..., Any]:
-    head = _HEAD.format(imports=prefetch.IMPORTS, prefetch=prefetch.SOURCE, dtype=dtype.name)
-    return kernels.load(lambda cache: template.format(head=head, dtype=dtype.name, cache=cache, ahead=prefetch.AHEAD))

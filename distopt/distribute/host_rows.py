@@ -71,6 +71,8 @@ class Met(NamedTuple):
     """Of each, the sums of squares of the rows of every replica, float64, in their order; none if nobody asked."""
     told: Sequence[Told]
     """By rank."""
+    in_order: bool
+    """Whether the rows of each node ascend."""
 
 
 class Wish(NamedTuple):
@@ -172,7 +174,7 @@ class HostRows:
                 break
             expected = self._expected[key] = with_rows
         told = [self._told(head, rank, len(columns), wish) for rank, head in enumerate(heads)]
-        met = Met(with_rows, shapes, {i: {} for i in with_rows}, {}, told)
+        met = Met(with_rows, shapes, {i: {} for i in with_rows}, {}, told, wish.in_order)
         if self._memory.grow([self.size_of(met, rank) for rank in self.group.ranks], "row-sparse gradients"):
             if not has_written:
                 _write(written.values(), self._memory.own)

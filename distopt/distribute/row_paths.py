@@ -32,7 +32,7 @@ from distopt.distribute.host_rows import Met
 from distopt.distribute.row_memory import Shape
 from distopt.distribute.span_paths import nodes_of_host
 from distopt.errors import RemoteProtocolError
-from distopt.row_lists import PlacedRows, Rows, add_lists, listed
+from distopt.row_lists import PlacedRows, Rows, add_lists, listed, selected
 from distopt.row_sums import RowSum
 from distopt.types import Array
 
@@ -78,12 +78,14 @@ class RowPaths:
     def own_sums(self, met: Met, division: Division, *, summed: bool) -> dict[int, dict[Node, Rows]]:
         """Return, by variable and node of the sum tree, what all hosts contribute to the rows of this rank.
 
-        Views of shared memory, where nothing had to be added. With several hosts two exchanges, of all ranks.
+        Views of shared memory, where nothing had to be added. With several hosts, for which rows must be in order, two
+        exchanges, of all ranks.
         """
         rank = self._communicator.rank
         own = {i: division(rank, met.shapes[i].num_rows) for i in met.with_rows}
+        own_of = _within if met.in_order else selected
         found: dict[int, dict[Node, Rows]] = {
-            i: {node: within(rows, own[i]) for node, rows in met.rows[i].items()} for i in met.with_rows if own[i].size
+            i: {node: own_of(rows, *own[i]) for node, rows in met.rows[i].items()} for i in met.with_rows if own[i].size
         }
         if not self.crosses_hosts:
             return found
@@ -212,6 +214,10 @@ def within(rows: Rows, part: Interval) -> Rows:
     if isinstance(rows, PlacedRows):
         return PlacedRows(indices[start:stop], rows.positions[start:stop], rows.values)
     return RowSum(indices[start:stop], rows.values[start:stop])
+
+
+def _within(rows: Rows, start: int, stop: int) -> Rows:
+    return within(rows, Interval(start, stop))
 
 
 def num_bytes_of(rows: Rows) -> int:

@@ -17,7 +17,18 @@ from distopt.arena import contiguous
 from distopt.canonical_sum import Node, SumTree
 from distopt.distribute.row_memory import RowArrays, Shape, listed_in, num_bytes_of, num_bytes_placed, numbers_in
 from distopt.indexed_slices import IndexedSlices
-from distopt.row_lists import Order, PlacedRows, Rows, add_lists, count_up, find_order, in_order, listed, write_in_order
+from distopt.row_lists import (
+    Order,
+    PlacedRows,
+    Rows,
+    add_lists,
+    count_up,
+    find_order,
+    in_order,
+    listed,
+    write_in_order,
+    write_others,
+)
 from distopt.row_sums import RowSum
 from distopt.types import Array
 
@@ -40,6 +51,7 @@ class WrittenRows:
     ) -> None:
         self._shape = shape
         self._part = part
+        self._is_ordered = ordered
         order = find_order(stored) if ordered else Order(stored, len(stored.indices))
         self._rows = order.rows
         self.count = order.num_rows if summed else len(stored.indices)
@@ -64,13 +76,16 @@ class WrittenRows:
             return
         target = listed_in(memory, at, self._shape, self.count)
         start, stop = self._part if self._is_as_stored else (0, 0)
-        if start == stop or not self.count:
+        if not self._is_ordered:
+            assert isinstance(self._rows, RowSum), "nothing has moved them"
+            write_others(self._rows, start, stop, target)
+        elif start == stop or not self.count:
             write_in_order(self._rows, target)
-            return
-        target.indices[...] = indices = self._rows.indices
-        before, after = np.searchsorted(indices, (start, stop)).tolist()
-        for some in (slice(0, before), slice(after, None)):
-            _write_values(self._rows, some, target)
+        else:
+            target.indices[...] = indices = self._rows.indices
+            before, after = np.searchsorted(indices, (start, stop)).tolist()
+            for some in (slice(0, before), slice(after, None)):
+                _write_values(self._rows, some, target)
 
 
 def _write_values(rows: Rows, some: slice, target: RowSum) -> None:

@@ -9,8 +9,7 @@ writes is what the rule's ``sparse`` declares:
 ====================  ==========  ==================================================================================
 variable              slots       a kernel does
 ====================  ==========  ==================================================================================
-OCCURRENCES           likewise    one row after another; an index may come twice, and none is added to another: what
-                                  the left list has of a row goes before what the right one has
+OCCURRENCES           likewise    one row after another; an index may come twice, and none is added to another. One list
 TOUCHED               TOUCHED     the same, for distinct rows
 ALL                   ALL         every row of the table; those without a gradient get a gradient of zero
 TOUCHED               ALL         the same, but the variable's rows without a gradient are left alone
@@ -186,7 +185,7 @@ _SOME_ROWS = """    width = total_row.size
             far = min(k + {ahead}, indices.size) - 1
             soon = indices[far]
             _ask_to_read(gradient, positions[far], lines)
-            if {adds} and m < more_indices.size and more_indices[m] == row:
+            if m < more_indices.size and more_indices[m] == row:
                 more_row = more_gradient[more_positions[m]]
                 for i in range(width):
                     total_row[i] = gradient_row[i] + more_row[i]
@@ -234,7 +233,6 @@ def _source(rule: Rule, dtype: np.dtype[Any], functions: str, step: str, *, cach
     untouched = elements if moves_all else ["_", *elements[1:]]
     body = (_ALL_ROWS if goes_through_all else _SOME_ROWS).format(
         ahead=prefetch.AHEAD,
-        adds=rule.sparse.variable is not Rows.OCCURRENCES,
         ask="; ".join(f"_ask_to_write({table}, soon, lines)" for table in tables),
         take_rows="; ".join(f"{table}_row = {table}[row]" for table in tables),
         targets=", ".join(elements),

@@ -46,13 +46,14 @@ def update_lists(
 ) -> None:
     """Carry out ``rule`` with rows as :func:`rows_for` returns them: one list, or two in ascending order.
 
-    Where the rule takes occurrences these may be more, one replica's after another's.
+    Where the rule takes occurrences these may be more, in any order, one replica's after another's.
     """
-    assert len(lists) <= 2 or rule.sparse.variable is Rows.OCCURRENCES, "their sum is not stored"
+    at_once = 1 if rule.sparse.variable is Rows.OCCURRENCES else 2
+    assert len(lists) <= 2 or at_once == 1, "their sum is not stored"
     kernel = engine.row_kernel(rule.sparse_step, variable.dtype)
     tables = [as_table(variable), *map(as_table, slots)]
-    for at in range(0, len(lists), 2):
-        kernel(tables, lists[at : at + 2], scalars)
+    for at in range(0, len(lists), at_once):
+        kernel(tables, lists[at : at + at_once], scalars)
 
 
 def as_table(array: Array) -> Array:

@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 
 from distopt.canonical_sum import Node, SumTree, contiguous_ranges
-from distopt.row_lists import add_lists, find_order, halves, in_order, merged, write_in_order
+from distopt.row_lists import (
+    PlacedRows,
+    Rows,
+    add_lists,
+    find_order,
+    halves,
+    in_order,
+    listed,
+    merged,
+    selected,
+    write_in_order,
+    write_others,
+)
 from distopt.row_sums import RowSum, add_row_sums, sum_occurrences
 
 pytestmark = pytest.mark.usefixtures("_loops")
@@ -86,14 +98,38 @@ def test_rows_are_written_to_memory_of_others() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("indices", INDICES.values(), ids=INDICES)
+def test_selected_rows_are_those_of_a_part_in_their_order_and_the_others_are_written(indices: Any, dtype: Any) -> None:
+    given = rows_of(indices, dtype)
+    back = np.arange(len(given.indices))[::-1].copy()
+    elsewhere = PlacedRows(given.indices, back, given.values[back])
+    for part in ((0, 0), (0, 2**63 - 1), (3, 8), (5, 2**33)):
+        is_own = [part[0] <= index < part[1] for index in given.indices.tolist()]
+        for rows in (given, elsewhere):
+            assert bits(listed(selected(rows, *part))) == bits(RowSum(given.indices[is_own], given.values[is_own]))
+        target = RowSum(np.empty_like(given.indices), np.zeros_like(given.values))
+        write_others(given, *part, target)
+        want = given.values.copy()
+        want[is_own] = 0
+        assert bits(target) == bits(RowSum(given.indices, want))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_merged_lists_have_each_row_once(dtype: Any) -> None:
     lists = [rows_of(i, dtype, seed) for seed, i in enumerate(([], [0], [0, 1, 5, 9], [1, 5, 6], range(3, 40)))]
+    shuffled = np.random.default_rng(0).permutation
     for left in lists:
         for right in lists:
+            places = [shuffled(len(rows.indices)) for rows in (left, right)]
+            given: list[Rows] = [left, right]
+            for k, (rows, place) in enumerate(zip((left, right), places, strict=True)):
+                given[k] = PlacedRows(rows.indices, place, np.empty_like(rows.values))
+                given[k].values[place] = rows.values
             want = {int(index): row for index, row in zip(*right, strict=True)}
             for index, row in zip(*left, strict=True):
                 want[int(index)] = row + want[int(index)] if int(index) in want else row
-            found = merged(left, right)
+            found = listed(merged(left, right))
+            assert bits(listed(merged(*given))) == bits(listed(merged(left, given[1]))) == bits(found)
             assert found.indices.tolist() == sorted(want)
             assert found.values.dtype == dtype
             assert [row.tobytes() for row in found.values] == [want[index].tobytes() for index in sorted(want)]
