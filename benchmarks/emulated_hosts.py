@@ -22,6 +22,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,42 +99,51 @@ def emulated_hosts(count: int, link: Link | None = None) -> Iterator[EmulatedHos
     """
     if trouble := why_not():
         raise RuntimeError(trouble)
+    # What is to be taken away is noted before it is made, and a signal that comes while it is taken away has to wait.
     with contextlib.ExitStack() as undo:
+        undo.callback(signal.pthread_sigmask, signal.SIG_SETMASK, signal.pthread_sigmask(signal.SIG_BLOCK, ()))
         undo.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _end))
-        folder = Path(tempfile.mkdtemp(prefix="dh"))  # short: sockets lie in it, whose paths may have 107 bytes
-        undo.callback(shutil.rmtree, folder, ignore_errors=True)
-        hosts = EmulatedHosts(count, folder)
-        for host, namespace in enumerate(hosts.namespaces):
-            (folder / str(host)).mkdir()
-            _run("ip", "netns", "add", namespace)
-            undo.callback(_run, "ip", "netns", "delete", namespace, check=False)
-            undo.callback(_end_all_in, namespace)
-        if link is None:
-            _join_by_bridge(hosts, undo)
-        else:
-            _join_by_wire(hosts, link, undo)
-        for host, namespace in enumerate(hosts.namespaces):
-            _in(namespace, "ip", "link", "set", "lo", "up")
-            _in(namespace, "ip", "address", "add", f"{hosts.address(host)}/24", "dev", "eth0")
-            _in(namespace, "ip", "link", "set", "eth0", "up")
-        hosts.agent.write_text(_agent(hosts))
-        hosts.agent.chmod(0o700)
-        yield hosts
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="dh"))  # short: sockets lie in it, whose paths may have 107 bytes
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            hosts = EmulatedHosts(count, folder)
+            _make(hosts, link, undo)
+            yield hosts
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+
+
+def _make(hosts: EmulatedHosts, link: Link | None, undo: contextlib.ExitStack) -> None:
+    for host, namespace in enumerate(hosts.namespaces):
+        (hosts.folder / str(host)).mkdir()
+        undo.callback(_run, "ip", "netns", "delete", namespace, check=False)
+        undo.callback(_end_all_in, namespace)
+        _run("ip", "netns", "add", namespace)
+    if link is None:
+        _join_by_bridge(hosts, undo)
+    else:
+        _join_by_wire(hosts, link, undo)
+    for host, namespace in enumerate(hosts.namespaces):
+        _in(namespace, "ip", "link", "set", "lo", "up")
+        _in(namespace, "ip", "address", "add", f"{hosts.address(host)}/24", "dev", "eth0")
+        _in(namespace, "ip", "link", "set", "eth0", "up")
+    hosts.agent.write_text(_agent(hosts))
+    hosts.agent.chmod(0o700)
 
 
 def _join_by_bridge(hosts: EmulatedHosts, undo: contextlib.ExitStack) -> None:
     bridge = f"{hosts.tag}b"
-    _run("ip", "link", "add", bridge, "type", "bridge")
     undo.callback(_run, "ip", "link", "delete", bridge, check=False)
+    _run("ip", "link", "add", bridge, "type", "bridge")
     _run("ip", "link", "set", bridge, "up")
     if shutil.which("iptables") is not None:
         rule = ["-i", bridge, "-o", bridge, "-j", "ACCEPT"]
-        _run("iptables", "-I", "FORWARD", *rule)
         undo.callback(_run, "iptables", "-D", "FORWARD", *rule, check=False)
+        _run("iptables", "-I", "FORWARD", *rule)
     for host, namespace in enumerate(hosts.namespaces):
         outside, inside = f"{hosts.tag}v{host}", f"{hosts.tag}w{host}"
-        _run("ip", "link", "add", outside, "type", "veth", "peer", "name", inside)
         undo.callback(_run, "ip", "link", "delete", outside, check=False)
+        _run("ip", "link", "add", outside, "type", "veth", "peer", "name", inside)
         _run("ip", "link", "set", outside, "master", bridge, "up")
         _run("ip", "link", "set", inside, "netns", namespace, "name", "eth0")
 
@@ -155,7 +165,7 @@ def _join_by_wire(hosts: EmulatedHosts, link: Link, undo: contextlib.ExitStack) 
         process = subprocess.Popen(argv, pass_fds=(*descriptors, reader))
         unstarted.pop_all()
     os.close(reader)
-    undo.callback(process.wait)
+    undo.callback(_await_end, process)
     undo.callback(os.close, writer)
 
 
@@ -175,15 +185,28 @@ exec ip netns exec "$n" unshare -u sh -c "hostname $n; export TMPDIR=$d; $*"
 
 
 def _end(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
     sys.exit(128 + signal.SIGTERM)
+
+
+def _await_end(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(5.0)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _end_all_in(namespace: str) -> None:
     """End what is left of a job: in this namespace are only processes that were started for it."""
-    found = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
-    for process in found.stdout.split():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(process), signal.SIGKILL)
+    for _ in range(100):  # they may start others meanwhile
+        found = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
+        if not found.stdout.split():
+            return
+        for process in found.stdout.split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(process), signal.SIGKILL)
+        time.sleep(0.02)
 
 
 def _in(namespace: str, *argv: str) -> None:
