@@ -37,11 +37,15 @@ KINDS = {
 }
 """How a rank kills itself, and about how often there is an occasion."""
 
+ROWS = ("task.name=tests.multiprocess.bag_of_words:BagOfWords", "data.global_batch_size=32", "data.epochs=6")
 TASKS: dict[str, tuple[str, ...]] = {
     "plain": (),
     "clipped": ("optimizer.global_clipnorm=0.5",),
     "dropout": ("task.name=tests.faults.tasks:WithDropout",),
+    "rows": (*ROWS, "optimizer.global_clipnorm=0.5"),
+    "lamb": ("optimizer={name='Lamb', learning_rate=0.01, options={gradient_accumulation_steps=3}}",),
 }
+"""Each makes as many steps. The last two, with placement ``sharded``, go on from what was kept in memory."""
 CONFIG = ROOT / "configs" / "digits.toml"
 
 
