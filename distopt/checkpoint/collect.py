@@ -60,11 +60,12 @@ def collect_state(
 ) -> TrainingState | None:
     """Return the job's state on the chief, ``None`` on other ranks; every rank must call this at the same step.
 
-    ``everywhere``: on all ranks; not for placement ``server``.
+    ``everywhere``: on all ranks, to go on from in memory; not for placement ``server``. Of a variable synchronized
+    ON_READ it has the copies, whose sum or mean alone is in a checkpoint, as in TensorFlow's.
     """
     extended = strategy.extended
     communicator: Any = extended.communicator
-    aggregated = _aggregated(job)
+    aggregated = {} if everywhere else _aggregated(job)
     remembered = _remembered(job, strategy)
     wanted = everywhere or extended.rank == 0
     if communicator is None:
@@ -80,12 +81,13 @@ def collect_state(
             load_named_arrays(job.optimizer, layout, owned.spans, named)
         return _with_extras(local_state(job, position, aggregated), remembered)
     own = _with_extras(local_state(job, position, aggregated), {})
-    if everywhere and strategy.placement == "sharded":
+    keeps_copies = everywhere and any(variable.is_split for variable in job.all_variables)
+    if everywhere and strategy.placement == "sharded" and not keeps_copies:
         return _with_extras(own, remembered)  # the same memory on every rank
-    split = any(len(copies) > 1 for v in own.variables for copies in (v.value, *v.slots.values()))
+    split = any(len(copies) > 1 for v in own.variables for copies in (v.value, *v.slots.values())) or keeps_copies
     digest = b"split" if split else hashlib.sha256(state_hash(own).encode()).digest()
     digests = communicator.all_gather_bytes(digest if extended.hosted else b"")
-    if len({d for d in digests if d}) == 1 and not split:
+    if len({d for d in digests if d}) == 1 and b"split" not in digests:
         return _with_extras(own, remembered) if wanted else None
     parts = communicator.all_gather_bytes(encoding.to_bytes(own) if extended.hosted else b"")
     if not wanted:
@@ -209,7 +211,10 @@ def restore_state(
     hosted: Sequence[int] = (0,) if strategy is None else strategy.extended.hosted or (0,)
     for variable, entry in zip(mine, saved, strict=True):
         copies = _of_hosted(entry.value, hosted)
-        if _is_aggregated(variable):
+        if _is_on_read(variable) and len(entry.value) > 1:
+            for replica in variable.replica_ids:  # of a process without replicas, that of its stand-in
+                variable.write_copy(replica, "assign", entry.value[replica])
+        elif _is_aggregated(variable):
             variable.assign(copies[0])  # of a sum each replica gets its share
         elif len(hosted) > 1 and any(len(each) > 1 for each in (entry.value, *entry.slots.values())):
             assert strategy is not None, "only a strategy hosts several replicas"
@@ -235,11 +240,11 @@ def _aggregated(job: Trained) -> dict[int, tuple[Array, ...]]:
 
 
 def _is_aggregated(variable: Any) -> bool:
-    return (
-        variable.is_split
-        and variable.synchronization is VariableSynchronization.ON_READ
-        and variable.aggregation is not VariableAggregation.NONE
-    )
+    return _is_on_read(variable) and variable.aggregation is not VariableAggregation.NONE
+
+
+def _is_on_read(variable: Any) -> bool:
+    return bool(variable.is_split and variable.synchronization is VariableSynchronization.ON_READ)
 
 
 def _copies(variable: Any) -> tuple[Array, ...]:

@@ -49,17 +49,20 @@ def dense(strategy: Any, state: State) -> str:
 
 
 def with_state_of_replicas(strategy: Any, state: State) -> str:
-    """Draw noise in every replica and outside of them, and keep an average for each."""
+    """Draw noise in every replica and outside of them, and keep averages for each."""
     with strategy.scope():
         weight = tf.Variable(INITIAL)
-        average = tf.Variable(
-            np.zeros(3, np.float32),
-            trainable=False,
-            synchronization=tf.VariableSynchronization.ON_READ,
-            aggregation=tf.VariableAggregation.NONE,
-        )
+        averages = [
+            tf.Variable(
+                np.zeros(3, np.float32),
+                trainable=False,
+                synchronization=tf.VariableSynchronization.ON_READ,
+                aggregation=aggregation,
+            )
+            for aggregation in tf.VariableAggregation
+        ]
         optimizer = tf.keras.optimizers.SGD(0.05, momentum=0.9)
-    state.follow(optimizer, [weight, average])
+    state.follow(optimizer, [weight, *averages])
 
     def replica_step(step: int, shift: Any) -> None:
         x = batch(step, tf.distribute.get_replica_context().replica_id_in_sync_group) + tf.random.normal([6, 4])
@@ -67,7 +70,8 @@ def with_state_of_replicas(strategy: Any, state: State) -> str:
             y = tf.matmul(x, weight)
             loss = tf.reduce_sum((y - shift) ** 2) / (6 * REPLICAS)
         optimizer.apply_gradients([(tape.gradient(loss, weight), weight)])
-        average.assign(0.9 * average + 0.1 * tf.reduce_mean(y, 0))
+        for average in averages:
+            average.assign(0.9 * average + 0.1 * tf.reduce_mean(y, 0))
 
     for step in range(state.step, STEPS):
         strategy.run(replica_step, args=(step, tf.random.normal([3])))
@@ -113,10 +117,15 @@ def test_process_lost_in_any_exchange_leaves_the_bits(victim: int, exchange: int
     assert found == 2 * [undisturbed(dense)]
 
 
-@pytest.mark.parametrize(("victim", "exchange"), [(1, 4), (0, 17), (2, 25)])
-def test_what_replicas_have_for_themselves_goes_on_elsewhere(victim: int, exchange: int) -> None:
-    found = hashes(with_state_of_replicas, 3, FaultPlan().kill(rank=victim, exchange=exchange))
-    assert found == 2 * [undisturbed(with_state_of_replicas)]
+@pytest.mark.parametrize(
+    ("ranks", "victim", "exchange", "placement"),
+    [(3, 1, 4, "replica"), (3, 0, 17, "sharded"), (3, 2, 25, "replica"), (7, 6, 20, "replica"), (7, 3, 30, "sharded")],
+)
+def test_what_replicas_have_for_themselves_goes_on_elsewhere(
+    ranks: int, victim: int, exchange: int, placement: str
+) -> None:
+    found = hashes(with_state_of_replicas, ranks, FaultPlan().kill(rank=victim, exchange=exchange), placement)
+    assert found == (ranks - 1) * [undisturbed(with_state_of_replicas)]
 
 
 def test_loop_that_loses_all_processes_but_one_ends_with_the_bits() -> None:
