@@ -48,7 +48,7 @@ class Adam(Optimizer):
 
     def scalars(self, hypers: Mapping[str, float], dtype: np.dtype[Any]) -> tuple[Any, ...]:
         """Return the rule's scalars; ``alpha`` holds the bias correction of the step that is being made."""
-        constants = _constants(hypers["beta_1"], hypers["beta_2"], self.epsilon, dtype)
+        constants = _constants(hypers["beta_1"], hypers["beta_2"], float(self.epsilon), dtype)
         correction = bias_correction(constants[0], constants[1], self.iterations.storage.item() + 1)
         with np.errstate(all="ignore"):
             return dtype.type(hypers["learning_rate"]) * correction, *constants
