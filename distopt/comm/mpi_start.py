@@ -28,9 +28,9 @@ _MPI_SEGMENTS: Final = ("/dev/shm/sm_segment.", "/dev/shm/mpich_shm_")
 """What Open MPI and MPICH call the memory that ranks of a host share."""
 
 _LOOK_EVERY_S: Final = 0.2
-_TURN_S: Final = 0.4
+_TURN_S: Final = 1.0
 """To say what all ranks of a host see, each waits so much longer than the one before it, which ends the others."""
-_MAX_TURN_S: Final = 2.0
+_MAX_TURN_S: Final = 3.0
 
 _SEGMENTS_WITHIN_S: Final = 1.5
 """So soon the ranks inside of ``MPI_Init`` have made their segments; nobody would remove one that is made later."""
