@@ -42,6 +42,7 @@ from distopt.distribute.written_rows import WrittenRows, rows_of_node, stored_ro
 from distopt.errors import RemoteProtocolError
 from distopt.indexed_slices import IndexedSlices
 from distopt.row_lists import PlacedRows, Rows
+from distopt.row_sums import RowSum
 from distopt.types import Array
 
 Column = Sequence[Any]
@@ -58,6 +59,16 @@ class Told(NamedTuple):
     """The sums of squares ``[gradients][replicas]``; empty if nobody asked."""
 
 
+class Wish(NamedTuple):
+    """How rows are wanted: ``summed`` over the replicas of a process, or each replica's; ``in_order``, or as stored.
+
+    What is summed is in order.
+    """
+
+    summed: bool
+    in_order: bool
+
+
 class Met(NamedTuple):
     """What a meeting came to."""
 
@@ -71,18 +82,8 @@ class Met(NamedTuple):
     """Of each, the sums of squares of the rows of every replica, float64, in their order; none if nobody asked."""
     told: Sequence[Told]
     """By rank."""
-    in_order: bool
-    """Whether the rows of each node ascend."""
-
-
-class Wish(NamedTuple):
-    """How rows are wanted: ``summed`` over the replicas of a process, or each replica's; ``in_order``, or as stored.
-
-    What is summed is in order.
-    """
-
-    summed: bool
-    in_order: bool
+    wish: Wish
+    """How the rows are there."""
 
 
 class HostRows:
@@ -174,13 +175,13 @@ class HostRows:
                 break
             expected = self._expected[key] = with_rows
         told = [self._told(head, rank, len(columns), wish) for rank, head in enumerate(heads)]
-        met = Met(with_rows, shapes, {i: {} for i in with_rows}, {}, told, wish.in_order)
+        met = Met(with_rows, shapes, {i: {} for i in with_rows}, {}, told, wish)
         if self._memory.grow([self.size_of(met, rank) for rank in self.group.ranks], "row-sparse gradients"):
             if not has_written:
                 _write(written.values(), self._memory.own)
             self.group.exchange("the rows of all are in more memory")
         for place, rank in enumerate(self.group.ranks):
-            self.read(self._memory.of[place], rank, met, wish, met.rows)
+            self.read(self._memory.of[place], rank, met, met.rows)
         for (node, i), each in written.items():
             if each.own is not None:
                 met.rows[i][node] = each.own
@@ -197,16 +198,20 @@ class HostRows:
             for i in met.with_rows
         )
 
-    def read(self, memory: Array, rank: int, met: Met, wish: Wish, into: Mapping[int, dict[Node, Rows]]) -> None:
+    def read(self, memory: Array, rank: int, met: Met, into: Mapping[int, dict[Node, Rows]]) -> None:
         """Add what a process wrote to ``into``, by gradient and node, as views of its memory."""
         at = 0
         told = met.told[rank]
-        for node, counts, numbers in zip(self.nodes_of(rank, wish), told.counts, told.numbers, strict=True):
+        for node, counts, numbers in zip(self.nodes_of(rank, met.wish), told.counts, told.numbers, strict=True):
             for i in met.with_rows:
                 shape, count, number = met.shapes[i], counts[i], numbers[i]
                 if number:
                     values = self.arrays.table(number, self.group.ranks.index(rank), shape)
-                    into[i][node] = PlacedRows(*numbers_in(memory, at, count), values)
+                    indices, positions = numbers_in(memory, at, count)
+                    if met.wish.in_order:
+                        into[i][node] = PlacedRows(indices, positions, values)
+                    else:
+                        into[i][node] = RowSum(indices, values[positions[0] : positions[0] + count])
                 else:
                     into[i][node] = listed_in(memory, at, shape, count)
                 at += _size(shape, count, number)
@@ -223,25 +228,27 @@ class HostRows:
 
     def _common(self, heads: Sequence[bytes], num_columns: int) -> tuple[int, ...]:
         """Return the positions of the gradients that every replica has row-sparse."""
-        common = np.ones(num_columns, np.int64)
+        common = list(range(num_columns))
         for flags, rank in {head[: 8 * num_columns]: rank for rank, head in enumerate(heads)}.items():
             if len(flags) < 8 * num_columns:
                 raise RemoteProtocolError(f"rank {rank} told of {len(flags) // 8} gradients or less, not {num_columns}")
-            common &= np.frombuffer(flags, np.int64)
-        return tuple(np.flatnonzero(common).tolist())
+            told = struct.unpack(f"={num_columns}q", flags)
+            common = [i for i in common if told[i]]
+        return tuple(common)
 
     def _told(self, head: bytes, rank: int, num_columns: int, wish: Wish) -> Told:
         num_nodes, num_leaves = len(self.nodes_of(rank, wish)), len(self._hosting.leaves[rank])
-        numbers = np.frombuffer(head, np.int64, offset=8 * num_columns).tolist()
+        numbers = struct.unpack_from(f"={len(head) // 8 - num_columns}q", head, 8 * num_columns)
         most = num_columns * (2 * num_nodes + num_leaves)
         if len(numbers) not in (num_columns * 2 * num_nodes, most):
             raise RemoteProtocolError(
                 f"rank {rank} told of {len(numbers)} numbers of rows, not {2 * num_columns * num_nodes}: do all ranks "
                 "apply gradients to the same variables?"
             )
-        rows = [numbers[at : at + num_columns] for at in range(0, 2 * num_columns * num_nodes, num_columns)]
-        squares = np.frombuffer(head, np.float64, offset=8 * num_columns * (1 + 2 * num_nodes)).tolist()
-        of_columns = [squares[at : at + num_leaves] for at in range(0, len(squares), max(num_leaves, 1))]
+        rows = [list(numbers[at : at + num_columns]) for at in range(0, 2 * num_columns * num_nodes, num_columns)]
+        num_squares = len(numbers) - 2 * num_columns * num_nodes
+        squares = struct.unpack_from(f"={num_squares}d", head, 8 * num_columns * (1 + 2 * num_nodes))
+        of_columns = [list(squares[at : at + num_leaves]) for at in range(0, num_squares, max(num_leaves, 1))]
         return Told(rows[:num_nodes], rows[num_nodes:], of_columns)
 
     def _squares(self, sum_of_squares: Callable[[Array], Any], is_sparse: bool, column: Column) -> list[float]:

@@ -3,7 +3,8 @@
 What a process contributes of a table's rows lies in its segment in one of two forms, indices ascending::
 
     written    indices, values       the values were copied there, in the order of the indices
-    placed     indices, positions    the values lie in an array that was asked for with RowArrays, as they were stored
+    placed     indices, positions    the values lie in an array that was asked for with RowArrays, as they were stored;
+                                     where the indices do so, too, only the first position is told
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class RowPaths:
         """
         rank = self._communicator.rank
         own = {i: division(rank, met.shapes[i].num_rows) for i in met.with_rows}
-        own_of = _within if met.in_order else selected
+        own_of = _within if met.wish.in_order else selected
         found: dict[int, dict[Node, Rows]] = {
             i: {node: own_of(rows, *own[i]) for node, rows in met.rows[i].items()} for i in met.with_rows if own[i].size
         }

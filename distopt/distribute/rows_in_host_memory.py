@@ -163,7 +163,7 @@ class RowsInHostMemory:
         )
         self._group.exchange("the rows of the other hosts are here")
         for rank, (place, part) in places.items():
-            self._rows.read(self._shared.of[place][part], rank, met, _STORED, found)
+            self._rows.read(self._shared.of[place][part], rank, met, found)
         return found
 
     def _finish(self, told: int, read: int) -> None:

@@ -66,7 +66,8 @@ class ShardedRows:
         return self._rows.meet(
             columns,
             may_be_rows,
-            self._wish(path),
+            # What is not summed is found in any order, and without one sooner; what travels, by less where it ascends.
+            Wish(path.may_sum_rows, in_order=path.may_sum_rows or self._paths.crosses_hosts),
             label,
             sum_of_squares=squares if path.norms_are_owners else None,
             write_dense=write_dense,
@@ -85,9 +86,9 @@ class ShardedRows:
         ``totals``: sums of squares by variable, ``total`` that of all gradients, where a clip needs them.
         """
         optimizer = path.optimizer
-        collected = self._paths.own_sums(met, self._division, summed=path.may_sum_rows)
+        collected = self._paths.own_sums(met, self._division, summed=met.wish.summed)
         self.num_bytes_told, num_bytes_read = self._paths.local_traffic(
-            met, self._rows.own_nodes(self._wish(path)), collected, self._division
+            met, self._rows.own_nodes(met.wish), collected, self._division
         )
         self._communicator.traffic.bytes_sent += self.num_bytes_told
         self._communicator.traffic.bytes_received += num_bytes_read
@@ -95,7 +96,7 @@ class ShardedRows:
         made: dict[int, RowSum] = {}
         for i, of_nodes in collected.items():
             own = self._division(self._communicator.rank, met.shapes[i].num_rows)
-            if path.may_sum_rows:
+            if met.wish.summed:
                 lists = self._sums(path, of_nodes)
             else:
                 lists = self._occurrences(path, variables[i], of_nodes, totals.get(i), total)
@@ -114,10 +115,6 @@ class ShardedRows:
             own = self._division(self._communicator.rank, len(array))
             made[i] = _all_rows(array, own)
         self._paths.spread(made, shapes, self._division, arrays.__getitem__)
-
-    def _wish(self, path: Any) -> Wish:
-        # What is not summed is found in any order, and without one sooner; what travels, by less where it ascends.
-        return Wish(path.may_sum_rows, in_order=path.may_sum_rows or self._paths.crosses_hosts)
 
     def _division(self, rank: int, num_rows: int) -> Interval:
         return divide_rows(num_rows, self._hosts, rank)

@@ -71,8 +71,11 @@ class WrittenRows:
         if self.number:
             indices, positions = numbers_in(memory, at, self.count)
             indices[...] = self._rows.indices
-            own = self._rows.positions if isinstance(self._rows, PlacedRows) else count_up(self.count)
-            np.add(own, self._first, out=positions)
+            if self._is_ordered:
+                own = self._rows.positions if isinstance(self._rows, PlacedRows) else count_up(self.count)
+                np.add(own, self._first, out=positions)
+            else:
+                positions[0] = self._first
             return
         target = listed_in(memory, at, self._shape, self.count)
         start, stop = self._part if self._is_as_stored else (0, 0)

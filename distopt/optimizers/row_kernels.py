@@ -61,7 +61,8 @@ def load_row_kernel(rule: Rule, dtype: np.dtype[Any]) -> RowKernel:
         kernel = kernels.load(lambda cache: _source(rule, dtype, functions, rule.step.__name__, cache=cache))
     if rule.sparse.slots is Rows.ALL:
         return functools.partial(_run_on_all, kernel, dtype.type(0))
-    return functools.partial(_run_on_some, kernel)
+    # What calls it gives arrays of the kernel's very types, and calls it once a list: the search for them would show.
+    return functools.partial(_run_on_some, kernels.entry_point(kernel))
 
 
 def _run_on_all(
