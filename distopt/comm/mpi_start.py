@@ -2,8 +2,8 @@
 
 Where the launcher lets survivors live, a rank that is lost before all have initialized MPI is missed by the others
 inside of that, and nobody tells them. There MPI is initialized by a call that gives up the interpreter's lock, and a
-thread looks meanwhile whether the ranks of this host are there (:mod:`distopt.comm.started_ranks`). It ends the process
-if not; a process that ends with a status before it has initialized MPI has the launcher end all others, on all hosts.
+thread looks meanwhile whether the ranks of this host are there (:mod:`distopt.comm.started_ranks`). If not, it has the
+launcher end all others, on all hosts.
 """
 
 from __future__ import annotations
@@ -99,11 +99,13 @@ def initialized_here() -> Any:
 
 def _initialize(mpi: Any, ranks: StartedRanks, rank: int, timeout_s: float) -> None:
     """Initialize MPI as mpi4py does, while the ranks of this host are watched."""
+    library = ctypes.CDLL(mpi.__file__)  # finds what it is linked with, too
     ended = threading.Event()
-    threading.Thread(target=_watch, args=(ranks, rank, timeout_s, ended), name="distopt start", daemon=True).start()
+    arguments = library, ranks, rank, timeout_s, ended
+    threading.Thread(target=_watch, args=arguments, name="distopt start", daemon=True).start()
     try:
         # mpi4py's own call keeps the interpreter's lock.
-        call = ctypes.CDLL(mpi.__file__).MPI_Init_thread
+        call = library.MPI_Init_thread
         if call(None, None, ctypes.c_int(mpi.THREAD_MULTIPLE), ctypes.byref(ctypes.c_int())) != mpi.SUCCESS:
             raise RuntimeError("MPI_Init_thread failed")
     finally:
@@ -113,7 +115,7 @@ def _initialize(mpi: Any, ranks: StartedRanks, rank: int, timeout_s: float) -> N
         comm.Set_errhandler(mpi.ERRORS_RETURN)
 
 
-def _watch(ranks: StartedRanks, rank: int, timeout_s: float, ended: threading.Event) -> None:
+def _watch(library: ctypes.CDLL, ranks: StartedRanks, rank: int, timeout_s: float, ended: threading.Event) -> None:
     """End the process if a rank of this host is lost, or if not all ranks come in time."""
     began_s = time.monotonic()
     reason = None
@@ -132,7 +134,21 @@ def _watch(ranks: StartedRanks, rank: int, timeout_s: float, ended: threading.Ev
     unlink_shared_memory()
     waiting = f"rank {rank} waited {time.monotonic() - began_s:.1f} s for all ranks to initialize MPI"
     os.write(2, f"distopt: error: {reason}, before step 0; {waiting}\n".encode())
+    _end_job(library)
     os._exit(1)
+
+
+def _end_job(library: ctypes.CDLL) -> None:
+    """Have the launcher end the ranks of all hosts, as ``MPI_Abort`` does, which is not allowed yet.
+
+    Before MPI has met the launcher this does nothing: then the end of this process, with a status, is enough.
+    Source: PMIx 5.0 standard, "PMIx_Abort".
+    """
+    if hasattr(library, "PMIx_Abort"):
+        arguments = ctypes.c_int(1), b"", None, ctypes.c_size_t(0)
+        call = threading.Thread(target=library.PMIx_Abort, args=arguments, daemon=True)
+        call.start()
+        call.join(_GRACE_S / 2)
 
 
 def unlink_shared_memory() -> None:
