@@ -79,11 +79,11 @@ class WrittenRows:
             return
         target = listed_in(memory, at, self._shape, self.count)
         start, stop = self._part if self._is_as_stored else (0, 0)
-        if not self._is_ordered:
+        if start == stop or not self.count:
+            write_in_order(self._rows, target)
+        elif not self._is_ordered:
             assert isinstance(self._rows, RowSum), "nothing has moved them"
             write_others(self._rows, start, stop, target)
-        elif start == stop or not self.count:
-            write_in_order(self._rows, target)
         else:
             target.indices[...] = indices = self._rows.indices
             before, after = np.searchsorted(indices, (start, stop)).tolist()
