@@ -83,7 +83,7 @@ class RowArrays:
         """
         shape = (num_rows, *variable.shape[1:])
         dtype, size = variable.dtype, int(np.prod(shape))
-        memories = self._group.share(size * dtype.itemsize, f"{num_rows} rows of {variable.name}")
+        memories = self._group.share(size * dtype.itemsize, f"rows of gradients of {variable.name}")
         key = id(variable)
         if key in self._number_of:
             self._drop(key)
