@@ -286,14 +286,15 @@ def _gathering_source(dtype: np.dtype[Any], source: Source, store: bool, cache: 
     ]
     decorator = _decorator(signature, cache)
     fused = not store and dtype in _WIDE and norm_kernels.adds_squares(source)
-    block_sum = norm_kernels.block_sum(norms.accumulation_dtype(dtype).itemsize, source if fused else PLAIN)
+    itemsize = norms.accumulation_dtype(dtype).itemsize
+    block_sum = norm_kernels.block_sum(itemsize, source if fused else PLAIN)
     head = _HEAD.format(
         title=f"the sum of {source.num_terms} terms on {dtype.name}",
         conversions="" if dtype in _WIDE else _CONVERSIONS[dtype],
         functions=block_sum + ("" if fused else loops.functions),
     )
     if fused:
-        return head + norm_kernels.squares_loop(source, decorator)
+        return head + norm_kernels.squares_loop(source, itemsize, decorator)
     return head + loops.gathering(decorator, storage.store if store else None)
 
 

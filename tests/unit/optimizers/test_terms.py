@@ -9,11 +9,12 @@ import pytest
 
 from distopt.arena import BLOCK
 from distopt.canonical_sum import Node, SumTree, add_nodes, additions
-from distopt.optimizers import SGD, Adam, AdamW, set_default_engine
+from distopt.optimizers import SGD, Adam, AdamW, get_engine, set_default_engine
+from distopt.optimizers.engine import Blocks
 from distopt.optimizers.keras_legacy import Optimizer
 from distopt.optimizers.lamb import Lamb
 from distopt.optimizers.layout import Layout
-from distopt.optimizers.terms import Source, Terms, gradients_of
+from distopt.optimizers.terms import Gradient, Source, Terms, gradients_of
 from distopt.types import Array
 from distopt.variable import Variable
 
@@ -164,3 +165,21 @@ def test_additions_are_those_of_the_tree() -> None:
     source = Source(additions(SumTree(3), nodes_of(3, "")), is_mean=True)
     rows = [np.array([value], np.float32) for value in (1e8, 1.0, -1e8)]
     assert source.evaluate(rows, [np.float32(3)]) == ((rows[0] + rows[1]) + rows[2]) / np.float32(3)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("sources", "is_mean"), [(0, False), ((0, 1), False), ((0, 1), True), (((0, 1), 2), True)])
+@pytest.mark.parametrize(
+    "sizes", [[5], [9 * BLOCK + 5], [3 * BLOCK, 100, 100, 100, 100, 5 * BLOCK], [100] * 9, [7, 100, 100, 100, 100, 101]]
+)
+def test_sums_of_squares_of_blocks_are_the_same_one_by_one_and_several_at_a_time(
+    dtype: Any, sources: Any, is_mean: bool, sizes: list[int]
+) -> None:
+    rng = np.random.default_rng(len(sizes))
+    starts = np.cumsum([0, *[size + 3 for size in sizes]])
+    blocks = Blocks([(int(start), int(start) + size) for start, size in zip(starts, sizes, strict=False)])
+    source = Source(sources, is_mean=is_mean)
+    terms = tuple(rng.standard_normal(int(starts[-1])).astype(dtype) for _ in range(source.num_terms))
+    gradient = Gradient(source, terms, (dtype(3),) if is_mean else ())
+    plain, compiled = (get_engine(name).gather(gradient, None, blocks) for name in ("numpy", "compiled"))
+    assert plain.tobytes() == compiled.tobytes()
