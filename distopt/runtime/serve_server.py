@@ -333,7 +333,7 @@ class ServerLoop:
             try:
                 self._listener.send(identity, pulled, arrays)
             except PeerLostError as error:
-                raise PeerLostError(f"worker {rank} asked for {round_.head} and is gone") from error
+                raise PeerLostError(f"worker {rank} is gone, which waited for {round_.head}") from error
 
     def _send_state(self, identity: bytes) -> None:
         state = self._state()
