@@ -1,20 +1,22 @@
 """A training loop as users write it, on a rank that may be doomed.
 
-``python -m tests.faults.own_loop PLACEMENT DOOMED STATUS``
+``python -m tests.faults.own_loop PLACEMENT DOOMED STATUS [FIFO]``
 
 ``DOOMED`` is JSON: by rank, in which step it dies, by SIGKILL, and where: before its gradients are sent or while its
 update is written (a moment after its beginning); or in which step it raises an error. Each rank that is left says the
-hash of what it has in the end, and what it went on from. Rank 0 ends with ``STATUS``, before the others say anything.
+hash of what it has in the end, and what it went on from. Rank 0 ends with ``STATUS``; where that is not 0, the one
+other that is left says so when rank 0 is on its way out, of which it hears by ``FIFO``.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
 import sys
 import threading
-import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,8 +77,10 @@ def say(line: str) -> None:
 if __name__ == "__main__":
     own = json.loads(sys.argv[2]).get(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
     found = tf.elastic.run(train, replicas=REPLICAS, placement=sys.argv[1], keep_every_steps=KEEP_EVERY, timeout_s=30.0)
-    if os.environ.get("OMPI_COMM_WORLD_RANK") != "0":
-        time.sleep(0.5)
+    is_first, status = os.environ.get("OMPI_COMM_WORLD_RANK") == "0", int(sys.argv[3])
+    if status and not is_first:
+        Path(sys.argv[4]).open().close()
     say(f"hash {found}")
-    if os.environ.get("OMPI_COMM_WORLD_RANK") == "0":
-        sys.exit(int(sys.argv[3]))
+    if status and is_first:
+        atexit.register(lambda: Path(sys.argv[4]).open("w").close())
+        sys.exit(status)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import sys
 import tempfile
@@ -68,8 +69,8 @@ def test_rank_that_is_stopped_is_ended_and_survived(tmp_path: Path) -> None:
     assert Counter(result.stdout.split())["lost"] == 1, result
 
 
-def own_loop(placement: str, doomed: dict[str, tuple[int, str]], status: int = 0) -> list[str]:
-    return ["-m", "tests.faults.own_loop", placement, json.dumps(doomed), str(status)]
+def own_loop(placement: str, doomed: dict[str, tuple[int, str]], status: int = 0, *fifo: str) -> list[str]:
+    return ["-m", "tests.faults.own_loop", placement, json.dumps(doomed), str(status), *fifo]
 
 
 @functools.cache
@@ -86,9 +87,11 @@ def hash_of_own_loop() -> str:
     ids=["replica", "sharded"],
 )
 def test_loop_of_ones_own_goes_on_without_ranks_that_are_killed_and_ends_with_its_status(
-    placement: str, doomed: dict[str, tuple[int, str]], status: int
+    tmp_path: Path, placement: str, doomed: dict[str, tuple[int, str]], status: int
 ) -> None:
-    launcher, *rest = mpirun(3, own_loop(placement, doomed, status))
+    fifo = tmp_path / "leaving"
+    os.mkfifo(fifo)
+    launcher, *rest = mpirun(3, own_loop(placement, doomed, status, str(fifo)))
     result = run_job([launcher, "--with-ft", "ulfm", *rest], limit_s=90.0)
     assert result.status == status, result
     left = 3 - len(doomed)
