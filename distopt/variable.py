@@ -7,21 +7,24 @@ because a tape may hold a view. One stored value, until an unaggregated write in
 # ruff: noqa: ARG002  (TensorFlow's arguments, in its order, some of which have no meaning here)
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
 from distopt import deferral, replica_context
 from distopt.assignments import OPERATIONS, operand
-from distopt.autodiff.nodes import Recording, state
+from distopt.autodiff.nodes import Recording, recordings, state
 from distopt.errors import TapeError
 from distopt.tensor import Operand, Tensor, to_array
 from distopt.types import Array, Shape
 
 if TYPE_CHECKING:
     from distopt.arena import Segment
+
+_is_split = attrgetter("is_split")
 
 
 class VariableSynchronization(Enum):
@@ -400,6 +403,21 @@ class Variable(Operand, metaclass=_OneForAllReplicas):
                 np.copyto(twin.copy_of(replica_id), copy)
         memo[id(self)] = twin
         return twin
+
+
+def are_split(variables: Iterable[Variable]) -> bool:
+    """Return whether any of the variables is split into copies."""
+    return Variable.some_were_split and any(map(_is_split, variables))
+
+
+def check_all_writable(variables: Iterable[Variable], readers: Iterable[Any]) -> None:
+    """Refuse to have ``variables``, whose ``readers`` these are, written to if a live tape has read one.
+
+    Raises: TapeError, as :meth:`Variable.check_writable`.
+    """
+    if recordings and any(readers):
+        for variable in variables:
+            variable.check_writable()
 
 
 def _copied(value: Any) -> Tensor:

@@ -26,7 +26,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from distopt import clipping
-from distopt.autodiff.nodes import recordings
 from distopt.comm.communicator import Communicator, Hosting
 from distopt.distribute.early_sums import Overlap
 from distopt.distribute.every_process import EveryProcess
@@ -46,6 +45,7 @@ from distopt.distribute.sharded_rows import ShardedRows
 from distopt.distribute.shared_arena import SharedArena
 from distopt.distribute.span_paths import CHUNK_BYTES, ROWS, told_of
 from distopt.types import Array
+from distopt.variable import check_all_writable
 
 
 class Sharded:
@@ -91,9 +91,7 @@ class Sharded:
             inspector.refuse_non_finite_here(pairs_of, int(optimizer.iterations.storage))
         known = self._introductions.of(optimizer, pairs_of)
         label = known.label(optimizer.gradient_aggregator, hypers)
-        if recordings and any(known.readers):
-            for variable in pairs_of[0].variables:
-                variable.check_writable()
+        check_all_writable(pairs_of[0].variables, known.readers)
         if known.rows or known.repeats:
             self._apply_others(path, pairs_of, hypers, label, has_rows=known.rows)
             return

@@ -17,7 +17,6 @@ import numpy as np
 
 from distopt import clipping, norms, threads
 from distopt.arena import Run, aligned_zeros, contiguous, flattened, runs
-from distopt.autodiff.nodes import recordings
 from distopt.optimizers.clips import NO_CLIPS, Clips
 from distopt.optimizers.engine import SHARED_BYTES, Blocks, Call, Engine, Kernel, run_together, unshared
 from distopt.optimizers.features import AVERAGE, ScalarSource, Step, Treatment
@@ -26,9 +25,8 @@ from distopt.optimizers.slots import SlotStore
 from distopt.optimizers.terms import PLAIN, Gradient
 from distopt.packing import BATCH_BYTES, MANY, SMALL_BYTES, Packing, Place
 from distopt.types import Array
-from distopt.variable import Variable
+from distopt.variable import Variable, are_split, check_all_writable
 
-_is_split = attrgetter("is_split")
 _readers = attrgetter("readers")
 
 
@@ -121,11 +119,9 @@ class Batches:
         Raises: TapeError if a live tape has read one of the variables.
         """
         variables = self.variables
-        if Variable.some_were_split and any(map(_is_split, variables)):
+        if are_split(variables):
             return False
-        if recordings and any(map(_readers, variables)):
-            for variable in variables:
-                variable.check_writable()
+        check_all_writable(variables, map(_readers, variables))
         return True
 
     def update(self, gradients: Sequence[Any], hypers: Mapping[str, float], clips: Clips = NO_CLIPS) -> None:

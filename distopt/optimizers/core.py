@@ -29,7 +29,7 @@ from distopt.optimizers.sparse import update_rows
 from distopt.optimizers.terms import PLAIN, Gradient, Gradients, Terms
 from distopt.tensor import Tensor
 from distopt.types import Array
-from distopt.variable import Variable
+from distopt.variable import Variable, are_split
 
 
 class _Bound(NamedTuple):
@@ -167,7 +167,7 @@ class OptimizerCore(OptimizerBase):
         checked = pairs if type(pairs) is Pairs else check_gradients(pairs)
         if replica_id is None and self._finish_in_batches(checked, hypers):
             return
-        if replica_id is None and Variable.some_were_split and any(variable.is_split for _, variable in checked):
+        if replica_id is None and are_split(checked.variables):
             self._finish_copies(checked, hypers)
             return
         engine = get_engine()

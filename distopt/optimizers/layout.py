@@ -6,7 +6,6 @@ import bisect
 import functools
 import itertools
 from collections.abc import Iterable, Sequence
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,9 +14,7 @@ from distopt.arena import BLOCK, Run, Segment, Span, aligned_zeros, runs
 from distopt.packing import Packing, Place
 from distopt.tensor import Tensor
 from distopt.types import Array
-from distopt.variable import Variable
-
-_is_split = attrgetter("is_split")
+from distopt.variable import Variable, are_split
 
 
 class Block(NamedTuple):
@@ -93,7 +90,7 @@ class Layout:
 
     def has_split(self) -> bool:
         """Return whether a variable is split into copies."""
-        return Variable.some_were_split and any(map(_is_split, self.variables))
+        return are_split(self.variables)
 
     def empty(self) -> list[Array]:
         """Return new flat arrays of zeros, one for each run."""

@@ -24,7 +24,6 @@ import numpy as np
 
 from distopt import clipping, norms
 from distopt.arena import Span, contiguous
-from distopt.autodiff.nodes import recordings
 from distopt.optimizers.clips import Clips
 from distopt.optimizers.engine import Engine, get_engine, run_together
 from distopt.optimizers.features import ACCUMULATOR, AVERAGE, ScalarSource, Step, Treatment, calls_of_mean
@@ -35,7 +34,7 @@ from distopt.optimizers.slots import SlotStore
 from distopt.optimizers.terms import PLAIN, Gradient, Gradients, Terms, gradients_of
 from distopt.tensor import Tensor
 from distopt.types import Array
-from distopt.variable import Variable
+from distopt.variable import Variable, check_all_writable
 
 _NOTHING: Array = np.empty(0)
 
@@ -221,9 +220,7 @@ class SpanOwner:
         if engine is not self._engine:
             self._bind(engine)
         given = self._checked(gradients)
-        if recordings and any(self._readers):
-            for variable in self._variables:
-                variable.check_writable()
+        check_all_writable(self._variables, self._readers)
         found = given if self._cuts is None else [given[i].part(start, stop) for i, start, stop in self._cuts]
         step = Step(self._optimizer, hypers)
         if self._optimizer.features.accumulation_steps > 1:
