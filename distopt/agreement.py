@@ -83,12 +83,39 @@ def label_mismatch(who: str, mine: bytes, other_who: str, theirs: bytes) -> Mist
     if ours.hypers >> 32 != other.hypers >> 32:
         return UnequalHypersError(
             f"{who} and {other_who} have different settings of the optimizer at step {ours.step}, such as epsilon or a "
-            "clip limit: one was changed after the first step on some processes only; change it alike on every process"
+            "clip limit: one was changed after the first step on some processes only; change it alike on every process",
+            of_digests="settings",
         )
     return UnequalHypersError(
         f"{who} and {other_who} have different hypers at step {ours.step}, such as the learning rate: set numbers "
-        "alike on every process (a callable or a schedule is asked once, by the host of replica 0)"
+        "alike on every process (a callable or a schedule is asked once, by the host of replica 0)",
+        of_digests="hypers",
     )
+
+
+def labels_mismatch(labels: Mapping[int, bytes]) -> MistakeError | None:
+    """Return the error for the encoded labels of ranks, None where all are equal; the same one on every rank.
+
+    It names the first rank whose label is not that of most, and one of these.
+
+    >>> labels = {rank: Label(7, step=rank // 2).encode() for rank in range(3)}
+    >>> str(labels_mismatch(labels)).partition(":")[0]
+    'rank 0 (as 2 of 3) is at step 0 where rank 2 is at step 1'
+    """
+    reference, odd = odd_ones(dict(sorted(labels.items())))
+    if reference is None or not odd:
+        return None
+    most = name_of_most(reference, len(labels) - len(odd), len(labels))
+    return label_mismatch(most, labels[reference], f"rank {odd[0]}", labels[odd[0]])
+
+
+def name_of_most(reference: int, agree: int, size: int) -> str:
+    """Return what a message calls the ranks that agree: by one of them, and how many they are.
+
+    >>> name_of_most(1, 4, 5), name_of_most(0, 1, 2)
+    ('rank 1 (as 4 of 5)', 'rank 0')
+    """
+    return f"rank {reference}" if size == 2 else f"rank {reference} (as {agree} of {size})"
 
 
 def describe_names(names: Sequence[str]) -> list[Hashable]:

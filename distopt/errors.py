@@ -254,7 +254,15 @@ class NonFiniteGradientError(MistakeError, ArithmeticError):
 
 
 class UnequalHypersError(MistakeError, ValueError):
-    """The processes of a step have different hypers, such as the learning rate."""
+    """The processes of a step have different hypers, such as the learning rate.
+
+    ``of_digests``: ``"hypers"`` or ``"settings"``, of which only digests were compared, so that whoever knows the
+    process's own values has to add them; else empty.
+    """
+
+    def __init__(self, message: str, of_digests: str = "") -> None:
+        super().__init__(message)
+        self.of_digests = of_digests
 
 
 class UnequalStepsError(MistakeError, ValueError):

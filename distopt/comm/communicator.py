@@ -70,6 +70,8 @@ class Communicator(abc.ABC):
     size: int
     traffic: Traffic
     step: int = 0
+    step_is_told: bool = False
+    """Whether the program sets ``step``; else it is how many steps the optimizer that is applied had made."""
     phase: str = ""
     """What the program does between its collectives, if it says so: in which phase a rank is late."""
 

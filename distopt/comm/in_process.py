@@ -20,7 +20,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from distopt.agreement import label_mismatch
+from distopt.agreement import labels_mismatch
 from distopt.comm.communicator import Communicator, Receive, Send, Traffic, bytes_of, name_ranks
 from distopt.comm.early import Batch, Channel
 from distopt.comm.in_process_early import InProcessBatch, InProcessChannel
@@ -221,9 +221,10 @@ class InProcessGroup:
             if len(payload):
                 bytes_of(array)[...] = payload
             comm.traffic.bytes_received += len(payload)
-        for peer, _, message in arrived:
-            if message.label != label:
-                raise label_mismatch(f"rank {comm.rank}", label, f"rank {peer}", message.label)
+        if any(message.label != label for _, _, message in arrived):
+            mismatch = labels_mismatch({comm.rank: label} | {peer: message.label for peer, _, message in arrived})
+            assert mismatch is not None, "one is another"
+            raise mismatch
         for peer, array, message in arrived:
             payload = message.payload
             if payload.nbytes != array.nbytes:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from distopt.agreement import label_mismatch
+from distopt.agreement import labels_mismatch
 from distopt.comm import mpi_start, mpi_survivors
 from distopt.comm.communicator import Communicator, name_ranks
 from distopt.comm.host_peers import HostPeers
@@ -88,10 +88,7 @@ class Causes:
         theirs = self._notes.exchange_labels(label)
         if set(range(owner.size)) - {owner.rank} - self._notes.left - theirs.keys():
             owner.fail()  # somebody is elsewhere: what is under way can no longer be told apart
-        for peer, other in theirs.items():
-            if other != label:
-                return label_mismatch(f"rank {owner.rank}", label, f"rank {peer}", other)
-        return MergeOrderError(
+        return labels_mismatch({owner.rank: label, **theirs}) or MergeOrderError(
             f"rank {owner.rank} met another call than its own at step {owner.step}; every process must make the same "
             "all_reduce and apply_gradients calls in the same order"
         )

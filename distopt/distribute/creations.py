@@ -19,11 +19,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import msgspec
 import numpy as np
 
-from distopt.agreement import stem_of
+from distopt.agreement import name_of_most, odd_ones, stem_of
 from distopt.comm.communicator import Communicator
+from distopt.distribute.introduction import Call, exchange_calls
 from distopt.errors import VariablePerReplicaError
 from distopt.tensor import to_array
 from distopt.types import Array
@@ -107,22 +107,26 @@ class Creations:
 def share_value(variable: Variable, communicator: Communicator) -> None:
     """Give a new variable the value that it has on rank 0; a collective. A long one is not copied on its way.
 
-    Raises: VariablePerReplicaError if rank 0 makes another variable here.
+    Raises: VariablePerReplicaError, the same on all ranks, that names the one that makes another variable than most;
+        MergeOrderError if a rank makes none.
     """
     value = variable.storage
-    own = stem_of(variable.name), value.dtype.name, value.shape
+    name = stem_of(variable.name)
     is_long = value.nbytes > LONG_BYTES
-    told = communicator.broadcast_bytes(msgspec.msgpack.encode((*own, b"" if is_long else value.tobytes())))
-    *others, payload = msgspec.msgpack.decode(told, type=tuple[str, str, tuple[int, ...], bytes])
-    if tuple(others) != own:
+    sends = communicator.rank == 0 and not is_long
+    call = Call("variable", f"makes the variable {name} {value.dtype.name}{list(value.shape)}",
+                value.tobytes() if sends else b"")  # fmt: skip
+    calls = exchange_calls(communicator, call)
+    reference, odd = odd_ones({rank: told.text for rank, told in enumerate(calls)})
+    if reference is not None and odd:
+        most = name_of_most(reference, len(calls) - len(odd), len(calls))
         raise VariablePerReplicaError(
-            f"rank {communicator.rank} makes the variable {own[0]} {own[1]}{list(own[2])} where rank 0 makes "
-            f"{others[0]} {others[1]}{list(others[2])}; {SAME_VARIABLES}"
+            f"{most} {calls[reference].text} where rank {odd[0]} {calls[odd[0]].text}; {SAME_VARIABLES}"
         )
     if is_long:
         communicator.broadcast_array(value)
-    else:
-        value[...] = np.frombuffer(payload, value.dtype).reshape(value.shape)
+    elif not sends:
+        value[...] = np.frombuffer(calls[0].body, value.dtype).reshape(value.shape)
 
 
 def _is_trained(given: Mapping[str, Any]) -> bool:

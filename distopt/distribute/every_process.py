@@ -54,7 +54,7 @@ class EveryProcess:
         self._inspector = inspector
         self._scratch = Scratch()
         self._is_alone = hosting.num_replicas == 1 and communicator is None
-        self._introductions = Introductions(communicator)
+        self._introductions = Introductions(communicator, hosting.num_replicas)
         self._rows_by_shapes: dict[Any, bool] = {}
         self._latest_key: tuple[tuple[int, ...], bool] = (), True
         self._has_updated = False
@@ -158,7 +158,7 @@ class EveryProcess:
         if self._communicator is None:
             return have_rows, False, b""
         optimizer = path.optimizer
-        known = self._introductions.of(optimizer, pairs_of)
+        known = self._introductions.of(optimizer, pairs_of, hypers)
         label = known.label(optimizer.gradient_aggregator, hypers)
         return known.rows, have_rows and not known.rows, label
 

@@ -21,11 +21,13 @@ from distopt.distribute.contributing import contributed, refuse_repeated
 from distopt.distribute.creations import Creations, share_value
 from distopt.distribute.in_host_memory import every_process
 from distopt.distribute.inspector import Inspector
+from distopt.distribute.introduction import with_own_values
 from distopt.distribute.loss_origin import note_origin
 from distopt.distribute.owners import Owners, Phases, num_bytes_of_all, same_variables
 from distopt.distribute.receipts import Receipt, ReceiptBook, path_name
 from distopt.distribute.replica_greenlets import ReplicaGreenlets
 from distopt.distribute.variable_access import CrossReplicaAccess
+from distopt.errors import UnequalHypersError
 from distopt.indexed_slices import IndexedSlices
 from distopt.optimizers.pipeline import Pairs, check_gradients
 from distopt.replica_context import Context
@@ -307,7 +309,11 @@ class Extended:
         if path.has_contributions:
             refuse_repeated(path.aggregator, pairs_of)
             pairs_of = tuple(contributed(self, path.aggregator, pairs_of))
-        self.owners.apply(path, pairs_of, self._hypers_of(path.optimizer))
+        hypers = self._hypers_of(path.optimizer)
+        try:
+            self.owners.apply(path, pairs_of, hypers)
+        except UnequalHypersError as error:
+            raise with_own_values(error, self.rank, path.optimizer, hypers) from None
 
     def update_copies(self, path: Any, pairs: Any) -> None:
         """Apply each replica's finished gradients; where they are bit-equal, one update serves all copies."""

@@ -19,24 +19,42 @@ import msgspec
 import numpy as np
 
 from distopt.aggregation import GradientAggregator
-from distopt.agreement import Described, Label, describe_names, digest_of, disagreement, odd_ones, pack_label
+from distopt.agreement import (
+    Described,
+    Label,
+    describe_names,
+    digest_of,
+    disagreement,
+    name_of_most,
+    odd_ones,
+    pack_label,
+)
 from distopt.comm.communicator import Communicator
 from distopt.distribute.optimizer_settings import OptimizerSettings, differing
-from distopt.errors import MergeOrderError, RemoteProtocolError, UnequalHypersError
+from distopt.errors import MergeOrderError, RemoteProtocolError, UnequalHypersError, UnequalStepsError
 from distopt.optimizers import changes
 from distopt.types import Array
 
 logger = logging.getLogger(__name__)
 
+SAME_CALLS = "every process must make the same variables, all_reduce and apply_gradients calls in the same order"
+
+_MOST_NAMES = 8
+
 
 class _Told(msgspec.Struct, frozen=True, array_like=True):
-    """One process's list: names, shapes and dtypes, whether it has row-sparse gradients, and the optimizer."""
+    """One process's list: names, shapes and dtypes, whether it has row-sparse gradients, and the optimizer.
+
+    ``settings``: of the optimizer, and its hypers in this step, as text.
+    """
 
     rows: bool
     variables: tuple[tuple[str, tuple[int, ...], str], ...]
     optimizer: str
     settings: dict[str, str]
     versions: dict[str, str]
+    iterations: int
+    """How many steps the optimizer has made."""
 
     def optimizer_key(self) -> tuple[Any, ...]:
         return self.optimizer, tuple(sorted(self.settings.items()))
@@ -46,6 +64,41 @@ class _Told(msgspec.Struct, frozen=True, array_like=True):
         return [Described(key, *variable) for key, variable in zip(keys, self.variables, strict=True)]
 
 
+class Call(msgspec.Struct, frozen=True, array_like=True):
+    """What a process does that all others have to do as well, at the same point of their program."""
+
+    kind: str
+    text: str
+    """What a message says that it does."""
+    body: bytes = b""
+
+
+def exchange_calls(communicator: Communicator, mine: Call) -> list[Call]:
+    """Return what all ranks do, by rank, all of the kind of ``mine``; a collective.
+
+    Raises: MergeOrderError, the same on all ranks that call this, that names the one that does something else.
+    """
+    try:
+        payloads = communicator.all_gather_bytes(msgspec.msgpack.encode(mine))
+    except RemoteProtocolError as error:
+        raise MergeOrderError(
+            f"rank {communicator.rank} {mine.text}, and another process does something else; {SAME_CALLS}"
+        ) from error
+    calls = [_call_of(payload) for payload in payloads]
+    reference, odd = odd_ones({rank: call.kind for rank, call in enumerate(calls)})
+    if reference is not None and odd:
+        most = name_of_most(reference, len(calls) - len(odd), len(calls))
+        raise MergeOrderError(f"{most} {calls[reference].text} where rank {odd[0]} {calls[odd[0]].text}; {SAME_CALLS}")
+    return calls
+
+
+def _call_of(payload: bytes) -> Call:
+    try:
+        return msgspec.msgpack.decode(payload, type=Call)
+    except msgspec.DecodeError:
+        return Call("", "does something else")
+
+
 class Known:
     """What is known of a list of variables of an optimizer once it was introduced.
 
@@ -53,7 +106,13 @@ class Known:
     """
 
     def __init__(
-        self, rows: bool, variables: Sequence[Any], digest: int, settings: OptimizerSettings, iterations: Any
+        self,
+        rows: bool,
+        variables: Sequence[Any],
+        digest: int,
+        settings: OptimizerSettings,
+        iterations: Any,
+        communicator: Communicator | None,
     ) -> None:
         self.rows = rows
         """Whether a replica of any process has had row-sparse gradients."""
@@ -65,6 +124,7 @@ class Known:
         """Those of the optimizer, which may change."""
         self._digest = digest
         self._iterations = iterations
+        self._counts_steps_of = None if communicator is None or communicator.step_is_told else communicator
         self._state: Any = None
         """All that decides the numbers below."""
         self._what = self._numbers = 0
@@ -78,21 +138,28 @@ class Known:
             self._state = state
             numbers = zlib.crc32(struct.pack(f"<{len(hypers)}d", *hypers.values()))
             self._numbers = numbers | self.settings.digest() << 32
-        return pack_label(self._what, self._numbers, self._iterations.storage.item())
+        step = self._iterations.storage.item()
+        if self._counts_steps_of is not None:
+            self._counts_steps_of.step = step
+        return pack_label(self._what, self._numbers, step)
 
 
 class Introductions:
-    """The lists of variables that the processes of ``communicator`` have told each other."""
+    """The lists of variables that the processes of ``communicator`` have told each other; ``num_replicas`` in all."""
 
-    def __init__(self, communicator: Communicator | None) -> None:
+    def __init__(self, communicator: Communicator | None, num_replicas: int) -> None:
         self._communicator = communicator
+        self._num_replicas = num_replicas
         self._known: weakref.WeakKeyDictionary[Any, dict[tuple[int, ...], Known]] = weakref.WeakKeyDictionary()
         self._latest: tuple[Callable[[], Any], tuple[int, ...] | None, Any] = _nobody, None, None
 
-    def of(self, optimizer: Any, pairs_of: Sequence[Any]) -> Known:
+    def of(self, optimizer: Any, pairs_of: Sequence[Any], hypers: Mapping[str, float]) -> Known:
         """Return what is known of the variables of ``pairs_of``, asking the other processes at the first time.
 
-        Raises: the MistakeError that says how the lists differ; MergeOrderError if the others do something else.
+        ``hypers``: those of this step.
+
+        Raises: the MistakeError that says how the processes differ; MergeOrderError if the others do something else;
+            ValueError, on all of them, for an aggregator that cannot combine so many replicas.
         """
         key = pairs_of[0].key
         of_optimizer, latest_key, latest = self._latest
@@ -102,51 +169,65 @@ class Introductions:
         known = self._known.setdefault(optimizer, {})
         found = known.get(key)
         if found is None:
-            found = known[key] = self._introduce(optimizer, pairs_of)
+            found = known[key] = self._introduce(optimizer, pairs_of, hypers)
         self._latest = weakref.ref(optimizer), key, found
         return found
 
     def begin_rows(self, optimizer: Any, pairs_of: Sequence[Any]) -> None:
-        """Note that a process has row-sparse gradients of the variables of ``pairs_of`` from now on."""
-        self.of(optimizer, pairs_of).rows = True
+        """Note that a process has row-sparse gradients of the variables of ``pairs_of`` from now on; they are known."""
+        self._known[optimizer][pairs_of[0].key].rows = True
 
-    def _introduce(self, optimizer: Any, pairs_of: Sequence[Any]) -> Known:
+    def _introduce(self, optimizer: Any, pairs_of: Sequence[Any], hypers: Mapping[str, float]) -> Known:
         settings = OptimizerSettings(optimizer)
         rows = any(pairs.has_rows for pairs in pairs_of)
         variables = tuple((v.name, tuple(v.shape), v.dtype.name) for _, v in pairs_of[0])
-        mine = _Told(rows, variables, type(optimizer).__name__, dict(settings.current), versions())
+        told_settings = {**settings.current, **{name: repr(float(value)) for name, value in hypers.items()}}
+        iterations = int(optimizer.iterations.storage)
+        mine = _Told(rows, variables, type(optimizer).__name__, told_settings, versions(), iterations)
         communicator = self._communicator
         everyone = [mine]
         if communicator is not None and communicator.size > 1:
-            payload = msgspec.msgpack.encode(mine)
-            try:
-                payloads = communicator.all_gather_bytes(payload)
-                everyone = [msgspec.msgpack.decode(p, type=_Told) for p in payloads]
-            except (RemoteProtocolError, msgspec.DecodeError) as error:
-                raise MergeOrderError(
-                    f"rank {communicator.rank} makes its first apply call for "
-                    f"{', '.join(name for name, _, _ in mine.variables[:8])}, and another process does something else; "
-                    "every process must make the same all_reduce and apply_gradients calls in the same order"
-                ) from error
+            names = ", ".join(name for name, _, _ in variables[:_MOST_NAMES])
+            call = Call("apply", f"makes its first apply call for {names}", msgspec.msgpack.encode(mine))
+            calls = exchange_calls(communicator, call)
+            everyone = [msgspec.msgpack.decode(told.body, type=_Told) for told in calls]
         lists = [told.described() for told in everyone]
         reference, odd = odd_ones({rank: tuple(_comparable(of_rank)) for rank, of_rank in enumerate(lists)})
         if reference is not None and odd:
-            who = _name(reference, len(everyone) - len(odd), len(everyone))
+            who = name_of_most(reference, len(everyone) - len(odd), len(everyone))
             raise disagreement(who, lists[reference], f"rank {odd[0]}", lists[odd[0]])
+        _refuse_other_steps(everyone)
         _refuse_other_optimizers(everyone)
+        if isinstance(optimizer.gradient_aggregator, GradientAggregator):
+            optimizer.gradient_aggregator.check_replicas(self._num_replicas)
         _warn_of_other_versions(everyone)
         digest = digest_of("gradients", _comparable(lists[0]))
         rows = any(told.rows for told in everyone)
-        return Known(rows, pairs_of[0].variables, digest, settings, optimizer.iterations)
+        return Known(rows, pairs_of[0].variables, digest, settings, optimizer.iterations, communicator)
+
+
+def with_own_values(
+    error: UnequalHypersError, rank: int, optimizer: Any, hypers: Mapping[str, float]
+) -> UnequalHypersError:
+    """Return ``error`` with what ``rank`` has itself, where only digests were compared."""
+    if not error.of_digests:
+        return error
+    own = hypers if error.of_digests == "hypers" else OptimizerSettings(optimizer).current
+    return UnequalHypersError(f"{error}; rank {rank} has {', '.join(f'{name} {own[name]}' for name in own)}")
 
 
 def _nobody() -> None:
     return None
 
 
-def _name(reference: int, agree: int, size: int) -> str:
-    """Return what a message calls the ranks that agree: by one of them, and how many they are."""
-    return f"rank {reference}" if size == 2 else f"rank {reference} (as {agree} of {size})"
+def _refuse_other_steps(everyone: Sequence[_Told]) -> None:
+    reference, odd = odd_ones({rank: told.iterations for rank, told in enumerate(everyone)})
+    if reference is not None and odd:
+        raise UnequalStepsError(
+            f"{name_of_most(reference, len(everyone) - len(odd), len(everyone))} is at step "
+            f"{everyone[reference].iterations} where rank {odd[0]} is at step {everyone[odd[0]].iterations}: the "
+            "optimizer's iterations differ; restore or assign them on every process alike"
+        )
 
 
 def _refuse_other_optimizers(everyone: Sequence[_Told]) -> None:
@@ -155,7 +236,7 @@ def _refuse_other_optimizers(everyone: Sequence[_Told]) -> None:
         return
     most, other = everyone[reference], everyone[odd[0]]
     found = [("class", most.optimizer, other.optimizer)] if most.optimizer != other.optimizer else []
-    who = _name(reference, len(everyone) - len(odd), len(everyone))
+    who = name_of_most(reference, len(everyone) - len(odd), len(everyone))
     lines = "; ".join(
         f"{name} is {mine} on {who} and {theirs} on rank {odd[0]}"
         for name, mine, theirs in [*found, *differing(most.settings, other.settings)]
@@ -167,7 +248,7 @@ def _warn_of_other_versions(everyone: Sequence[_Told]) -> None:
     """Log what may decide bits and differs; a job that is run from a configuration compares more, and refuses it."""
     reference, odd = odd_ones({rank: tuple(sorted(told.versions.items())) for rank, told in enumerate(everyone)})
     if reference is not None and odd:
-        who = _name(reference, len(everyone) - len(odd), len(everyone))
+        who = name_of_most(reference, len(everyone) - len(odd), len(everyone))
         lines = "; ".join(
             f"{name} is {mine} on {who} and {theirs} on rank {odd[0]}"
             for name, mine, theirs in differing(everyone[reference].versions, everyone[odd[0]].versions)

@@ -42,7 +42,7 @@ class Servers:
         self._phases = phases
         self._inspector = inspector
         self._scratch = Scratch()
-        self._introductions = Introductions(communicator)
+        self._introductions = Introductions(communicator, hosting.num_replicas)
         self._parts_of_layout: weakref.WeakKeyDictionary[Any, list[tuple[VariablePart, ...]]] = (
             weakref.WeakKeyDictionary()
         )
@@ -64,7 +64,7 @@ class Servers:
         if inspector.looks_for_non_finite:
             inspector.refuse_non_finite_here(pairs_of, int(optimizer.iterations.storage))
         layout = optimizer.layout(variables)
-        known = self._introductions.of(optimizer, pairs_of)
+        known = self._introductions.of(optimizer, pairs_of, hypers)
         label = known.label("update", hypers)
         self._refuse_changed_settings(optimizer, known)
         before = inspector.book.traffic()

@@ -66,7 +66,7 @@ class Sharded:
         self._communicator = communicator
         self._phases = phases
         self._inspector = inspector
-        self._introductions = Introductions(communicator)
+        self._introductions = Introductions(communicator, hosting.num_replicas)
         self._arena = SharedArena(self._group)
         self._every_process = EveryProcess(hosting, rank, communicator, phases, inspector)
         self._rows: ShardedRows | None = None
@@ -89,7 +89,7 @@ class Sharded:
         inspector = self._inspector
         if inspector.looks_for_non_finite:
             inspector.refuse_non_finite_here(pairs_of, int(optimizer.iterations.storage))
-        known = self._introductions.of(optimizer, pairs_of)
+        known = self._introductions.of(optimizer, pairs_of, hypers)
         label = known.label(optimizer.gradient_aggregator, hypers)
         check_all_writable(pairs_of[0].variables, known.readers)
         if known.rows or known.repeats:

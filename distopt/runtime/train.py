@@ -169,7 +169,7 @@ class TrainLoop:
     def _train_step(self, rows: Array, step: int) -> None:
         extended = self._strategy.extended
         if extended.communicator is not None:
-            extended.communicator.step = step
+            extended.communicator.step, extended.communicator.step_is_told = step, True
         count = len(rows)
         arguments = []
         for replica, part in zip(extended.hosted or (None,), self._parts(count), strict=True):

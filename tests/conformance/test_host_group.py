@@ -9,7 +9,7 @@ import pytest
 from distopt.agreement import Label
 from distopt.comm.communicator import Communicator
 from distopt.comm.shared_memory import meet_on_host
-from distopt.errors import MergeOrderError, PeerLostError, SharedMemoryError, UnequalStepsError
+from distopt.errors import CollectiveTimeoutError, MergeOrderError, PeerLostError, SharedMemoryError, UnequalStepsError
 from distopt.testing import run_replicas
 from tests.conftest import Run
 
@@ -126,3 +126,38 @@ def test_member_that_fails_ends_the_wait_of_the_others_and_is_named() -> None:
     assert len(errors) == 2
     assert all("rank 1 failed with ArithmeticError: bad data" in str(error) for error in errors)
     assert all("the update" in str(error) for error in errors)
+
+
+def test_member_that_does_something_else_than_most_is_named_on_all(run: Run) -> None:
+    if run.size < 3:
+        pytest.skip("there is no most of them")
+    odd = run.size - 1
+
+    def body(comm: Communicator) -> str:
+        with pytest.raises(MergeOrderError) as raised:
+            comm.host_group.exchange("reading" if comm.rank == odd else "writing")
+        return str(raised.value)
+
+    for message in run(body):
+        assert message.startswith(
+            f"rank 0 (as {run.size - 1} of {run.size}) comes to 'writing' where rank {odd} comes to 'reading';"
+        )
+
+
+def test_only_members_that_have_not_come_are_said_to_be_waited_for() -> None:
+    """Whatever their place: what others have sent and nobody has read yet counts."""
+    have_given_up = threading.Barrier(4, timeout=10.0)
+
+    def body(comm: Communicator) -> str:
+        group = comm.host_group
+        comm.timeout_s = 0.3
+        message = ""
+        if comm.rank != 1:
+            with pytest.raises(CollectiveTimeoutError) as raised:
+                group.exchange("the update")
+            message = str(raised.value)
+        have_given_up.wait()
+        return message
+
+    for rank, message in enumerate(run_replicas(body, 4)):
+        assert rank == 1 or message.endswith("for rank 1: the update")

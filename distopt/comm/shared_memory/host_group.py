@@ -23,7 +23,7 @@ from typing import Final
 
 import numpy as np
 
-from distopt.agreement import label_mismatch
+from distopt.agreement import labels_mismatch, name_of_most, odd_ones
 from distopt.comm.communicator import Communicator, name_ranks
 from distopt.comm.shared_memory import segments
 from distopt.comm.shared_memory.rendezvous import find_hosts
@@ -46,6 +46,8 @@ _LOOK_EVERY_S: Final = 0.1
 _GAP_S: Final = 2.0
 """A pause this long between two looks means that this process was stopped; its waits are prolonged by it."""
 
+_OTHERS_WITHIN_S: Final = 0.5
+"""So long a member that finds one to do something else waits for the others, to say which of them is the odd one."""
 
 _MOMENTS: Final = 10
 _MOMENT_S: Final = 0.02
@@ -126,9 +128,9 @@ class HostGroup:
             for place, link in self._links:
                 received = self._receive(wait, place, link)
                 if not received.startswith(start):
-                    raise self._disagreement(place, start, received)
+                    raise self._disagreement(wait, {self.index: start, place: received})
                 payloads[place] = received[len(start) :]
-                wait.come += 1
+                wait.come.add(place)
         except BaseException:
             communicator.fail()
             raise
@@ -195,7 +197,7 @@ class HostGroup:
                 finally:
                     if received >= 0:
                         os.close(received)
-                wait.come += place != self.index
+                wait.come.add(place)
         except BaseException:
             communicator.fail()
             raise
@@ -217,39 +219,42 @@ class HostGroup:
                     socket.send_fds(link, [message], [descriptor])
                 return
             except BlockingIOError:
-                # Its queue is full: it has not yet come to what was sent before.
-                if poll is None:
-                    poll = select.poll()
-                    poll.register(link, select.POLLOUT)
-                wait.look(poll)
+                pass  # its queue is full: it has not yet come to what was sent before
             except OSError as error:
                 raise wait.lost(place, str(error)) from error
+            if poll is None:
+                poll = select.poll()
+                poll.register(link, select.POLLOUT)
+            wait.look(poll)
 
     def _receive(self, wait: _Wait, place: int, link: socket.socket) -> bytes:
         while True:
             try:
                 length = link.recv_into(self._buffer)
             except BlockingIOError:
-                if time.monotonic() - wait.started_s < _SPIN_S:
-                    os.sched_yield()
-                else:
-                    wait.look(self._poll_of(link))
-                continue
+                length = -1
             except OSError as error:
                 raise wait.lost(place, str(error)) from error
+            if length > 0:
+                return bytes(self._view[:length])
             if not length:
                 raise wait.lost(place, "is gone")
-            return bytes(self._view[:length])
+            if time.monotonic() - wait.started_s < _SPIN_S:
+                os.sched_yield()
+            else:
+                wait.look(self._poll_of(link))
 
     def _receive_descriptor(self, wait: _Wait, place: int, link: socket.socket) -> int:
         while True:
             try:
                 message, descriptors, _, _ = socket.recv_fds(link, 64, 1)
             except BlockingIOError:
-                wait.look(self._poll_of(link))
-                continue
+                message = None
             except OSError as error:
                 raise wait.lost(place, str(error)) from error
+            if message is None:
+                wait.look(self._poll_of(link))
+                continue
             if not message:
                 raise wait.lost(place, "is gone")
             if message != b"fd" or not descriptors:
@@ -264,17 +269,38 @@ class HostGroup:
         poll.register(link, select.POLLIN)
         return poll
 
-    def _disagreement(self, place: int, start: bytes, received: bytes) -> Exception:
-        """Return the error for a message that is of something else than what this member does."""
-        me, other = f"rank {self._communicator.rank}", f"rank {self.ranks[place]}"
+    def _disagreement(self, wait: _Wait, messages: dict[int, bytes]) -> Exception:
+        """Return the error for messages, by place, that are of different things; the same one on every member.
+
+        Of the members that have come so far, or come soon: the odd one is named, and what most of them do.
+        """
+        deadline_s = time.monotonic() + _OTHERS_WITHIN_S
+        for place, link in self._links:
+            while place not in wait.come and place not in messages and time.monotonic() < deadline_s:
+                try:
+                    messages[place] = link.recv(len(self._buffer))
+                except BlockingIOError:
+                    self._poll_of(link).poll(_LOOK_EVERY_S * 1e3)
+                except OSError:
+                    break  # it is lost, which is not what went wrong first
+            if place in wait.come:
+                messages[place] = messages[self.index]
+        told = {self.ranks[place]: message for place, message in sorted(messages.items()) if message}
         try:
-            (_, mine, my_label), (_, theirs, their_label) = _parted(start), _parted(received)
+            meant = {rank: _parted(message) for rank, message in told.items()}
         except (struct.error, UnicodeDecodeError):
-            return MergeOrderError(f"{other} sent something else than {me} waits for")
-        if my_label and their_label and my_label != their_label:
-            return label_mismatch(me, my_label, other, their_label)
+            return MergeOrderError(f"rank {self._communicator.rank} waits for {wait.what!r}, and got something else")
+        labels = {rank: label for rank, (_, _, label) in meant.items()}
+        if all(labels.values()) and (mismatch := labels_mismatch(labels)):
+            return mismatch
+        reference, odd = odd_ones({rank: (number, phase) for rank, (number, phase, _) in meant.items()})
+        if reference is None or not odd:
+            return MergeOrderError(f"rank {self._communicator.rank} waits for {wait.what!r} with another label")
+        (number, phase, _), (other_number, other_phase, _) = meant[reference], meant[odd[0]]
+        nth, other_nth = ("", "") if phase != other_phase else (f" number {number}", f" number {other_number}")
         return MergeOrderError(
-            f"{me} comes to {mine!r} where {other} comes to {theirs!r}; every process must make the same all_reduce, "
+            f"{name_of_most(reference, len(meant) - len(odd), len(meant))} comes to {phase!r}{nth} where "
+            f"rank {odd[0]} comes to {other_phase!r}{other_nth}; every process must make the same all_reduce, "
             "apply_gradients and assign calls in the same order"
         )
 
@@ -289,13 +315,13 @@ class _Wait:
         self._deadline_s = started_s + self._communicator.timeout_s
         self.what = phase
         self.started_s = started_s
-        self.come = 0
-        """How many of the others have come so far."""
+        self.come: set[int] = set()
+        """The places of those that have come so far, and were read."""
 
     def missing(self) -> list[int]:
-        """Return the ranks that have not come, as far as this is known."""
-        others = [rank for rank in self._group.ranks if rank != self._communicator.rank]
-        return others[self.come :]
+        """Return the ranks that have not come; who has, and was not read yet, is none of them."""
+        group = self._group
+        return [group.ranks[i] for i, link in group._links if i not in self.come and not _has_come(link)]
 
     def look(self, poll: select.poll) -> None:
         """Wait for a moment.
@@ -327,6 +353,14 @@ class _Wait:
             f"rank {communicator.rank} waited {waited_s:.1f} s in step {communicator.step} for "
             f"{name_ranks(self.missing())}: {self.what}"
         )
+
+
+def _has_come(link: socket.socket) -> bool:
+    """Return whether a message lies in ``link``; the end of the other side is none."""
+    try:
+        return bool(link.recv(1, socket.MSG_PEEK))
+    except OSError:
+        return False
 
 
 def _parted(message: bytes) -> tuple[int, str, bytes]:

@@ -68,6 +68,8 @@ class ServerCommunicator(Communicator):
     ``exchange`` is not offered: workers do not talk to each other.
     """
 
+    step_is_told = True
+
     def __init__(self, control: ControlLink, assignment: Assignment, config: LinkConfig | None = None) -> None:
         self.control = control
         self.rank = assignment.rank

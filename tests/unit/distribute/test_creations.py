@@ -13,7 +13,7 @@ from distopt.comm.communicator import Communicator, Hosting
 from distopt.distribute import MirroredStrategy
 from distopt.distribute.creations import LONG_BYTES
 from distopt.distribute.strategy import Strategy
-from distopt.errors import VariablePerReplicaError
+from distopt.errors import MergeOrderError, VariablePerReplicaError
 from distopt.testing import run_replicas
 
 
@@ -177,11 +177,45 @@ def test_processes_begin_with_the_values_of_the_first_however_long(shape: tuple[
     assert run_replicas(process, 3) == [(shape, [1.5])] * 3
 
 
-def test_processes_that_make_different_variables_are_told_which() -> None:
-    def process(comm: Communicator) -> Any:
-        strategy = Strategy(Hosting.contiguous(2, 2), comm.rank, comm)
-        with strategy.scope():
-            tf.Variable(np.zeros(1 + comm.rank, np.float32), name="v")
+@pytest.mark.parametrize("odd", [0, 1, 2])
+def test_process_that_makes_another_variable_than_most_is_the_one_that_is_named_on_all(odd: int) -> None:
+    most = next(rank for rank in range(3) if rank != odd)
 
-    with pytest.raises(VariablePerReplicaError, match=r"rank 1 makes the variable v:0 float32\[2\] where .*\[1\]"):
-        run_replicas(process, 2)
+    def process(comm: Communicator) -> str:
+        strategy = Strategy(Hosting.contiguous(3, 3), comm.rank, comm)
+        with strategy.scope(), pytest.raises(VariablePerReplicaError) as raised:
+            tf.Variable(np.zeros(1 + (comm.rank == odd), np.float32), name="v")
+        return str(raised.value)
+
+    for message in run_replicas(process, 3):
+        assert message.startswith(
+            f"rank {most} (as 2 of 3) makes the variable v:0 float32[1] "
+            f"where rank {odd} makes the variable v:0 float32[2];"
+        )
+
+
+@pytest.mark.parametrize("odd", [0, 2])
+def test_process_that_makes_one_variable_more_is_named_on_all_with_what_the_others_do(odd: int) -> None:
+    most = next(rank for rank in range(3) if rank != odd)
+
+    def process(comm: Communicator) -> str:
+        strategy = Strategy(Hosting.contiguous(3, 3), comm.rank, comm)
+        with strategy.scope():
+            variable = tf.Variable(np.zeros(1, np.float32), name="v")
+            optimizer = tf.keras.optimizers.SGD(0.1)
+        gradient = np.ones(1, np.float32)
+
+        def step() -> None:
+            if comm.rank == odd:
+                tf.Variable(np.zeros(1, np.float32), name="extra")
+            optimizer.apply_gradients([(gradient, variable)])
+
+        with pytest.raises(MergeOrderError) as raised:
+            strategy.run(step)
+        return str(raised.value)
+
+    for message in run_replicas(process, 3):
+        assert message.startswith(
+            f"rank {most} (as 2 of 3) makes its first apply call for v:0 "
+            f"where rank {odd} makes the variable extra:0 float32[1];"
+        )

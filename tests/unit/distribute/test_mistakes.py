@@ -18,12 +18,13 @@ import pytest
 
 import distopt as tf
 from distopt import errors
-from distopt.aggregation import Mean, Median, Sum
+from distopt.aggregation import Mean, Median, Sum, TrimmedMean
 from distopt.clipping import clip_by_global_norm
-from distopt.distribute import Checks, MirroredStrategy, PerReplica, introduction
+from distopt.comm.communicator import Communicator
+from distopt.distribute import Checks, MirroredStrategy, MultiWorkerMirroredStrategy, PerReplica, introduction
 from distopt.distribute.inspector import LOOKS_AT_LOSSES, are_finite
 from distopt.errors import MistakeError
-from distopt.testing import run_strategy
+from distopt.testing import run_replicas, run_strategy
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "mistakes.md"
 Test = TypeVar("Test", bound=Callable[..., Any])
@@ -537,6 +538,67 @@ def test_process_that_differs_from_most_is_the_one_that_is_named(odd: int) -> No
         across_processes(other_variables, 3)
     with pytest.raises(errors.UnequalHypersError, match=rf"1e-07 on rank {most} \(as 2 of 3\) and .* on rank {odd};"):
         across_processes(other_settings, 3)
+
+    def other_rate(rank: int) -> None:
+        apply(tf.keras.optimizers.SGD(0.5 if rank == odd else 0.25), (gradient(1, 1), variable()))
+
+    rates = rf"learning_rate is 0.25 on rank {most} \(as 2 of 3\) and 0.5 on rank {odd};"
+    with pytest.raises(errors.UnequalHypersError, match=rates):
+        across_processes(other_rate, 3)
+
+    def another_step(rank: int) -> None:
+        optimizer = tf.keras.optimizers.SGD(0.5)
+        optimizer.iterations.assign(5 * (rank == odd))
+        apply(optimizer, (gradient(1, 1), variable()))
+
+    steps = rf"rank {most} \(as 2 of 3\) is at step 0 where rank {odd} is at step 5"
+    with pytest.raises(errors.UnequalStepsError, match=steps):
+        across_processes(another_step, 3)
+
+
+@pytest.mark.parametrize("odd", [0, 2])
+def test_process_that_changes_a_number_later_is_named_and_each_says_its_own(odd: int) -> None:
+    most = next(rank for rank in range(3) if rank != odd)
+
+    def step(rank: int) -> None:
+        w, optimizer = variable(), tf.keras.optimizers.Adam(0.5)
+        apply(optimizer, (gradient(1, 1), w))
+        optimizer.learning_rate = 0.25 if rank == odd else 0.5
+        with pytest.raises(errors.UnequalHypersError) as raised:
+            apply(optimizer, (gradient(1, 1), w))
+        message = str(raised.value)
+        assert message.startswith(f"rank {most} (as 2 of 3) and rank {odd} have different hypers at step 1, ")
+        assert f"rank {rank} has learning_rate {0.25 if rank == odd else 0.5}, " in message
+
+    across_processes(step, 3)
+
+
+@pytest.mark.parametrize("placement", ["replica", "sharded"])
+def test_aggregator_that_cannot_combine_so_many_replicas_is_refused_by_all_at_the_first_call(placement: str) -> None:
+    """Also where that call only adds to what is accumulated, and by processes that own nothing of so short a list."""
+
+    def process(comm: Communicator) -> None:
+        strategy = MultiWorkerMirroredStrategy(replicas=2, communicator=comm, placement=placement)
+        with strategy.scope():
+            w, aggregator = variable(), TrimmedMean(trim=1)
+            sgd = tf.keras.optimizers.SGD(0.5, gradient_accumulation_steps=2, gradient_aggregator=aggregator)
+        with pytest.raises(ValueError, match="trim = 1 leaves nothing of 2 replicas"):
+            strategy.run(lambda: apply(sgd, (gradient(1, 1), w)))
+
+    run_replicas(process, 4)
+
+
+@pytest.mark.parametrize("placement", ["replica", "sharded"])
+def test_loss_of_a_process_is_told_with_the_step_of_the_optimizer(placement: str) -> None:
+    def process(comm: Communicator) -> None:
+        strategy = MultiWorkerMirroredStrategy(communicator=comm, placement=placement)
+        with strategy.scope():
+            w, sgd = variable(), tf.keras.optimizers.SGD(0.5)
+        for _ in range(2 + comm.rank):
+            strategy.run(lambda: apply(sgd, (gradient(1, 1), w)))
+
+    with pytest.raises(errors.PeerLostError, match=r"rank 0 .* in step 2 for rank 0"):
+        run_replicas(process, 2)
 
 
 def test_versions_that_differ_between_processes_are_logged(
