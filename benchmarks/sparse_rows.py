@@ -1,9 +1,11 @@
 """What a step costs on an embedding of which few rows have a gradient: ``python -m benchmarks.sparse_rows``.
 
-Every rank of an MPI job has a row-sparse gradient of one float32 table, of other rows than the others'; a step ends
-when all ranks have the new rows. The contenders take turns in blocks of steps within that job; a figure is the median
-over rounds, a ratio the median of the rounds' ratios; ``cpu`` is the processor time of a rank, which other programs do
-not lengthen. One thread a rank.
+Every rank of an MPI job has a row-sparse gradient of one float32 table, of other rows than the others', and of others
+in each step: ``TURNS`` draws take turns, whose rows together do not fit a cache (``--turns 1``: the same rows in every
+step, as where few rows are hot). The values lie in one array, which is in the cache as far as it fits, as what backward
+has just written. A step ends when all ranks have the new rows. The contenders take turns in blocks of steps within that
+job; a figure is the median over rounds, a ratio the median of the rounds' ratios; ``cpu`` is the processor time of a
+rank, which other programs do not lengthen. One thread a rank.
 
 ``sharded``    ours, placement ``sharded``, SGD (or Adagrad, which has a slot), rows written where others read them
 ``replica``    ours, placement ``replica``, likewise
@@ -16,12 +18,12 @@ not lengthen. One thread a rank.
 ``moved``: what the process, or between hosts the host, that sends most sends in a step, over the bytes of the union of
 all ranks' rows, an index of 8 bytes with each. On one host that is what others read of its memory; with several
 (:mod:`benchmarks.emulated_hosts`, as root) what ranks of one host read of each other is left out.
-
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -44,19 +46,23 @@ ROOT = Path(__file__).resolve().parent.parent
 OPTIMIZERS = {"SGD": lambda: tf.keras.optimizers.SGD(1e-3), "Adagrad": lambda: tf.keras.optimizers.Adagrad(1e-3)}
 
 
-class Rows:
-    """What one rank has: ``share`` of the rows of a table, ascending or not."""
+TURNS = 16
 
-    def __init__(self, bench: Bench, num_rows: int, width: int, share: float) -> None:
+
+class Rows:
+    """What one rank has: the values of ``share`` of the rows of a table, and which rows these are in each turn."""
+
+    def __init__(self, bench: Bench, num_rows: int, width: int, share: float, turns: int) -> None:
         rng = np.random.default_rng(bench.comm.rank)
         self.shape = (num_rows, width)
-        self.indices = rng.choice(num_rows, max(1, round(share * num_rows)), replace=False)
-        self.values = rng.standard_normal((len(self.indices), width), np.float32)
+        self.count = max(1, round(share * num_rows))
+        self.turns = [rng.choice(num_rows, self.count, replace=False) for _ in range(turns)]
+        self.values = rng.standard_normal((self.count, width), np.float32)
 
     def union_bytes(self, bench: Bench) -> int:
-        """Return the bytes of the rows that some rank has."""
+        """Return the bytes of the rows that some rank has in the first turn."""
         there = np.zeros(self.shape[0], np.uint8)
-        there[self.indices] = 1
+        there[self.turns[0]] = 1
         everywhere = np.empty_like(there)
         bench.world.Allreduce(there, everywhere, op=bench.mpi.MAX)
         return int(everywhere.sum()) * (8 + 4 * self.shape[1])
@@ -74,25 +80,27 @@ class Ours:
         self._optimizer = OPTIMIZERS[optimizer]()
         values = rows.values
         if not dense and not copied:
-            values = self.strategy.extended.gradient_rows(variable, len(rows.indices))
+            values = self.strategy.extended.gradient_rows(variable, rows.count)
             values[...] = rows.values
-        gradient: Any = tf.IndexedSlices(values, rows.indices, rows.shape)
+        gradients: list[Any] = [tf.IndexedSlices(values, indices, rows.shape) for indices in rows.turns]
         if dense:
             array = np.zeros(rows.shape, np.float32)
             if dense == "in place":
                 (array,) = self.strategy.extended.gradient_arrays(self._optimizer, [variable])
-            array[rows.indices] = rows.values
-            gradient = tf.Tensor(array)
-        self._pairs = [(gradient, variable)]
+            array[rows.turns[0]] = rows.values
+            gradients = [tf.Tensor(array)]
+        self._turns = [[(gradient, variable)] for gradient in gradients]
+        self._pairs = itertools.cycle(self._turns)
 
     def __call__(self) -> None:
         self.strategy.run(self._apply)
 
     def _apply(self) -> None:
-        self._optimizer.apply_gradients(self._pairs)
+        self._optimizer.apply_gradients(next(self._pairs))
 
     def moved(self, bench: Bench) -> int:
-        """Return what the host, or on one host the process, that sends most sends in a step."""
+        """Return what the host, or on one host the process, that sends most sends in a step of the first turn."""
+        self._pairs = itertools.cycle(self._turns)
         comm = bench.comm
         hosts = comm.host_group.hosts
         own_host = comm.host_group.ranks
@@ -125,22 +133,21 @@ def cpu_ms(bench: Bench, step: Step, seconds: float) -> float:
 def by_hand(bench: Bench, rows: Rows) -> Step:
     """Return a step that brings all rows to all ranks and subtracts them one after another."""
     table = np.zeros(rows.shape, np.float32)
-    counts = np.array(bench.world.allgather(len(rows.indices)))
+    counts = np.array(bench.world.allgather(rows.count))
     indices = np.empty(counts.sum(), np.int64)
     values = np.empty((counts.sum(), rows.shape[1]), np.float32)
-    own_indices = rows.indices.astype(np.int64)
+    turns = itertools.cycle(rows.turns)
 
     def step() -> None:
-        bench.world.Allgatherv(own_indices, [indices, counts])
+        bench.world.Allgatherv(next(turns), [indices, counts])
         bench.world.Allgatherv(rows.values, [values, counts * rows.shape[1]])
         np.add.at(table, indices, np.float32(-1e-3) * values)
 
     return step
 
 
-def compared(bench: Bench, num_rows: int, width: int, share: float, optimizers: Sequence[str]) -> dict[str, Any]:
+def compared(bench: Bench, rows: Rows, optimizers: Sequence[str]) -> dict[str, Any]:
     """Return the figures of one table."""
-    rows = Rows(bench, num_rows, width, share)
     union = rows.union_bytes(bench)
     ours = {
         f"{name}, {placement}{' copied' * copied}": Ours(bench, rows, name, placement, copied=copied)
@@ -172,7 +179,8 @@ def compared(bench: Bench, num_rows: int, width: int, share: float, optimizers: 
 def inside(options: argparse.Namespace) -> None:
     """Run as one rank; rank 0 prints the figures as JSON."""
     bench = Bench(options.rounds)
-    figures = compared(bench, int(options.rows), options.width, options.share, options.optimizers)
+    rows = Rows(bench, int(options.rows), options.width, options.share, options.turns)
+    figures = compared(bench, rows, options.optimizers)
     bench.say(json.dumps(figures))
     bench.comm.finish()
 
@@ -193,6 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=float, default=1e6)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--share", type=float, default=0.01, help="of the rows, on each rank")
+    parser.add_argument("--turns", type=int, default=TURNS, help="draws of rows, in turns")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--optimizers", nargs="*", choices=list(OPTIMIZERS), default=list(OPTIMIZERS))
     parser.add_argument("--slots", nargs="*", default=["2", "1,1", "2,2"], help="ranks of each host, such as 2,2")
@@ -210,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for slots in options.slots:
         counts = [int(count) for count in slots.split(",")]
         command = [sys.executable, "-m", "benchmarks.sparse_rows", "--inside"]
-        for name in ("rows", "width", "share", "rounds"):
+        for name in ("rows", "width", "share", "turns", "rounds"):
             command += [f"--{name}", str(getattr(options, name))]
         command += ["--optimizers", *options.optimizers]
         print(
