@@ -19,6 +19,9 @@ from distopt.types import Array
 AHEAD: Final = 6
 """From 4 to 8 were alike; 2 and 16 slower."""
 
+MOST_LINES: Final = 16
+"""What follows in a long row, the processor fetches by itself."""
+
 IMPORTS: Final = """from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
@@ -49,5 +52,5 @@ SOURCE: Final = _FORM.format(name="_ask_to_read", writes=0) + "\n" + _FORM.forma
 
 
 def lines_of(row: Array) -> int:
-    """Return how many cache lines of a row to ask for: what follows in a long one, the processor fetches by itself."""
-    return min(16, -(-row.nbytes // 64))
+    """Return how many cache lines of a row to ask for."""
+    return min(MOST_LINES, -(-row.nbytes // 64))

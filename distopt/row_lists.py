@@ -1,10 +1,13 @@
-"""Lists of rows in ascending order: each is put in order once, and two are added up in one pass through both.
+"""Lists of rows: how they are put in order, divided and added up.
 
-A list is a :class:`~distopt.row_sums.RowSum` whose indices ascend, values being tables ``[n, width]``; or a
-:class:`PlacedRows`, whose values lie where they were made and are not put in order with the indices. The order of rows
-decides no bit: the occurrences of a row stay left to right, and rows are added along the canonical tree, as
-:mod:`distopt.row_sums` defines it. In order, whoever owns a part of a table finds its rows by bisection, passes through
-memory in one direction, and needs no table of which row is where.
+A list is a :class:`~distopt.row_sums.RowSum`, values being tables ``[n, width]``; or a :class:`PlacedRows`, whose
+values lie where they were made and are not put in order with the indices. The order of rows decides no bit: the
+occurrences of a row stay left to right, and rows are added along the canonical tree, as :mod:`distopt.row_sums` defines
+it.
+
+In ascending order, whoever owns a part of a table finds its rows by bisection, any number of lists are added up two at
+a time, each in one pass, and indices travel as bits. Two lists alone need none: which rows both have, a hash table
+tells sooner than sorting (:func:`disjoint`).
 
 Loops are compiled, or the NumPy calls that give the same bits.
 """
@@ -12,14 +15,14 @@ Loops are compiled, or the NumPy calls that give the same bits.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from distopt import kernels, prefetch, row_loops
 from distopt.canonical_sum import Node, SumTree
-from distopt.row_sums import RowSum, add_occurrences, covering
+from distopt.row_sums import HASH, RowSum, add_occurrences, covering, hash_table
 from distopt.types import Array
 
 
@@ -129,6 +132,27 @@ def in_order(rows: RowSum, *, summed: bool) -> RowSum:
     return target
 
 
+def joined(lists: Sequence[Rows]) -> RowSum:
+    """Return the rows of all lists, of which there is one or more, one list after another."""
+    if len(lists) == 1:
+        return listed(lists[0])
+    indices, values = (np.concatenate(arrays) for arrays in zip(*map(listed, lists), strict=True))
+    return RowSum(indices, values)
+
+
+def are_distinct(indices: Array) -> bool:
+    """Return whether no index, int64, comes twice.
+
+    >>> are_distinct(np.array([7, 3])), are_distinct(np.array([7, 3, 7]))
+    (True, False)
+    """
+    if not kernels.loops_compiled:
+        return len(np.unique(indices)) == len(indices)
+    indices = np.ascontiguousarray(indices)
+    table = hash_table(len(indices))
+    return bool(row_loops.finding_twins()(indices, table, HASH, len(table) - 1) < 0)
+
+
 def selected(rows: Rows, start: int, stop: int) -> PlacedRows:
     """Return the rows ``start <= row < stop``, in the order that they have, whichever it is.
 
@@ -188,6 +212,57 @@ def merged(left: Rows, right: Rows) -> Rows:
     return RowSum(indices, values)
 
 
+def disjoint(left: Rows, right: Rows) -> list[Rows]:
+    """Return lists without a common row that make up the sum of two lists of distinct rows, which may be in any order.
+
+    Rows that one of the two has alone stay where they lie; those of both are added, ``left + right``.
+
+    >>> both = disjoint(RowSum(np.array([7, 3]), np.float32([[1], [2]])), RowSum(np.array([7]), np.float32([[4]])))
+    >>> [(rows.indices.tolist(), listed(rows).values.tolist()) for rows in both]
+    [([3], [[2.0]]), ([7], [[5.0]])]
+    """
+    if not len(left.indices) or not len(right.indices):
+        return [left if len(left.indices) else right]
+    left, right = placed(left), placed(right)
+    of_left, of_right, of_both = _paired(left, right)
+    if not len(of_both[0]):
+        return [left, right]
+    found: list[Rows] = [
+        PlacedRows(of_left[0], of_left[1], left.values),
+        PlacedRows(of_right[0], of_right[1], right.values),
+        RowSum(of_both[0], _sums(left.values, of_both[1], right.values, of_both[2])),
+    ]
+    return [rows for rows in found if len(rows.indices)]
+
+
+def _paired(left: PlacedRows, right: PlacedRows) -> tuple[Array, Array, Array]:
+    """Return indices and positions of the rows of ``left`` alone, of ``right`` alone, and of both (two positions)."""
+    count, more = len(left.indices), len(right.indices)
+    if kernels.loops_compiled:
+        table = hash_table(count)
+        of_left, of_right = np.empty((2, count), np.int64), np.empty((2, more), np.int64)
+        of_both, is_common = np.empty((3, min(count, more)), np.int64), np.zeros(count, np.bool_)
+        lists = (np.ascontiguousarray(array) for array in (*left[:2], *right[:2]))
+        common = row_loops.pairing()(*lists, table, HASH, len(table) - 1, is_common, of_left, of_right, of_both)
+        return of_left[:, : count - common], of_right[:, : more - common], of_both[:, :common]
+    rows, in_left, in_right = np.intersect1d(left.indices, right.indices, assume_unique=True, return_indices=True)
+    of_left, of_right = (np.stack(given[:2]) for given in (left, right))
+    of_both = np.stack([rows, left.positions[in_left], right.positions[in_right]])
+    return np.delete(of_left, in_left, axis=1), np.delete(of_right, in_right, axis=1), of_both
+
+
+def _sums(left: Array, of_left: Array, right: Array, of_right: Array) -> Array:
+    """Return the sums of rows of two tables."""
+    loop = row_loops.for_dtype(row_loops.ADDING, left.dtype)
+    if loop is not None:
+        sums = np.empty((len(of_left), left.shape[1]), left.dtype)
+        loop(left, of_left, right, of_right, sums)
+        return sums
+    with np.errstate(all="ignore"):
+        total: Array = left[of_left] + right[of_right]
+    return total
+
+
 def add_lists(tree: SumTree, sums: Mapping[Node, Rows], wanted: Node | None = None) -> Rows:
     """Return the canonical sum of ``wanted`` (default: all replicas) from lists of nodes that cover it.
 
@@ -195,14 +270,20 @@ def add_lists(tree: SumTree, sums: Mapping[Node, Rows], wanted: Node | None = No
 
     Raises: ValueError if a replica below ``wanted`` is covered by no node.
     """
-    return functools.reduce(merged, halves(tree, sums, wanted))
+    return functools.reduce(merged, _halves(tree, sums, wanted))
 
 
-def halves(tree: SumTree, sums: Mapping[Node, Rows], wanted: Node | None = None) -> list[Rows]:
-    """Return one list, or two whose sum (:func:`merged`) is what :func:`add_lists` returns.
+def disjoint_sums(tree: SumTree, sums: Mapping[Node, Rows]) -> Sequence[Rows]:
+    """Return lists without a common row that make up what :func:`add_lists` returns of all replicas.
 
-    Raises: ValueError if a replica below ``wanted`` is covered by no node.
+    At most two lists need no order; see :func:`add_lists` else.
     """
+    lists = _halves(tree, sums)
+    return lists if len(lists) == 1 else disjoint(*lists)
+
+
+def _halves(tree: SumTree, sums: Mapping[Node, Rows], wanted: Node | None = None) -> list[Rows]:
+    """Return one list, or two whose sum (:func:`merged`) is what :func:`add_lists` returns."""
     node = tree.root if wanted is None else wanted
     if covering(tree, sums, node) == [node]:
         return [sums[node]]

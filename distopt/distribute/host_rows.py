@@ -10,9 +10,8 @@ before; where it turns out otherwise, all write and meet once more, as they do w
 
 Rules of this file:
 
-- Listed rows lie in ascending order, each row's occurrences left to right; so whoever is to add up the rows of a part
-  finds them by bisection, side by side, and reads them in place. (Not where occurrences are wanted as they were
-  stored.)
+- Where rows are wanted in order they ascend, each row's occurrences left to right; so whoever is to add up the rows of
+  a part finds them by bisection, side by side, and reads them in place. Else they lie as they were stored.
 - Rows that nothing looks at before they are summed are summed over the hosted replicas first.
 - What was written is read until the caller's next exchange, which must come before the next meeting.
 """
@@ -60,10 +59,7 @@ class Told(NamedTuple):
 
 
 class Wish(NamedTuple):
-    """How rows are wanted: ``summed`` over the replicas of a process, or each replica's; ``in_order``, or as stored.
-
-    What is summed is in order.
-    """
+    """How rows are wanted: ``summed`` over the replicas of a process, or each replica's; ``in_order``, or in any."""
 
     summed: bool
     in_order: bool

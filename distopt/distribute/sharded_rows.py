@@ -37,7 +37,7 @@ from distopt.distribute.variable_parts import VariablePart
 from distopt.optimizers.features import Step
 from distopt.optimizers.rule import Rows as TouchedRows
 from distopt.optimizers.sparse import as_table, moves_all_rows
-from distopt.row_lists import Rows, add_lists, halves, in_order, listed
+from distopt.row_lists import Rows, disjoint_sums, in_order, listed
 from distopt.row_sums import RowSum
 from distopt.types import Array
 
@@ -66,8 +66,7 @@ class ShardedRows:
         return self._rows.meet(
             columns,
             may_be_rows,
-            # What is not summed is found in any order, and without one sooner; what travels, by less where it ascends.
-            Wish(path.may_sum_rows, in_order=path.may_sum_rows or self._paths.crosses_hosts),
+            self._wish(path.may_sum_rows),
             label,
             sum_of_squares=squares if path.norms_are_owners else None,
             write_dense=write_dense,
@@ -116,16 +115,21 @@ class ShardedRows:
             made[i] = _all_rows(array, own)
         self._paths.spread(made, shapes, self._division, arrays.__getitem__)
 
+    def _wish(self, may_sum: bool) -> Wish:
+        """Return how rows are wanted: in order where they travel, which takes less, or are more than two lists."""
+        num_lists = sum(map(len, self._hosting.contributed(summed=True)))
+        return Wish(may_sum, in_order=self._paths.crosses_hosts or (may_sum and num_lists > 2))
+
     def _division(self, rank: int, num_rows: int) -> Interval:
         return divide_rows(num_rows, self._hosts, rank)
 
     def _sums(self, path: Any, of_nodes: Mapping[Node, Rows]) -> Sequence[Rows]:
         """Return what the rule takes, from sums, which nothing looks at before."""
-        tree = self._hosting.tree
+        lists = disjoint_sums(self._hosting.tree, of_nodes)
         if leaves_as_they_are(path.aggregator):
-            return halves(tree, of_nodes)
-        indices, values = listed(add_lists(tree, of_nodes))
-        return [RowSum(indices, path.aggregator.finish(values, self._hosting.num_replicas))]
+            return lists
+        finish, num_replicas = path.aggregator.finish, self._hosting.num_replicas
+        return [RowSum(rows.indices, finish(listed(rows).values, num_replicas)) for rows in lists]
 
     def _occurrences(
         self, path: Any, variable: Any, of_nodes: Mapping[Node, Rows], own_total: Any, total: Any
@@ -142,7 +146,8 @@ class ShardedRows:
             clipped[node] = RowSum(indices, clipped_by_norm(clips, values, own_total, total))
         if takes_occurrences:
             return list(clipped.values())
-        return halves(self._hosting.tree, {node: in_order(rows, summed=True) for node, rows in clipped.items()})
+        sums = {node: in_order(rows, summed=True) for node, rows in clipped.items()}
+        return disjoint_sums(self._hosting.tree, sums)
 
 
 def leaves_as_they_are(aggregator: Any) -> bool:

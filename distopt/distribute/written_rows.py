@@ -22,6 +22,7 @@ from distopt.row_lists import (
     PlacedRows,
     Rows,
     add_lists,
+    are_distinct,
     count_up,
     find_order,
     in_order,
@@ -36,7 +37,8 @@ from distopt.types import Array
 class WrittenRows:
     """The rows of one table that a process contributes as one node of the sum tree.
 
-    ``part``: which rows, ``start <= row < stop``, no other process reads; ``summed``: as one sum of each row.
+    ``part``: which rows, ``start <= row < stop``, no other process reads; ``summed``: as one sum of each row;
+    ``ordered``: in ascending order, else in any.
     """
 
     def __init__(
@@ -52,7 +54,8 @@ class WrittenRows:
         self._shape = shape
         self._part = part
         self._is_ordered = ordered
-        order = find_order(stored) if ordered else Order(stored, len(stored.indices))
+        needs_order = ordered or (summed and not are_distinct(stored.indices))
+        order = find_order(stored) if needs_order else Order(stored, len(stored.indices))
         self._rows = order.rows
         self.count = order.num_rows if summed else len(stored.indices)
         """How many rows others see."""

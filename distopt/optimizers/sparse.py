@@ -13,6 +13,7 @@ from distopt.indexed_slices import IndexedSlices
 from distopt.optimizers.engine import Engine
 from distopt.optimizers.rule import Rows, Rule
 from distopt.row_lists import Rows as RowsOfTable
+from distopt.row_lists import joined
 from distopt.row_sums import RowSum
 from distopt.types import Array
 
@@ -44,16 +45,16 @@ def update_lists(
     lists: Sequence[RowsOfTable],
     scalars: Sequence[Any],
 ) -> None:
-    """Carry out ``rule`` with rows as :func:`rows_for` returns them: one list, or two in ascending order.
+    """Carry out ``rule`` with rows as :func:`rows_for` returns them, in lists that have no row in common.
 
-    Where the rule takes occurrences these may be more, in any order, one replica's after another's.
+    Where the rule takes occurrences these may have, one replica's after another's.
     """
-    at_once = 1 if rule.sparse.variable is Rows.OCCURRENCES else 2
-    assert len(lists) <= 2 or at_once == 1, "their sum is not stored"
     kernel = engine.row_kernel(rule.sparse_step, variable.dtype)
     tables = [as_table(variable), *map(as_table, slots)]
-    for at in range(0, len(lists), at_once):
-        kernel(tables, lists[at : at + at_once], scalars)
+    if rule.sparse.slots is Rows.ALL:
+        lists = [joined(lists)]
+    for rows in lists:
+        kernel(tables, rows, scalars)
 
 
 def as_table(array: Array) -> Array:

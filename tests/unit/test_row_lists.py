@@ -13,9 +13,12 @@ from distopt.row_lists import (
     PlacedRows,
     Rows,
     add_lists,
+    are_distinct,
+    disjoint,
+    disjoint_sums,
     find_order,
-    halves,
     in_order,
+    joined,
     listed,
     merged,
     selected,
@@ -135,6 +138,45 @@ def test_merged_lists_have_each_row_once(dtype: Any) -> None:
             assert [row.tobytes() for row in found.values] == [want[index].tobytes() for index in sorted(want)]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_disjoint_lists_make_up_the_merged_ones_whatever_their_order(dtype: Any) -> None:
+    kinds: list[Any] = [[], [0], [0, 1, 5, 9], [1, 5, 6], [2**62, 2**33, 5], range(3, 400), range(200, 600)]
+    lists = [rows_of(i, dtype, seed) for seed, i in enumerate(kinds)]
+    for left in map(sorted_rows, lists):
+        for right in map(sorted_rows, lists):
+            want = listed(merged(left, right))
+            shuffled = [shuffled_rows(rows) for rows in (left, right)]
+            for given in ([left, right], shuffled, [left, placed_elsewhere(shuffled[1])]):
+                for array in (array for rows in given for array in rows):
+                    array.flags.writeable = False  # as what others have written
+                found = disjoint(*given)
+                assert len(set(left.indices) | set(right.indices)) == sum(len(rows.indices) for rows in found)
+                assert bits(sorted_rows(joined(found))) == bits(want)
+    (alone,) = disjoint(lists[2], lists[0])
+    assert alone is lists[2]
+
+
+def shuffled_rows(rows: RowSum) -> RowSum:
+    order = np.random.default_rng(0).permutation(len(rows.indices))
+    return RowSum(rows.indices[order], rows.values[order])
+
+
+def placed_elsewhere(rows: RowSum) -> PlacedRows:
+    """Return the same rows with their values backwards, between others."""
+    places = 3 + np.arange(len(rows.indices))[::-1].copy()
+    values = np.full((len(places) + 5, 3), np.nan).astype(rows.values.dtype)
+    values[places] = rows.values
+    return PlacedRows(rows.indices, places, values)
+
+
+@pytest.mark.parametrize("indices", INDICES.values(), ids=INDICES)
+def test_rows_are_distinct_where_none_comes_twice(indices: Any) -> None:
+    indices = np.array(indices, np.int64)
+    assert are_distinct(indices) == (len(set(indices.tolist())) == len(indices))
+    assert are_distinct(np.unique(indices)[::-1])
+    assert not are_distinct(np.append(np.unique(indices), [3, 3]))
+
+
 def occurrences(replica: int, kind: str) -> RowSum:
     count = {"some": 0 if replica % 4 == 3 else 5 + 3 * replica, "none": 0, "one row": 3, "all": 30}[kind]
     rng = np.random.default_rng(replica)
@@ -158,9 +200,7 @@ def test_sums_of_lists_have_the_bits_of_the_definition_wherever_replicas_are_hos
         ):
             sent = {node: add_lists(tree, leaves, node) for replicas in hosted for node in tree.cover(replicas)}
             assert bits(add_lists(tree, sent)) == bits(want)
-            parts = halves(tree, sent)
-            assert len(parts) == (1 if tree.root in sent else 2)
-            assert bits(parts[0] if len(parts) == 1 else merged(*parts)) == bits(want)
+            assert bits(sorted_rows(joined(disjoint_sums(tree, sent)))) == bits(want)
 
 
 def test_sum_without_a_replica_is_refused() -> None:

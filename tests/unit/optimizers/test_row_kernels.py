@@ -14,6 +14,7 @@ from distopt.optimizers import get_engine, rules
 from distopt.optimizers.row_kernels import numpy_row_kernel
 from distopt.optimizers.rule import Kind, Rows, Rule, SparseUse
 from distopt.optimizers.sparse import as_table, update_lists, update_rows
+from distopt.row_lists import disjoint
 from distopt.row_sums import RowSum
 from distopt.types import Array
 
@@ -109,13 +110,13 @@ LISTS = {
 @pytest.mark.parametrize("engine", ["numpy", "compiled"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
 @pytest.mark.parametrize("use", USES, ids=lambda use: f"{use.variable.name}-{use.slots.name}")
-def test_two_lists_of_rows_are_merged_on_the_way(use: SparseUse, dtype: Any, engine: str) -> None:
+def test_two_lists_of_rows_are_their_sum(use: SparseUse, dtype: Any, engine: str) -> None:
     rule = replace(rules.MOMENTUM_KERAS, name="declared", sparse=use)
-    for width in (1, 5, 300):
+    for width in (1, 5, 16, 64, 300):  # of which 16 and 64 are whole cache lines, where an element has 4 bytes
         for indices in LISTS.values():
             rng = np.random.default_rng(width)
             lists = [RowSum(np.array(i, np.int64), rng.standard_normal((len(i), width)).astype(dtype)) for i in indices]
-            assert_two_lists(rule, lists, (6, width), dtype, engine)
+            assert_lists(rule, lists, (6, width), dtype, engine)
 
 
 @pytest.mark.parametrize("engine", ["numpy", "compiled"])
@@ -127,17 +128,18 @@ def test_occurrences_of_any_number_of_replicas_are_taken_one_after_another(engin
             indices = np.sort(rng.integers(0, 6, 4 * (replica % 3)))
             values = rng.standard_normal((len(indices), 7)) * 10.0 ** rng.integers(-3, 4, (len(indices), 7))
             lists.append(RowSum(indices, values.astype(np.float32)))
-        assert_two_lists(rules.SGD, lists, (6, 7), np.float32, engine)
+        assert_lists(rules.SGD, lists, (6, 7), np.float32, engine)
 
 
-def assert_two_lists(rule: Rule, lists: list[RowSum], shape: tuple[int, ...], dtype: Any, engine: str) -> None:
+def assert_lists(rule: Rule, lists: list[RowSum], shape: tuple[int, ...], dtype: Any, engine: str) -> None:
     arrays, scalars = tables(rule, shape, dtype)
     expected = [array.copy() for array in arrays]
     indices, values = (np.concatenate(column) for column in zip(*lists, strict=True))
     as_declared(rule, expected[0], expected[1:], IndexedSlices(values, indices, shape), scalars)
     for rows in lists:
         rows.values.flags.writeable = False  # as what others have written
-    update_lists(get_engine(engine), rule, arrays[0], arrays[1:], lists, scalars)
+    given = lists if rule.sparse.variable is Rows.OCCURRENCES else disjoint(*lists)
+    update_lists(get_engine(engine), rule, arrays[0], arrays[1:], given, scalars)
     for found, wanted in zip(arrays, expected, strict=True):
         assert found.tobytes() == wanted.tobytes()
 
@@ -175,7 +177,7 @@ def test_rule_that_is_a_closure_is_compiled_too(use: SparseUse) -> None:
     for kernel in (get_engine("compiled").row_kernel(rule, np.dtype(np.float32)), numpy_row_kernel(rule)):
         arrays, scalars = tables(rule, (6, 2), np.float32)
         gradient = slices((6, 2), np.float32).merged()
-        kernel(list(map(as_table, arrays)), [RowSum(gradient.indices, gradient.values.numpy())], scalars)
+        kernel(list(map(as_table, arrays)), RowSum(gradient.indices, gradient.values.numpy()), scalars)
         found.append([array.tobytes() for array in arrays])
     assert found[0] == found[1]
 
