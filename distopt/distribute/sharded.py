@@ -43,7 +43,7 @@ from distopt.distribute.owners import (
 from distopt.distribute.row_exchange import gather_rows
 from distopt.distribute.sharded_rows import ShardedRows
 from distopt.distribute.shared_arena import SharedArena
-from distopt.distribute.span_paths import CHUNK_BYTES, ROWS, told_of
+from distopt.distribute.span_paths import CHUNK_BYTES, ROWS, spans_of_ranks, told_of
 from distopt.types import Array
 from distopt.variable import check_all_writable
 
@@ -237,7 +237,9 @@ class Sharded:
         if latest is not None and not latest.is_of(layout, tables):
             self._gather_slots(optimizer)  # other owners
         if found is None or not found.is_current(self._group, summed):
-            self._arena.take(optimizer, layout.segments, self._gather_slots)
+            spans_of = spans_of_ranks(layout, self._group.hosts)
+            owned = [spans_of[rank] for rank in self._group.ranks]
+            self._arena.take(optimizer, layout.segments, self._gather_slots, owned)
             found = layout.kept = LayoutSteps(
                 optimizer, layout, self._hosting, self._communicator, summed, found, self.chunk_bytes, self.overlap
             )

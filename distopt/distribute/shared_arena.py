@@ -5,17 +5,19 @@ Rules of this file:
 - A value lies there once, whoever reads it. Owners write their spans while every process is inside of an apply call;
   everything else that writes, an assignment or a restored checkpoint, goes through :meth:`SharedArena.write`.
 - All processes move the same storage at the same point of the program. The values are those of the first one.
+- The pages of a span are taken by its owner: on a host with several memory nodes they lie in the owner's.
 """
 
 from __future__ import annotations
 
+import itertools
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from distopt.arena import Segment
+from distopt.arena import Segment, Span
 from distopt.comm.shared_memory import HostGroup
 from distopt.distribute.shared_gradients import padded
 from distopt.types import Array
@@ -37,10 +39,17 @@ class SharedArena:
         self._segments: weakref.WeakSet[Segment] = weakref.WeakSet()
         self._slots: weakref.WeakKeyDictionary[Any, set[tuple[int, tuple[str, int]]]] = weakref.WeakKeyDictionary()
 
-    def take(self, optimizer: Any, segments: Iterable[Segment], gather_slots: Callable[[Any], None]) -> None:
+    def take(
+        self,
+        optimizer: Any,
+        segments: Iterable[Segment],
+        gather_slots: Callable[[Any], None],
+        owned: Sequence[Sequence[Span]] = (),
+    ) -> None:
         """Move what is not there yet of ``segments`` and of their slots; a collective.
 
-        ``gather_slots``, of the optimizer, is called before a slot is read.
+        ``gather_slots``, of the optimizer, is called before a slot is read. ``owned`` are the spans of each process of
+        the group, where they are known; what has no owner here is taken in equal parts.
 
         Raises: SharedMemoryError, before anything has moved, if there is not enough memory.
         """
@@ -56,13 +65,17 @@ class SharedArena:
             return
         group = self._group
         optimizer.slots.is_writer = group.index == 0
-        total = sum(padded(each.array.nbytes) for each in moved)
-        memory = group.share(total if group.index == 0 else 0, f"{len(moved)} arrays of variables and slots")[0]
-        targets = []
-        start = 0
-        for each in moved:
-            targets.append(memory[start : start + each.array.nbytes].view(each.array.dtype))
-            start += padded(each.array.nbytes)
+        starts = list(itertools.accumulate((padded(each.array.nbytes) for each in moved), initial=0))
+        begins = [
+            (start + begin * each.array.itemsize, place)
+            for start, each in zip(starts, moved, strict=False)
+            for begin, place in _parts(each, owned, group.size)
+        ]
+        memory = group.share_one(starts.pop(), begins, f"{len(moved)} arrays of variables and slots")
+        targets = [
+            memory[start : start + each.array.nbytes].view(each.array.dtype)
+            for start, each in zip(starts, moved, strict=True)
+        ]
         if group.index == 0:
             for each, target in zip(moved, targets, strict=True):
                 np.copyto(target, each.array)
@@ -90,6 +103,22 @@ class SharedArena:
         if group.index == 0:
             write(stored)
         group.exchange(f"{what} is done")
+
+
+def _parts(moved: _Moved, owned: Sequence[Sequence[Span]], size: int) -> Iterator[tuple[int, int]]:
+    """Yield the element at which each part of an array begins, and the place in the group of who writes it most."""
+    at = 0
+    is_flat = moved.key is None or moved.key[1] < 0  # else of one variable, in a shape of its own
+    own = [(span, place) for place, spans in enumerate(owned if is_flat else ()) for span in spans]
+    for span, place in sorted(each for each in own if each[0].segment_index == moved.segment.index):
+        yield from _equal_parts(at, span.start, size)
+        yield span.start, place
+        at = span.stop
+    yield from _equal_parts(at, moved.array.size, size)
+
+
+def _equal_parts(start: int, stop: int, number: int) -> Iterator[tuple[int, int]]:
+    return ((start + (stop - start) * place // number, place) for place in range(number if start < stop else 0))
 
 
 class _Slots:

@@ -30,7 +30,7 @@ class SharedGradients:
     """Flat gradients of every node of the sum tree that a process of this host contributes.
 
     ``summed``: each process contributes the sums of the replicas that it hosts, not the gradients of each.
-    ``extra_bytes`` of memory that all may write to lie behind those of the first process.
+    ``extra_bytes`` are for what all write, each process about its equal part.
 
     Making it is a collective.
 
@@ -51,9 +51,10 @@ class SharedGradients:
         self.num_hosted = len(hosting.hosted[communicator.rank])
         self._leaves = hosting.leaves[communicator.rank]
         self._sizes = [padded(run.size * run.segment.dtype.itemsize) for run in layout.runs]
-        asked = sum(self._sizes) * len(self.own_nodes) + (padded(extra_bytes) if group.index == 0 else 0)
-        memories = group.share(asked, f"the gradients of {len(layout.variables)} variables")
-        self.extra: Array = memories[0][len(memories[0]) - padded(extra_bytes) :][:extra_bytes]
+        what = f"the gradients of {len(layout.variables)} variables"
+        memories = group.share(sum(self._sizes) * len(self.own_nodes), what)
+        begins = [(extra_bytes * place // group.size, place) for place in range(group.size)]
+        self.extra: Array = group.share_one(extra_bytes, begins, f"what is made of {what}")
         self.flat_of: dict[Node, list[Array]] = {}
         """By node, one flat array a run."""
         for memory, nodes in zip(memories, nodes_of, strict=True):

@@ -57,7 +57,7 @@ class SpanPaths:
         self._gradients = gradients
         self._layout = layout
         self._early: EarlySums | None = None
-        spans_of = _spans_of_ranks(layout, group.hosts, anywhere)
+        spans_of = spans_of_ranks(layout, group.hosts, anywhere=anywhere)
         self.crosses_hosts = not group.holds_all
         """Whether there are other hosts."""
         if self.crosses_hosts or in_chunks:
@@ -171,8 +171,11 @@ class SpanPaths:
         return self.spans_of[chunk.owner][chunk.number]
 
 
-def _spans_of_ranks(layout: Any, hosts: Sequence[Sequence[int]], anywhere: bool) -> list[tuple[Span, ...]]:
-    """Return the spans of every rank: equal parts for the hosts, of these equal parts for the ranks of each."""
+def spans_of_ranks(layout: Any, hosts: Sequence[Sequence[int]], *, anywhere: bool = False) -> list[tuple[Span, ...]]:
+    """Return the spans of every rank: equal parts for the hosts, of these equal parts for the ranks of each.
+
+    ``anywhere``: as :meth:`~distopt.optimizers.layout.Layout.cut_points` takes it.
+    """
     units_of_host = math.lcm(*map(len, hosts))
     units = layout.divide(len(hosts) * units_of_host, anywhere=anywhere)
     found: dict[int, tuple[Span, ...]] = {}

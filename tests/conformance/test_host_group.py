@@ -8,7 +8,7 @@ import pytest
 
 from distopt.agreement import Label
 from distopt.comm.communicator import Communicator
-from distopt.comm.shared_memory import meet_on_host
+from distopt.comm.shared_memory import meet_on_host, segments
 from distopt.errors import CollectiveTimeoutError, MergeOrderError, PeerLostError, SharedMemoryError, UnequalStepsError
 from distopt.testing import run_replicas
 from tests.conftest import Run
@@ -53,6 +53,38 @@ def test_share_maps_the_memory_of_every_member_on_all(run: Run) -> None:
         assert lengths == [10_000 * rank for rank in range(run.size)]
         assert inner == list(range(1, run.size))
         assert last == [100 + rank for rank in range(1, run.size)]
+
+
+def test_share_one_maps_one_memory_of_which_each_member_takes_its_part(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, take = segments.HUGE_PAGE, segments.take
+    taken = threading.local()
+
+    def take_and_note(descriptor: int, start: int, stop: int) -> None:
+        taken.parts.append((start, stop))
+        take(descriptor, start, stop)
+
+    monkeypatch.setattr(segments, "take", take_and_note)
+
+    def body(comm: Communicator) -> tuple[int, list[tuple[int, int]], int, list[int]]:
+        group = comm.host_group
+        taken.parts = []
+        # The last member's part is the first. Parts begin within a huge page, which is whose part began before.
+        begins = [(i * (page + 5000), group.size - 1 - i) for i in range(group.size)]
+        memory = group.share_one(group.size * page + 100, begins, "a test")
+        memory[-1 - comm.rank] = 1 + comm.rank
+        group.exchange("written")
+        found = memory[-group.size :].tolist()
+        group.exchange("read")
+        return comm.rank, taken.parts, len(memory), found
+
+    for rank, parts, length, found in run(body):
+        assert length == run.size * page + 100
+        assert found == list(range(run.size, 0, -1))
+        first = run.size - 1 - rank
+        start, stop = (first + 1) * page if first else 0, (first + 2) * page if rank else length
+        assert parts == [(start, min(stop, length))][: start < length]
 
 
 def test_memory_that_one_member_cannot_get_is_one_error_on_all(run: Run) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -348,6 +350,43 @@ def test_too_little_memory_is_an_error_on_every_process_before_anything_changes(
     for message, iterations, total in sharded(run, run.size, body):
         assert "rank 0: 48,128 bytes of shared memory are needed, 5,000 are available" in message
         assert (iterations, total) == (0, 3000.0)
+
+
+@few
+def test_each_process_takes_the_pages_of_what_it_owns(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, size = segments.HUGE_PAGE, 2_000_000  # elements: 3.8 huge pages for the variable, and for each of two slots
+    begins = [4 * size * array for array in range(4)]  # the variable, and three slots
+    end = 4 * size * 4
+    take, taken = segments.take, threading.local()
+
+    def take_and_note(descriptor: int, start: int, stop: int) -> None:
+        take(descriptor, start, stop)
+        if os.fstat(descriptor).st_size == end:
+            taken.parts.append((start, stop))
+
+    monkeypatch.setattr(segments, "take", take_and_note)
+
+    def body(comm: Communicator) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+        taken.parts = []
+        strategy = MultiWorkerMirroredStrategy(communicator=comm, placement="sharded")
+        with strategy.scope():
+            variable = tf.Variable(np.ones(size, np.float32))
+        optimizer = adam()
+        apply(strategy, optimizer, [variable], 0)
+        (span,) = optimizer.layout([variable]).divide(comm.size)[comm.rank]
+        return taken.parts, (span.start * 4, span.stop * 4)
+
+    results = run(body)
+    for parts, (start, stop) in results:
+        for first, last in parts:
+            assert any(
+                0 <= first - (begin + start) < page and (0 <= last - (begin + stop) < page or last == end)
+                for begin in begins
+            )
+    if MPI_WORLD_SIZE == 1:
+        every = sorted(part for parts, _ in results for part in parts)
+        assert [start for start, _ in every] == [0, *(stop for _, stop in every[:-1])]
+        assert every[-1][1] == end
 
 
 @few

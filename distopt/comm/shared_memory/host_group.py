@@ -13,12 +13,13 @@ Rules of this file:
 
 from __future__ import annotations
 
+import itertools
 import os
 import select
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -148,6 +149,24 @@ class HostGroup:
 
         Raises: SharedMemoryError, the same on all members, if one cannot get its memory or another cannot map it.
         """
+        return self._share(num_bytes, {self.index: [(0, num_bytes)]}, what)
+
+    def share_one(self, num_bytes: int, begins: Sequence[tuple[int, int]], what: str) -> Array:
+        """Return one segment of zeros, whose pages the members take who will write there; mapped here. A collective.
+
+        ``begins`` are pairs of the byte where a part begins and the place of the member who takes it, in order, from
+        byte 0 on; huge pages are not divided. The arguments are the same on all members.
+
+        Raises: SharedMemoryError, the same on all members, if one cannot get its part or map all.
+        """
+        page = segments.HUGE_PAGE
+        starts = [min(-(-start // page) * page, num_bytes) for start, _ in begins]
+        parts = zip(itertools.pairwise([*starts, num_bytes]), begins, strict=True)
+        own = [(start, stop) for (start, stop), (_, place) in parts if place == self.index and start < stop]
+        return self._share(num_bytes if self.index == 0 else 0, {0: own}, what)[0]
+
+    def _share(self, num_bytes: int, taken: Mapping[int, Sequence[tuple[int, int]]], what: str) -> list[Array]:
+        """Return what :meth:`share` does; ``taken``: by place, which bytes of that segment this member takes."""
         descriptor, trouble = -1, ""
         try:
             if num_bytes:
@@ -159,7 +178,7 @@ class HostGroup:
             told = self.exchange(phase, payload=f"{num_bytes} {trouble}".encode())
             self._raise_trouble([text.decode().partition(" ")[2] for text in told], what)
             lengths = [int(text.decode().partition(" ")[0]) for text in told]
-            maps, trouble = self._pass_around(lengths, descriptor, phase)
+            maps, trouble = self._pass_around(lengths, descriptor, taken, phase)
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
@@ -173,7 +192,9 @@ class HostGroup:
             for _, link in self._links:
                 link.close()
 
-    def _pass_around(self, lengths: Sequence[int], descriptor: int, phase: str) -> tuple[list[Array], str]:
+    def _pass_around(
+        self, lengths: Sequence[int], descriptor: int, taken: Mapping[int, Sequence[tuple[int, int]]], phase: str
+    ) -> tuple[list[Array], str]:
         """Send the own descriptor to all; return all segments, and what went wrong, for the others to hear."""
         communicator = self._communicator
         wait = _Wait(self, phase, time.monotonic())
@@ -191,6 +212,8 @@ class HostGroup:
                     if length and place != self.index:
                         received = self._receive_descriptor(wait, place, links[place])
                     used = descriptor if place == self.index else received
+                    for start, stop in taken.get(place, ()) if length else ():
+                        segments.take(used, start, stop)
                     maps.append(segments.map_bytes(used, length) if length else np.empty(0, np.uint8))
                 except SharedMemoryError as error:
                     trouble = str(error)

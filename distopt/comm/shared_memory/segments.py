@@ -1,8 +1,9 @@
-"""Memory that several processes of a host map: anonymous, of a size that is taken when it is made.
+"""Memory that several processes of a host map: anonymous, with pages that are taken before anything is stored.
 
 ``memfd_create`` gives a file without a name, which ends with the last process that maps it: nothing is left behind,
 and the limit of ``/dev/shm``, 64 MB in most containers, does not count. Its pages are taken by ``posix_fallocate``, so
-that too little memory is an error here, and never a SIGBUS where the memory is used.
+that too little memory is an error here, and never a SIGBUS where the memory is used. Where a host has several memory
+nodes, a page lies in that of the processor that took it: so whoever will write to pages most takes them.
 
 Long segments get huge pages, where the kernel has any: what a step reads and writes is then found in the processor's
 table of pages, as with large arrays of NumPy's, which asks for such pages, too. The setting that hosts have for shared
@@ -41,9 +42,9 @@ _CGROUP_FILES: Final = (
 
 
 def create(num_bytes: int, *, root: Path = Path("/")) -> int:
-    """Return the file descriptor of ``num_bytes`` of zeros; the caller closes it, which leaves mappings alone.
+    """Return the file descriptor of ``num_bytes`` of zeros, none of whose pages is taken; the caller closes it.
 
-    Raises: SharedMemoryError if there is less memory than that.
+    Mappings outlive the descriptor. Raises: SharedMemoryError if there is less memory than that.
     """
     available = available_bytes(root)
     if available is not None and num_bytes > available:
@@ -54,23 +55,35 @@ def create(num_bytes: int, *, root: Path = Path("/")) -> int:
     except OSError as error:
         raise SharedMemoryError(f"no shared memory can be made: {error}") from error
     try:
-        os.posix_fallocate(descriptor, 0, num_bytes)
+        os.ftruncate(descriptor, num_bytes)
     except OSError as error:
         os.close(descriptor)
         raise SharedMemoryError(f"{num_bytes:,} bytes of shared memory cannot be had: {error}") from error
-    if num_bytes >= HUGE_PAGE:
-        _use_huge_pages(descriptor, num_bytes)
     return descriptor
 
 
-def _use_huge_pages(descriptor: int, num_bytes: int) -> None:
-    """Replace the pages of a file that nobody else maps yet by huge ones, as many as the kernel gives at once."""
+def take(descriptor: int, start: int, stop: int) -> None:
+    """Take the pages of the bytes ``start <= i < stop`` of a file, of which nothing has been used yet.
+
+    Raises: SharedMemoryError if there are not enough.
+    """
+    try:
+        os.posix_fallocate(descriptor, start, stop - start)
+    except OSError as error:
+        raise SharedMemoryError(f"{stop - start:,} bytes of shared memory cannot be had: {error}") from error
+    first, last = -(-start // HUGE_PAGE) * HUGE_PAGE, stop // HUGE_PAGE * HUGE_PAGE
+    if first < last:
+        _use_huge_pages(descriptor, first, last - first)
+
+
+def _use_huge_pages(descriptor: int, start: int, num_bytes: int) -> None:
+    """Replace pages by huge ones, as many as the kernel gives at once."""
     libc = _libc()
-    address = _mapped(libc, descriptor, num_bytes)
+    address = _mapped(libc, descriptor, num_bytes, start)
     if address is None:
         return
-    for start in range(0, num_bytes - HUGE_PAGE + 1, HUGE_PAGE):
-        if libc.madvise(address + start, HUGE_PAGE, _MADV_COLLAPSE) != 0:
+    for place in range(address, address + num_bytes, HUGE_PAGE):
+        if libc.madvise(place, HUGE_PAGE, _MADV_COLLAPSE) != 0:
             break  # a kernel before 6.1, or no such page is free: looking for more could take long
     libc.munmap(address, num_bytes)
 
@@ -95,8 +108,8 @@ def map_bytes(descriptor: int, num_bytes: int) -> Array:
     return array
 
 
-def _mapped(libc: Any, descriptor: int, num_bytes: int) -> int | None:
-    """Return where a file is mapped now, long ones at a multiple of a huge page; None if it cannot be."""
+def _mapped(libc: Any, descriptor: int, num_bytes: int, start: int = 0) -> int | None:
+    """Return where a part of a file is mapped now, long ones at a multiple of a huge page; None if it cannot be."""
     failed = ctypes.c_void_p(-1).value
     wanted = None
     if num_bytes >= HUGE_PAGE:
@@ -106,7 +119,7 @@ def _mapped(libc: Any, descriptor: int, num_bytes: int) -> int | None:
         if free != failed:
             libc.munmap(free, length)
             wanted = -(-free // HUGE_PAGE) * HUGE_PAGE
-    address: int = libc.mmap(wanted, num_bytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, descriptor, 0)
+    address: int = libc.mmap(wanted, num_bytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, descriptor, start)
     return None if address == failed else address
 
 

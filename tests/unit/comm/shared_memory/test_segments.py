@@ -55,6 +55,7 @@ def test_a_long_segment_is_shared_and_begins_with_a_huge_page(advice: int, monke
     monkeypatch.setattr(segments, "_MADV_COLLAPSE", advice)
     num_bytes = 2 * segments.HUGE_PAGE + 5000
     descriptor = segments.create(num_bytes)
+    segments.take(descriptor, 0, num_bytes)
     first, second = segments.map_bytes(descriptor, num_bytes), segments.map_bytes(descriptor, num_bytes)
     assert os.fstat(descriptor).st_size == num_bytes
     os.close(descriptor)
@@ -63,6 +64,21 @@ def test_a_long_segment_is_shared_and_begins_with_a_huge_page(advice: int, monke
     first[:: segments.HUGE_PAGE // 2] = 7
     first[-1] = 9
     np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("advice", [segments._MADV_COLLAPSE, 9999], ids=["huge pages", "a kernel without them"])
+def test_only_the_part_that_is_asked_for_is_taken(advice: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "_MADV_COLLAPSE", advice)
+    page = segments.HUGE_PAGE
+    descriptor = segments.create(5 * page)
+    try:
+        assert os.fstat(descriptor).st_blocks == 0
+        segments.take(descriptor, page, 3 * page)
+        assert os.fstat(descriptor).st_blocks * 512 == 2 * page
+        segments.take(descriptor, 3 * page, 3 * page + 5000)
+        assert os.fstat(descriptor).st_blocks * 512 == 2 * page + 8192
+    finally:
+        os.close(descriptor)
 
 
 def test_segment_longer_than_allowed_is_an_error_and_leaves_no_file_open() -> None:
