@@ -170,6 +170,10 @@ class Communicator(abc.ABC):
         For waits that are not the transport's own, which call it a few times a second; ``waiting`` says what for.
         """
 
+    def elsewhere(self, ranks: Sequence[int]) -> str:  # noqa: ARG002 - a transport may know nothing
+        """Return what those of ``ranks`` wait for that have said so, as the end of a message; empty for none."""
+        return ""
+
     def begin_wait(self, wait: Wait) -> None:  # noqa: B027 - a transport may have nobody to tell
         """Note that this rank waits for something that is not the transport's own."""
 

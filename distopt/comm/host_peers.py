@@ -101,6 +101,10 @@ class HostPeers:
                 return _gone(self._by_pidfd[pidfd])
         return self._deaths[0] if self._deaths else None
 
+    def dead(self) -> list[int]:
+        """Return the ranks that are known to have died."""
+        return [lost.rank for lost in self._deaths]
+
     def first_lost(self, now_s: float | None = None) -> LostPeer | None:
         """Return the rank that died first, or else one that has been stopped for ``stopped_timeout_s``.
 

@@ -112,7 +112,7 @@ class MpiCommunicator(Communicator):
         self._tag_upper_bound: int = self.mpi.COMM_WORLD.Get_attr(self.mpi.TAG_UB) or _LEAST_TAG_UB
         self._num_digests = (self._tag_upper_bound - 3) // 2
         self._closed = False
-        self._waits = Waits(self.mpi, self)
+        self._waits = Waits(self.mpi, self, lambda what: self._notes.tell_wait(what))
         self._watchdog = Watchdog(timeout_s + _GRACE_S, self._end_stuck)
         self._comm = parent  # until it is duplicated, for an abort
         self._notes = Notes(self.mpi, parent)
@@ -245,11 +245,17 @@ class MpiCommunicator(Communicator):
         known = self._causes.known_end(now)
         return known or JobAbortedError(f"rank {self.rank} was told to end at step {self.step}; {now}")
 
-    def abort(self, status: int = 1, reason: str = "") -> NoReturn:
-        """End the job, all of its ranks, with this ``status``; ``reason`` is what the others' errors then say."""
+    def abort(self, status: int = 1, reason: str = "", *, at_once: bool = False) -> NoReturn:
+        """End the job, all of its ranks, with this ``status``; ``reason`` is what the others' errors then say.
+
+        Those that wait may say so before they are ended, unless it is done ``at_once``.
+        """
         faulthandler.dump_traceback_later(_GRACE_S, exit=True, file=sys.__stderr__ or 2)  # aborting may hang, too
         if self.size > 1:
-            self._notes.tell_end(reason or f"rank {self.rank} failed at step {self.step}")
+            first = self._notes.ended  # which is the reason of this one, too
+            self._notes.tell_end(first[1] if first else reason or f"rank {self.rank} failed at step {self.step}")
+        if not at_once and not self.has_lost:
+            self._notes.let_others_speak(self._causes.host_peers.dead)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         if not self.has_lost:  # after losses, the launcher of Open MPI 5.0.11 may hang if it is told to end the others
@@ -365,12 +371,17 @@ class MpiCommunicator(Communicator):
 
     def look(self, missing: Sequence[int], waiting: str) -> None:
         self._causes.look(missing, waiting)
+        self._waits.tell_if_long()
 
     def begin_wait(self, wait: Wait) -> None:
         self._waits.current = wait
 
     def end_wait(self) -> None:
-        self._waits.current = None
+        self._waits.end()
+
+    def elsewhere(self, ranks: Sequence[int]) -> str:
+        waits = self._notes.waits
+        return "".join(f"; rank {rank} {waits[rank]}" for rank in ranks if waits.get(rank))
 
     def _look(self, wait: Requests) -> None:
         """Raise if a wait is in vain."""
@@ -390,7 +401,7 @@ class MpiCommunicator(Communicator):
     def _end_stuck(self, what: str) -> None:
         message = f"distopt: rank {self.rank} is stuck inside MPI at step {self.step}, its wait overdue: {what}\n"
         os.write(2, message.encode())
-        self.abort(1, message)
+        self.abort(1, message, at_once=True)  # by the watchdog's thread, beside one that is inside of MPI
 
 
 def _chunks(array: Array) -> Iterator[Array]:

@@ -1,17 +1,21 @@
 """Notes between ranks: what they tell each other beside the messages of a step.
 
 A rank that leaves tells all others: that it is done, or why it ends the job. One that meets another label than its own
-tells its own. Notes have a communicator of their own, so that nothing else can be taken for one, and are short enough
-to be sent without the receiver's help. They are a courtesy: what cannot be sent within a moment is given up.
+tells its own, one that waits for long what for. Notes have a communicator of their own, so that nothing else can be
+taken for one, and are short enough to be sent without the receiver's help. They are a courtesy: what cannot be sent
+within a moment is given up.
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+
+from distopt.errors import DistoptError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -21,11 +25,15 @@ _MAX_BYTES: Final = 2000
 
 _MOMENT_S: Final = 0.2
 _PAUSE_S: Final = 20e-6
+_PAUSE_OF_SPEAKERS_S: Final = 1e-3
 
 _LABELS_WITHIN_S: Final = 1.0
 """How long a rank that has met another label waits for the labels of all, to name the odd one."""
 
-_LABEL, _END, _LEAVE = b"M", b"A", b"L"
+_LABEL, _END, _LEAVE, _WAIT = b"M", b"A", b"L", b"W"
+
+_SPEAK_WITHIN_S: Final = 1.0
+"""How long a rank that ends the job lets the others say themselves what went wrong."""
 
 _undone: list[Any] = []
 """Requests that were given up. Each keeps its buffer alive, which MPI may still use."""
@@ -42,6 +50,8 @@ class Notes:
         """The ranks that are done, or have ended the job."""
         self.ended: tuple[int, str] | None = None
         """The rank that ended the job first, and its reason."""
+        self.waits: dict[int, str] = {}
+        """By rank, what it has waited for long, and still does."""
         self._labels: defaultdict[int, deque[bytes]] = defaultdict(deque)
         """By rank, the labels that it has told."""
         self._other_label_since_s = 0.0
@@ -53,6 +63,21 @@ class Notes:
     def tell_end(self, reason: str) -> None:
         """Tell all others why this rank ends the job."""
         self._send(_END + reason.encode())
+
+    def tell_wait(self, what: str) -> None:
+        """Tell all others what this rank waits for; nothing when that is over."""
+        self._send(_WAIT + what.encode())
+
+    def let_others_speak(self, dead: Callable[[], Collection[int]]) -> None:
+        """Return when all others have ended, too, but those that are ``dead``, or a moment later."""
+        deadline_s = time.monotonic() + _SPEAK_WITHIN_S
+        others = set(range(self._size)) - {self._rank}
+        try:
+            while not others <= self.left.union(dead()) and time.monotonic() < deadline_s:
+                self.read()
+                time.sleep(_PAUSE_OF_SPEAKERS_S)
+        except (self._mpi.Exception, DistoptError):
+            return  # a courtesy, too; it may be told to end meanwhile
 
     def exchange_labels(self, label: bytes) -> dict[int, bytes]:
         """Tell all others ``label``; return theirs, of those that tell it soon, by rank."""
@@ -93,6 +118,9 @@ class Notes:
             note = buffer.tobytes()
             if note[:1] == _LABEL:
                 self._labels[source].append(note[1:])
+                continue
+            if note[:1] == _WAIT:
+                self.waits[source] = note[1:].decode(errors="replace")
                 continue
             if note[:1] == _END and self.ended is None:
                 self.ended = source, note[1:].decode(errors="replace")

@@ -6,20 +6,17 @@ late.
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from distopt.comm.arrivals import Arrivals
+from distopt.comm.arrivals import LateRanks
 from distopt.comm.communicator import Communicator, Wait, name_ranks
 from distopt.errors import CollectiveTimeoutError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-logger = logging.getLogger(__name__)
 
 _YIELDS: Final = 100
 """So many times the core is offered to others before a wait begins to sleep."""
@@ -33,8 +30,8 @@ _LOOK_EVERY_S: Final = 0.1
 _GAP_S: Final = 2.0
 """A pause this long between two looks means that this process was stopped; its waits are prolonged by it."""
 
-_LATE_S: Final = 1.0
-"""A rank that comes so much later than the median of the others is logged."""
+_TOLD_AFTER_S: Final = 1.0
+"""A rank that waits for so long, or half of what it waits at most, tells the others what for."""
 
 
 class Requests(NamedTuple):
@@ -58,16 +55,19 @@ class Requests(NamedTuple):
 
 
 class Waits:
-    """The waits of ``owner``, one at a time; ``mpi`` is mpi4py's module."""
+    """The waits of ``owner``, one at a time; ``mpi`` is mpi4py's module, ``tell`` tells others of one, or its end."""
 
-    def __init__(self, mpi: Any, owner: Communicator) -> None:
+    def __init__(self, mpi: Any, owner: Communicator, tell: Callable[[str], object]) -> None:
         self._mpi = mpi
         self._owner = owner
+        self._tell = tell
+        self._told: Wait | None = None
+        """The wait that the others were told of, if it is under way."""
         self.current: Wait | None = None
         """What is waited for, or was when a wait failed."""
         self.statuses: list[MPI.Status] = []
         """Of the latest requests."""
-        self._arrivals: Arrivals | None = None
+        self._late: LateRanks | None = None
         """Of the wait under way, once it has lasted."""
 
     def complete(self, wait: Requests, look: Callable[[Requests], object]) -> list[MPI.Status]:
@@ -91,16 +91,34 @@ class Waits:
                 if now_s - looked_s > _GAP_S:
                     deadline_s += now_s - looked_s
                 looked_s = now_s
-                self._note_arrivals(wait, wait.missing(), now_s)
+                if self._late is None:
+                    self._late = LateRanks(self._owner, wait.what, wait.started_s)
+                self._late.note(wait.peers, wait.missing(), now_s)
                 look(wait)
                 if now_s >= deadline_s:
                     raise CollectiveTimeoutError(self.situation())
             time.sleep(min(wait.max_pause_s, max(_MIN_PAUSE_S, _PAUSE_SHARE * (now_s - wait.started_s))))
-        if self._arrivals is not None:
-            self._note_arrivals(wait, [], time.monotonic())
-            self._arrivals = None
-        self.current = None
+        if self._late is not None:
+            self._late.note(wait.peers, [], time.monotonic())
+            self._late = None
+        self.end()
         return statuses
+
+    def end(self) -> None:
+        """Note that the wait is over."""
+        self.current = None
+        if self._told is not None:
+            self._told = None
+            self._tell("")
+
+    def tell_if_long(self) -> None:
+        """Tell the others what is waited for, if it has been for long; once a wait."""
+        wait, owner = self.current, self._owner
+        if wait is None or wait is self._told:
+            return
+        if time.monotonic() - wait.started_s >= min(_TOLD_AFTER_S, owner.timeout_s / 2):
+            self._told = wait
+            self._tell(f"waits for {name_ranks(wait.missing())} itself, in step {owner.step}: {wait.what}")
 
     def situation(self) -> str:
         """Return what this rank is waiting for, as part of a message."""
@@ -109,23 +127,9 @@ class Waits:
             return f"rank {owner.rank} waited for nothing"
         now_s, missing = time.monotonic(), wait.missing()
         waiting = describe_wait(owner.rank, owner.step, now_s - wait.started_s, missing, wait.what)
-        if self._arrivals is None or not isinstance(wait, Requests) or wait.everyone:
+        if self._late is None or not isinstance(wait, Requests) or wait.everyone:
             return waiting
-        return f"{waiting}; {self._late(missing, self._arrivals.lateness_s(now_s), 'would come')}"
-
-    def _note_arrivals(self, wait: Requests, missing: Sequence[int], now_s: float) -> None:
-        """Take in who has not come, and log who comes late."""
-        if self._arrivals is None:
-            self._arrivals = Arrivals(self._owner.rank, wait.started_s)
-        late_s = self._arrivals.lateness_s(now_s)
-        came = self._arrivals.note(wait.peers, missing, now_s)
-        if came and late_s >= _LATE_S:
-            logger.warning("%s at step %d: %s", self._late(came, late_s, "came"), self._owner.step, wait.what)
-
-    def _late(self, ranks: Sequence[int], late_s: float, verb: str) -> str:
-        # All ranks run one program: the phase that led to this wait here is the one that they are late in.
-        phase = f" in phase {self._owner.phase!r}" if self._owner.phase else ""
-        return f"{name_ranks(ranks)} {verb} {late_s:.1f} s later than the median of the others{phase}"
+        return f"{waiting}; {self._late.would_come(missing, now_s)}{owner.elsewhere(missing)}"
 
 
 def describe_wait(rank: int, step: int, seconds: float, missing: Sequence[int], what: str) -> str:

@@ -107,6 +107,16 @@ def one_rank_is_absent(comm: MpiCommunicator) -> None:
     comm.broadcast_bytes(None, root=1)
 
 
+def one_rank_is_elsewhere(comm: MpiCommunicator) -> None:
+    """Let rank 1 wait for the others in another call than that in which they wait for it."""
+    comm.host_group.exchange("all are here")
+    comm.step = 7
+    if comm.rank == 1:
+        comm.barrier()
+    else:
+        comm.host_group.exchange("the update")
+
+
 def lengths_differ(comm: MpiCommunicator) -> None:
     """Let rank 1 contribute one element less."""
     comm.all_reduce("SUM", [np.ones(5 - (comm.rank == 1))])

@@ -92,6 +92,20 @@ def test_rank_that_comes_late_or_never_is_named_with_phase_and_lateness() -> Non
     assert any(re.search(absent, error) for error in errors_of(result)), result
 
 
+def test_ranks_that_wait_for_each_other_in_different_calls_all_say_who_is_where() -> None:
+    result = run_job(mpirun(3, [PROGRAMS, "one_rank_is_elsewhere", "3.0"]), limit_s=20.0)
+    assert result.status == 3, result
+    for rank in (0, 2):
+        assert re.search(
+            rf"rank {rank} waited 3\.\d s in step 7 for rank 1: the update; rank 1 would come 3\.\d s later than the "
+            r"median of the others; rank 1 waits for ranks 0, 2 itself, in step 7: barrier",
+            result.stderr,
+        ), result
+    assert "rank 1 waited 3." in result.stderr
+    reasons = re.findall(r"ended the job: .*", result.stderr)
+    assert all(reason.count("ended the job") == 1 for reason in reasons), result
+
+
 @pytest.mark.parametrize("program", ["dead_before_mpi", "dead_inside_of_mpi"])
 def test_rank_lost_before_mpi_is_initialized_ends_the_job_with_an_error_that_names_it(program: str) -> None:
     launcher, *rest = mpirun(3, [PROGRAMS, program])

@@ -25,6 +25,7 @@ from typing import Final
 import numpy as np
 
 from distopt.agreement import labels_mismatch, name_of_most, odd_ones
+from distopt.comm.arrivals import LateRanks
 from distopt.comm.communicator import Communicator, name_ranks
 from distopt.comm.shared_memory import segments
 from distopt.comm.shared_memory.rendezvous import find_hosts
@@ -135,7 +136,7 @@ class HostGroup:
         except BaseException:
             communicator.fail()
             raise
-        communicator.end_wait()
+        wait.end()
         traffic = communicator.traffic
         traffic.wait_s += time.monotonic() - started
         traffic.bytes_sent += len(message) * len(self._links)
@@ -224,7 +225,7 @@ class HostGroup:
         except BaseException:
             communicator.fail()
             raise
-        communicator.end_wait()
+        wait.end()
         return maps, trouble
 
     def _raise_trouble(self, troubles: Sequence[str], what: str) -> None:
@@ -336,6 +337,7 @@ class _Wait:
         self._communicator = group._communicator
         self._looked_s = started_s
         self._deadline_s = started_s + self._communicator.timeout_s
+        self._late: LateRanks | None = None
         self.what = phase
         self.started_s = started_s
         self.come: set[int] = set()
@@ -357,9 +359,19 @@ class _Wait:
         if now_s - self._looked_s > _GAP_S:
             self._deadline_s += now_s - self._looked_s
         self._looked_s = now_s
-        self._communicator.look(self.missing(), str(self))
+        missing = self.missing()
+        if self._late is None:
+            self._late = LateRanks(self._communicator, self.what, self.started_s)
+        self._late.note(self._group.ranks, missing, now_s)
+        self._communicator.look(missing, str(self))
         if now_s >= self._deadline_s:
             raise CollectiveTimeoutError(str(self))
+
+    def end(self) -> None:
+        """Note that all have come."""
+        if self._late is not None:
+            self._late.note(self._group.ranks, [], time.monotonic())
+        self._communicator.end_wait()
 
     def lost(self, place: int, reason: str) -> Exception:
         """Return the error for a member whose socket has ended; the transport may know why, a moment later."""
@@ -370,12 +382,14 @@ class _Wait:
         return PeerLostError(f"rank {rank} {reason} at step {self._communicator.step}; {self}")
 
     def __str__(self) -> str:
-        communicator = self._communicator
-        waited_s = time.monotonic() - self.started_s
-        return (
-            f"rank {communicator.rank} waited {waited_s:.1f} s in step {communicator.step} for "
-            f"{name_ranks(self.missing())}: {self.what}"
+        communicator, now_s, missing = self._communicator, time.monotonic(), self.missing()
+        waiting = (
+            f"rank {communicator.rank} waited {now_s - self.started_s:.1f} s in step {communicator.step} for "
+            f"{name_ranks(missing)}: {self.what}"
         )
+        if self._late is None or not missing:
+            return waiting
+        return f"{waiting}; {self._late.would_come(missing, now_s)}{communicator.elsewhere(missing)}"
 
 
 def _has_come(link: socket.socket) -> bool:
