@@ -354,7 +354,7 @@ def test_too_little_memory_is_an_error_on_every_process_before_anything_changes(
 
 @few
 def test_each_process_takes_the_pages_of_what_it_owns(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    page, size = segments.HUGE_PAGE, 2_000_000  # elements: 3.8 huge pages for the variable, and for each of two slots
+    page, size = segments.HUGE_PAGE, 2_000_000  # elements: 3.8 huge pages for each array
     begins = [4 * size * array for array in range(4)]  # the variable, and three slots
     end = 4 * size * 4
     take, taken = segments.take, threading.local()
