@@ -6,8 +6,8 @@ occurrences of a row stay left to right, and rows are added along the canonical 
 it.
 
 In ascending order, whoever owns a part of a table finds its rows by bisection, any number of lists are added up two at
-a time, each in one pass, and indices travel as bits. Two lists alone need none: which rows both have, a hash table
-tells sooner than sorting (:func:`disjoint`).
+a time, each in one pass, and indices travel as bits. Two lists alone need none: which rows both have, a bit for each
+row of the table tells sooner than sorting (:class:`RowBits`).
 
 Loops are compiled, or the NumPy calls that give the same bits.
 """
@@ -22,7 +22,7 @@ import numpy as np
 
 from distopt import kernels, prefetch, row_loops
 from distopt.canonical_sum import Node, SumTree
-from distopt.row_sums import HASH, RowSum, add_occurrences, covering, hash_table
+from distopt.row_sums import RowSum, add_occurrences, covering
 from distopt.types import Array
 
 
@@ -140,17 +140,32 @@ def joined(lists: Sequence[Rows]) -> RowSum:
     return RowSum(indices, values)
 
 
-def are_distinct(indices: Array) -> bool:
-    """Return whether no index, int64, comes twice.
+class RowBits:
+    """A bit for each row of a table, by which rows are found that come twice; all are zero between calls.
 
-    >>> are_distinct(np.array([7, 3])), are_distinct(np.array([7, 3, 7]))
+    They take a 32nd of the narrowest table of float32 at most, and what is used of them stays in the cache.
+    """
+
+    def __init__(self) -> None:
+        self._bits = np.zeros(0, np.int64)
+
+    def of(self, num_rows: int) -> Array:
+        """Return them for a table of so many rows, 64 a number."""
+        if num_rows > 64 * len(self._bits):
+            self._bits = np.zeros(-(-num_rows // 64), np.int64)
+        return self._bits
+
+
+def are_distinct(indices: Array, bits: Array) -> bool:
+    """Return whether no index, int64, comes twice; ``bits`` are those of :class:`RowBits`.
+
+    >>> bits = RowBits().of(8)
+    >>> are_distinct(np.array([7, 3]), bits), are_distinct(np.array([7, 3, 7]), bits)
     (True, False)
     """
     if not kernels.loops_compiled:
         return len(np.unique(indices)) == len(indices)
-    indices = np.ascontiguousarray(indices)
-    table = hash_table(len(indices))
-    return bool(row_loops.finding_twins()(indices, table, HASH, len(table) - 1) < 0)
+    return not row_loops.finding_twins()(np.ascontiguousarray(indices), bits)
 
 
 def selected(rows: Rows, start: int, stop: int) -> PlacedRows:
@@ -212,43 +227,41 @@ def merged(left: Rows, right: Rows) -> Rows:
     return RowSum(indices, values)
 
 
-def disjoint(left: Rows, right: Rows) -> list[Rows]:
+def disjoint(left: Rows, right: Rows, bits: Array) -> list[Rows]:
     """Return lists without a common row that make up the sum of two lists of distinct rows, which may be in any order.
 
-    Rows that one of the two has alone stay where they lie; those of both are added, ``left + right``.
+    Rows that one of the two has alone stay where they lie; those of both are added, ``left + right``. ``bits`` are
+    those of :class:`RowBits`.
 
-    >>> both = disjoint(RowSum(np.array([7, 3]), np.float32([[1], [2]])), RowSum(np.array([7]), np.float32([[4]])))
-    >>> [(rows.indices.tolist(), listed(rows).values.tolist()) for rows in both]
+    >>> left, right = RowSum(np.array([7, 3]), np.float32([[1], [2]])), RowSum(np.array([7]), np.float32([[4]]))
+    >>> [(r.indices.tolist(), listed(r).values.tolist()) for r in disjoint(left, right, RowBits().of(8))]
     [([3], [[2.0]]), ([7], [[5.0]])]
     """
     if not len(left.indices) or not len(right.indices):
         return [left if len(left.indices) else right]
     left, right = placed(left), placed(right)
-    of_left, of_right, of_both = _paired(left, right)
-    if not len(of_both[0]):
+    alone, in_left = _divided(left, right.indices, bits)
+    if not len(in_left.indices):
         return [left, right]
-    found: list[Rows] = [
-        PlacedRows(of_left[0], of_left[1], left.values),
-        PlacedRows(of_right[0], of_right[1], right.values),
-        RowSum(of_both[0], _sums(left.values, of_both[1], right.values, of_both[2])),
-    ]
-    return [rows for rows in found if len(rows.indices)]
+    also_alone, in_right = _divided(right, in_left.indices, bits)
+    orders = np.argsort(in_left.indices), np.argsort(in_right.indices)
+    positions = in_left.positions[orders[0]], in_right.positions[orders[1]]
+    sums = RowSum(in_left.indices[orders[0]], _sums(left.values, positions[0], right.values, positions[1]))
+    return [rows for rows in (alone, also_alone, sums) if len(rows.indices)]
 
 
-def _paired(left: PlacedRows, right: PlacedRows) -> tuple[Array, Array, Array]:
-    """Return indices and positions of the rows of ``left`` alone, of ``right`` alone, and of both (two positions)."""
-    count, more = len(left.indices), len(right.indices)
+def _divided(rows: PlacedRows, others: Array, bits: Array) -> tuple[PlacedRows, PlacedRows]:
+    """Return those of the rows that are not among ``others``, and those that are."""
+    indices, positions, values = rows
     if kernels.loops_compiled:
-        table = hash_table(count)
-        of_left, of_right = np.empty((2, count), np.int64), np.empty((2, more), np.int64)
-        of_both, is_common = np.empty((3, min(count, more)), np.int64), np.zeros(count, np.bool_)
-        lists = (np.ascontiguousarray(array) for array in (*left[:2], *right[:2]))
-        common = row_loops.pairing()(*lists, table, HASH, len(table) - 1, is_common, of_left, of_right, of_both)
-        return of_left[:, : count - common], of_right[:, : more - common], of_both[:, :common]
-    rows, in_left, in_right = np.intersect1d(left.indices, right.indices, assume_unique=True, return_indices=True)
-    of_left, of_right = (np.stack(given[:2]) for given in (left, right))
-    of_both = np.stack([rows, left.positions[in_left], right.positions[in_right]])
-    return np.delete(of_left, in_left, axis=1), np.delete(of_right, in_right, axis=1), of_both
+        found = np.empty((2, 2, len(indices)), np.int64)
+        given = (np.ascontiguousarray(array) for array in (indices, positions, others))
+        count = row_loops.dividing()(*given, bits, *found)
+        (rest, of_rest), (common, of_common) = found[0, :, : len(indices) - count], found[1, :, :count]
+        return PlacedRows(rest, of_rest, values), PlacedRows(common, of_common, values)
+    is_common = np.isin(indices, others, assume_unique=True)
+    rest, common = indices[~is_common], indices[is_common]
+    return PlacedRows(rest, positions[~is_common], values), PlacedRows(common, positions[is_common], values)
 
 
 def _sums(left: Array, of_left: Array, right: Array, of_right: Array) -> Array:
@@ -273,13 +286,13 @@ def add_lists(tree: SumTree, sums: Mapping[Node, Rows], wanted: Node | None = No
     return functools.reduce(merged, _halves(tree, sums, wanted))
 
 
-def disjoint_sums(tree: SumTree, sums: Mapping[Node, Rows]) -> Sequence[Rows]:
+def disjoint_sums(tree: SumTree, sums: Mapping[Node, Rows], bits: Array) -> Sequence[Rows]:
     """Return lists without a common row that make up what :func:`add_lists` returns of all replicas.
 
-    At most two lists need no order; see :func:`add_lists` else.
+    At most two lists need no order; see :func:`add_lists` else. ``bits`` are those of :class:`RowBits`.
     """
-    lists = _halves(tree, sums)
-    return lists if len(lists) == 1 else disjoint(*lists)
+    first, *others = _halves(tree, sums)
+    return disjoint(first, others[0], bits) if others else [first]
 
 
 def _halves(tree: SumTree, sums: Mapping[Node, Rows], wanted: Node | None = None) -> list[Rows]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -142,9 +142,10 @@ _tree = functools.lru_cache(maxsize=64)(SumTree)
 def _first_and_position(indices: Array) -> tuple[Array, Array]:
     """Return where each distinct index occurs first, in that order, and for each index which of these it is."""
     if kernels.loops_compiled and len(indices):
-        table = hash_table(len(indices))
+        size = 1 << int(2 * len(indices) - 1).bit_length()  # at most half full, so that there is always a free place
+        table = np.full(size, -1)
         first, position = np.empty(len(indices), np.int64), np.empty(len(indices), np.int64)
-        count = _find_distinct()(indices.astype(np.int64), table, HASH, len(table) - 1, first, position)
+        count = _find_distinct()(indices.astype(np.int64), table, _HASH, size - 1, first, position)
         return first[:count], position
     _, first, inverse = np.unique(indices, return_index=True, return_inverse=True)
     order = np.argsort(first)
@@ -167,12 +168,7 @@ def _add_rows(sums: Array, place: Array, values: Array, chosen: Array) -> None:
         np.add.at(sums, place, values[chosen])
 
 
-def hash_table(count: int) -> Array:
-    """Return a free table for so many keys: at most half full, so that a search always comes to a free place."""
-    return np.full(1 << int(2 * count - 1).bit_length(), -1)
-
-
-HASH: Final = 0x9E3779B97F4A7C15 - 2**64
+_HASH = 0x9E3779B97F4A7C15 - 2**64
 """2**64 divided by the golden ratio, as an int64. Source: Knuth, The Art of Computer Programming, section 6.4."""
 
 

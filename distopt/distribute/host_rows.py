@@ -40,7 +40,7 @@ from distopt.distribute.row_memory import (
 from distopt.distribute.written_rows import WrittenRows, rows_of_node, stored_rows
 from distopt.errors import RemoteProtocolError
 from distopt.indexed_slices import IndexedSlices
-from distopt.row_lists import PlacedRows, Rows
+from distopt.row_lists import PlacedRows, RowBits, Rows
 from distopt.row_sums import RowSum
 from distopt.types import Array
 
@@ -89,6 +89,7 @@ class HostRows:
         self.group = communicator.host_group
         self.arrays = RowArrays(self.group)
         """Where values lie that are not copied."""
+        self.bits = RowBits()
         self._nothing = RowArrays(self.group)
         self._hosting = hosting
         self._communicator = communicator
@@ -157,6 +158,7 @@ class HostRows:
                                 shapes[i],
                                 rows_of_node(self._hosting.tree, node, stored[i]),
                                 arrays,
+                                self.bits,
                                 own_part(shapes[i].num_rows),
                                 summed=wish.summed,
                                 ordered=wish.in_order,
@@ -176,11 +178,11 @@ class HostRows:
             if not has_written:
                 _write(written.values(), self._memory.own)
             self.group.exchange("the rows of all are in more memory")
-        for place, rank in enumerate(self.group.ranks):
-            self.read(self._memory.of[place], rank, met, met.rows)
         for (node, i), each in written.items():
-            if each.own is not None:
-                met.rows[i][node] = each.own
+            met.rows[i][node] = each.own
+        for place, rank in enumerate(self.group.ranks):
+            if rank != self._communicator.rank:
+                self.read(self._memory.of[place], rank, met, met.rows)
         if sum_of_squares is not None:
             met.squares.update(self._squares_of_all(met))
         return met

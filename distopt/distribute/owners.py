@@ -184,7 +184,7 @@ def any_rows(columns: Sequence[Sequence[Any]]) -> bool:
 def num_bytes_of(gradient: Any) -> int:
     """Return the bytes that a gradient contributes to a reduction."""
     if isinstance(gradient, IndexedSlices):
-        return np.asarray(gradient.values).nbytes + np.asarray(gradient.indices).nbytes
+        return gradient.values.numpy().nbytes + gradient.indices.nbytes
     return np.asarray(gradient).nbytes
 
 

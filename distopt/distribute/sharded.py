@@ -177,7 +177,7 @@ class Sharded:
             if optimizer.clips.needs_norms:
                 positions = [i for i in range(len(variables)) if i not in met.with_rows]
                 totals |= zip(positions, steps.totals(), strict=True)
-        total = clipping.add_totals([totals[i] for i in sorted(totals)])
+        total = clipping.add_totals([totals[i] for i in sorted(totals)]) if totals else None
         if steps is not None:
             steps.finish(hypers, lambda _: total)
         own_rows.update(path, variables, met, hypers, totals, total)

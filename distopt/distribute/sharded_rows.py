@@ -95,10 +95,11 @@ class ShardedRows:
         made: dict[int, RowSum] = {}
         for i, of_nodes in collected.items():
             own = self._division(self._communicator.rank, met.shapes[i].num_rows)
+            bits = self._rows.bits.of(met.shapes[i].num_rows)
             if met.wish.summed:
-                lists = self._sums(path, of_nodes)
+                lists = self._sums(path, of_nodes, bits)
             else:
-                lists = self._occurrences(path, variables[i], of_nodes, totals.get(i), total)
+                lists = self._occurrences(path, variables[i], of_nodes, totals.get(i), total, bits)
             update_part(optimizer, variables[i], _part_of(i, variables[i], own), lists, step)
             if self._paths.crosses_hosts:
                 made[i] = _updated_rows(optimizer, variables[i], own, lists)
@@ -123,16 +124,16 @@ class ShardedRows:
     def _division(self, rank: int, num_rows: int) -> Interval:
         return divide_rows(num_rows, self._hosts, rank)
 
-    def _sums(self, path: Any, of_nodes: Mapping[Node, Rows]) -> Sequence[Rows]:
+    def _sums(self, path: Any, of_nodes: Mapping[Node, Rows], bits: Array) -> Sequence[Rows]:
         """Return what the rule takes, from sums, which nothing looks at before."""
-        lists = disjoint_sums(self._hosting.tree, of_nodes)
+        lists = disjoint_sums(self._hosting.tree, of_nodes, bits)
         if leaves_as_they_are(path.aggregator):
             return lists
         finish, num_replicas = path.aggregator.finish, self._hosting.num_replicas
         return [RowSum(rows.indices, finish(listed(rows).values, num_replicas)) for rows in lists]
 
     def _occurrences(
-        self, path: Any, variable: Any, of_nodes: Mapping[Node, Rows], own_total: Any, total: Any
+        self, path: Any, variable: Any, of_nodes: Mapping[Node, Rows], own_total: Any, total: Any, bits: Array
     ) -> Sequence[Rows]:
         """Return what the rule takes, from the occurrences that each replica has stored."""
         clips = path.optimizer.clips
@@ -147,7 +148,7 @@ class ShardedRows:
         if takes_occurrences:
             return list(clipped.values())
         sums = {node: in_order(rows, summed=True) for node, rows in clipped.items()}
-        return disjoint_sums(self._hosting.tree, sums)
+        return disjoint_sums(self._hosting.tree, sums, bits)
 
 
 def leaves_as_they_are(aggregator: Any) -> bool:

@@ -1,7 +1,7 @@
-"""What one process writes of its rows for the others of its host: in order, and no more than they read.
+"""What one process writes of its rows for the others of its host: no more than they read.
 
 Rows that may be read as they were stored, because no row occurs twice or nothing adds them up before the owner does,
-stay where they are for this process itself (:attr:`WrittenRows.own`): it passes through them in order, without a copy.
+stay where they are for this process itself (:attr:`WrittenRows.own`), without a copy.
 For the others their values are copied into this process's segment, but for those of a part that nobody else reads; or
 nothing is copied, where the values lie in memory that all map.
 """
@@ -20,6 +20,7 @@ from distopt.indexed_slices import IndexedSlices
 from distopt.row_lists import (
     Order,
     PlacedRows,
+    RowBits,
     Rows,
     add_lists,
     are_distinct,
@@ -46,6 +47,7 @@ class WrittenRows:
         shape: Shape,
         stored: RowSum,
         arrays: RowArrays,
+        bits: RowBits,
         part: tuple[int, int] = (0, 0),
         *,
         summed: bool = False,
@@ -54,7 +56,7 @@ class WrittenRows:
         self._shape = shape
         self._part = part
         self._is_ordered = ordered
-        needs_order = ordered or (summed and not are_distinct(stored.indices))
+        needs_order = ordered or (summed and not are_distinct(stored.indices, bits.of(shape.num_rows)))
         order = find_order(stored) if needs_order else Order(stored, len(stored.indices))
         self._rows = order.rows
         self.count = order.num_rows if summed else len(stored.indices)
@@ -63,11 +65,8 @@ class WrittenRows:
         self.number, self._first = arrays.find(stored.values) if self._is_as_stored else (0, 0)
         """Of the array that the values lie in, where all read them; 0: they are written."""
         self.num_bytes = num_bytes_placed(self.count) if self.number else num_bytes_of(shape, self.count)
-
-    @property
-    def own(self) -> Rows | None:
-        """The rows as this process itself is to read them; None: as the others do."""
-        return self._rows if self._is_as_stored else None
+        self.own = self._rows
+        """The rows as this process itself is to read them; where it has summed them, once they are written."""
 
     def write(self, memory: Array, at: int) -> None:
         """Write the rows for the other processes into ``memory`` from ``at`` on."""
@@ -81,6 +80,8 @@ class WrittenRows:
                 positions[0] = self._first
             return
         target = listed_in(memory, at, self._shape, self.count)
+        if not self._is_as_stored:
+            self.own = target
         start, stop = self._part if self._is_as_stored else (0, 0)
         if start == stop or not self.count:
             write_in_order(self._rows, target)

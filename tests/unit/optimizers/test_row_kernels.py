@@ -14,7 +14,7 @@ from distopt.optimizers import get_engine, rules
 from distopt.optimizers.row_kernels import numpy_row_kernel
 from distopt.optimizers.rule import Kind, Rows, Rule, SparseUse
 from distopt.optimizers.sparse import as_table, update_lists, update_rows
-from distopt.row_lists import disjoint
+from distopt.row_lists import RowBits, disjoint
 from distopt.row_sums import RowSum
 from distopt.types import Array
 
@@ -138,7 +138,7 @@ def assert_lists(rule: Rule, lists: list[RowSum], shape: tuple[int, ...], dtype:
     as_declared(rule, expected[0], expected[1:], IndexedSlices(values, indices, shape), scalars)
     for rows in lists:
         rows.values.flags.writeable = False  # as what others have written
-    given = lists if rule.sparse.variable is Rows.OCCURRENCES else disjoint(*lists)
+    given = lists if rule.sparse.variable is Rows.OCCURRENCES else disjoint(*lists, RowBits().of(shape[0]))
     update_lists(get_engine(engine), rule, arrays[0], arrays[1:], given, scalars)
     for found, wanted in zip(arrays, expected, strict=True):
         assert found.tobytes() == wanted.tobytes()
