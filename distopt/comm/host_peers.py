@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from distopt.comm.process_ends import IS_GONE, how_it_ended
+
 _STOPS_EVERY_S: Final = 0.5
 """Every so often the states of processes are read."""
 
@@ -98,7 +100,7 @@ class HostPeers:
         if not self._deaths and self._poll is not None:
             # The thread may not have had its turn yet.
             for pidfd, _ in self._poll.poll(0):
-                return _gone(self._by_pidfd[pidfd])
+                return _lost(self._by_pidfd[pidfd], how_it_ended(pidfd))
         return self._deaths[0] if self._deaths else None
 
     def dead(self) -> list[int]:
@@ -143,7 +145,7 @@ class HostPeers:
         try:
             pidfd = os.pidfd_open(peer.pid)
         except ProcessLookupError:
-            self._deaths.append(_gone(peer))
+            self._deaths.append(_lost(peer, IS_GONE))
             return
         except OSError:
             return  # this kernel or sandbox has no pidfd
@@ -155,7 +157,7 @@ class HostPeers:
             self._by_pidfd[pidfd] = peer
         else:
             os.close(pidfd)
-            self._deaths.append(_gone(peer))
+            self._deaths.append(_lost(peer, IS_GONE))
 
     def _record_deaths(self) -> None:
         """Run in a thread, which alone closes what it polls."""
@@ -169,7 +171,7 @@ class HostPeers:
                 if descriptor == wake:
                     closed = True
                 else:
-                    self._deaths.append(_gone(by_pidfd[descriptor]))
+                    self._deaths.append(_lost(by_pidfd[descriptor], how_it_ended(descriptor)))
                     poll.unregister(descriptor)
         for descriptor in (wake, *by_pidfd):
             os.close(descriptor)
@@ -181,8 +183,8 @@ def are_on_one_host(identities: Sequence[bytes]) -> bool:
     return len(hosts) == 1 and b"" not in hosts
 
 
-def _gone(peer: _Peer) -> LostPeer:
-    return LostPeer(peer.rank, peer.pid, "is gone")
+def _lost(peer: _Peer, how: str) -> LostPeer:
+    return LostPeer(peer.rank, peer.pid, how)
 
 
 def _on_this_host(rank: int, identities: Sequence[bytes]) -> list[_Peer]:

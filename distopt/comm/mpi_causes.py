@@ -97,8 +97,7 @@ class Causes:
         """Return our error for MPI's; ``statuses`` are those of the requests that failed."""
         where = f"rank {self._owner.rank} at step {self._owner.step}: {what}: {error}"
         if self._owner.survives_losses and mpi_survivors.has_losses(self._comm):
-            dead = self.host_peers.first_dead()
-            return PeerLostError(f"{dead or 'another rank is lost'}; {where}")
+            return PeerLostError(f"{self._who_is_lost()}; {where}")
         codes = [getattr(error, "Get_error_class", lambda: None)()]
         if codes == [self._mpi.ERR_IN_STATUS]:
             codes = [self._mpi.Get_error_class(status.Get_error()) for status in statuses]
@@ -118,10 +117,18 @@ class Causes:
         """
         step = self._owner.step
         if self._owner.survives_losses and mpi_survivors.has_losses(self._comm):
-            dead = self.host_peers.first_dead()
-            raise PeerLostError(f"{dead or mpi_start.lost() or 'another rank is lost'} at step {step}; {waiting}")
+            raise PeerLostError(f"{self._who_is_lost()} at step {step}; {waiting}")
         if lost := mpi_start.lost():
             raise PeerLostError(f"{lost} at step {step}; {waiting}")
+
+    def _who_is_lost(self) -> str:
+        """Say who is lost, of whom MPI knows that somebody is."""
+        if known := self.host_peers.first_dead() or mpi_start.lost():
+            return str(known)
+        ranks = mpi_survivors.lost_ranks(self._mpi, self._comm)
+        if not ranks:
+            return "another rank is lost"  # one that knows which has said so
+        return f"{name_ranks(ranks)} {'is' if len(ranks) == 1 else 'are'} lost"
 
     def _read_notes(self, waiting: str) -> None:
         """Take in the notes.

@@ -2,8 +2,9 @@
 
 Where the launcher lets survivors live, a rank that is lost before all have initialized MPI is missed by the others
 inside of that, and nobody tells them. There MPI is initialized by a call that gives up the interpreter's lock, and a
-thread looks meanwhile whether the ranks of this host are there (:mod:`distopt.comm.started_ranks`). If not, it has the
-launcher end all others, on all hosts.
+thread looks meanwhile whether the ranks of this host are there (:mod:`distopt.comm.started_ranks`), and asks the
+launcher for those of other hosts (:mod:`distopt.comm.launcher_table`). If one is lost, it has the launcher end all
+others, on all hosts.
 """
 
 from __future__ import annotations
@@ -19,15 +20,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from distopt.comm.launcher_table import LauncherTable
 from distopt.comm.started_ranks import LaunchedRank, StartedRanks
+from distopt.comm.transfers import name_ranks
 from distopt.errors import EndpointError
 
-_GRACE_S: Final = 5.0
+_GRACE_S: Final = 10.0
+"""So much longer a process may take to say that the others have not come, and to end."""
+_ABORT_S: Final = 2.5
 
 _MPI_SEGMENTS: Final = ("/dev/shm/sm_segment.", "/dev/shm/mpich_shm_")
 """What Open MPI and MPICH call the memory that ranks of a host share."""
 
 _LOOK_EVERY_S: Final = 0.2
+_ASK_EVERY_S: Final = 1.0
 _TURN_S: Final = 1.0
 """To say what all ranks of a host see, each waits so much longer than the one before it, which ends the others."""
 _MAX_TURN_S: Final = 3.0
@@ -71,7 +77,7 @@ def load_mpi(timeout_s: float = 60.0) -> Any:
 
         if own is not None and not MPI.Is_initialized():
             _started.append(StartedRanks(own, _launcher[0][1], time.monotonic()))
-            _initialize(MPI, _started[0], own.rank, timeout_s)
+            _initialize(MPI, _started[0], own, timeout_s)
     except (ImportError, RuntimeError, OSError) as error:
         raise EndpointError(
             "MPI cannot be loaded; install one with `pip install 'distopt[mpi]'`, "
@@ -89,7 +95,8 @@ def lost() -> str | None:
 
 def all_have_started() -> None:
     """Look at processes no more: all ranks know each other."""
-    _started.clear()
+    while _started:
+        _started.pop().close()
 
 
 def initialized_here() -> Any:
@@ -97,58 +104,100 @@ def initialized_here() -> Any:
     return _initialized[0] if _initialized else None
 
 
-def _initialize(mpi: Any, ranks: StartedRanks, rank: int, timeout_s: float) -> None:
-    """Initialize MPI as mpi4py does, while the ranks of this host are watched."""
+def _initialize(mpi: Any, ranks: StartedRanks, own: LaunchedRank, timeout_s: float) -> None:
+    """Initialize MPI as mpi4py does, while the ranks of all hosts are watched."""
     library = ctypes.CDLL(mpi.__file__)  # finds what it is linked with, too
-    ended = threading.Event()
-    arguments = library, ranks, rank, timeout_s, ended
-    threading.Thread(target=_watch, args=arguments, name="distopt start", daemon=True).start()
+    watch = _StartWatch(library, ranks, own, timeout_s)
+    watch.begin()
     try:
         # mpi4py's own call keeps the interpreter's lock.
         call = library.MPI_Init_thread
         if call(None, None, ctypes.c_int(mpi.THREAD_MULTIPLE), ctypes.byref(ctypes.c_int())) != mpi.SUCCESS:
             raise RuntimeError("MPI_Init_thread failed")
     finally:
-        ended.set()
+        watch.ended.set()
     _initialized.append(mpi)
     for comm in (mpi.COMM_SELF, mpi.COMM_WORLD):
         comm.Set_errhandler(mpi.ERRORS_RETURN)
 
 
-def _watch(library: ctypes.CDLL, ranks: StartedRanks, rank: int, timeout_s: float, ended: threading.Event) -> None:
-    """End the process if a rank of this host is lost, or if not all ranks come in time."""
-    began_s = time.monotonic()
-    reason = None
-    while reason is None and not ended.wait(_LOOK_EVERY_S):
-        waited_s = time.monotonic() - began_s
-        reason = ranks.lost(began_s + waited_s)
-        if reason is None and waited_s >= timeout_s:
-            reason = f"not all ranks came; of this host, {len(ranks.living)} are there"
-    if reason is None:
-        return
-    until_s = time.monotonic() + _SEGMENTS_WITHIN_S
-    while len(shared_memory_names()) < len(ranks.living) and time.monotonic() < until_s:
-        time.sleep(_LOOK_EVERY_S / 10)
-    if ended.wait(min(_MAX_TURN_S, _TURN_S * sum(other < rank for other in ranks.living))):
-        return
-    unlink_shared_memory()
-    waiting = f"rank {rank} waited {time.monotonic() - began_s:.1f} s for all ranks to initialize MPI"
-    os.write(2, f"distopt: error: {reason}, before step 0; {waiting}\n".encode())
-    _end_job(library)
-    os._exit(1)
+class _StartWatch:
+    """Ends the process, and with it the job, if a rank is lost or does not come in time before ``ended`` is set."""
+
+    def __init__(self, library: ctypes.CDLL, ranks: StartedRanks, own: LaunchedRank, timeout_s: float) -> None:
+        self._library, self._ranks, self._own, self._timeout_s = library, ranks, own, timeout_s
+        self._table = LauncherTable(library, own)
+        self.ended = threading.Event()
+
+    def begin(self) -> None:
+        threading.Thread(target=self._watch, name="distopt start", daemon=True).start()
+        if self._own.size_here < self._own.size:
+            threading.Thread(target=self._ask, name="distopt start, launcher", daemon=True).start()
+
+    def _ask(self) -> None:
+        while not self.ended.wait(_ASK_EVERY_S * (1 + self._num_before())):
+            self._table.ask()
+
+    def _watch(self) -> None:
+        began_s = time.monotonic()
+        while not self.ended.wait(_LOOK_EVERY_S):
+            now_s = time.monotonic()
+            turn_s = min(_MAX_TURN_S, _TURN_S * self._num_before())
+            if reason := self._ranks.lost(now_s):
+                self._await_segments()
+                self._end(reason, began_s, turn_s, aborts=self._others_may_live())
+            elif reason := self._table.lost():
+                # On its own host, if others are there, that is seen sooner and said there.
+                self._await_segments()
+                self._end(reason, began_s, turn_s + _TURN_S, aborts=self._others_may_live())
+            elif now_s - began_s >= self._timeout_s:
+                if reason := self._table.absent():
+                    self._end(f"not all ranks came: {reason}", began_s, turn_s, aborts=True)
+                here = name_ranks(self._ranks.living or (self._own.rank,))
+                reason = f"not all {self._own.size} ranks came; of this host, {here} did"
+                # Those that know more are first. Each host says who has come, and its ranks end by themselves.
+                self._end(reason, began_s, turn_s + _MAX_TURN_S, aborts=False)
+
+    def _num_before(self) -> int:
+        """Return how many ranks of this host look and ask before this one."""
+        return sum(other < self._own.rank for other in self._ranks.living)
+
+    def _others_may_live(self) -> bool:
+        if self._own.size_here == self._own.size:
+            return self._ranks.living != (self._own.rank,)
+        return self._table.num_lost < self._own.size - 1
+
+    def _await_segments(self) -> None:
+        until_s = time.monotonic() + _SEGMENTS_WITHIN_S
+        here = len(self._ranks.living)
+        while 1 < here > len(shared_memory_names()) and time.monotonic() < until_s:
+            time.sleep(_LOOK_EVERY_S / 10)
+
+    def _end(self, reason: str, began_s: float, turn_s: float, *, aborts: bool) -> None:
+        """End this process, and if ``aborts`` all others, unless another one does that within ``turn_s``."""
+        if self.ended.wait(turn_s):
+            return
+        unlink_shared_memory()
+        rank, waited_s = self._own.rank, time.monotonic() - began_s
+        waiting = f"rank {rank} waited {waited_s:.1f} s for all ranks to initialize MPI"
+        os.write(2, f"distopt: error: {reason}, before step 0; {waiting}\n".encode())
+        if aborts:
+            _end_job(self._library)
+        os._exit(1)
 
 
 def _end_job(library: ctypes.CDLL) -> None:
     """Have the launcher end the ranks of all hosts, as ``MPI_Abort`` does, which is not allowed yet.
 
-    Before MPI has met the launcher this does nothing: then the end of this process, with a status, is enough.
+    Before MPI has met the launcher this does nothing: then the end of this process, with a status, is enough. So it is
+    where nobody else is left; if such a rank aborts, the launcher says status 0 (Open MPI 5.0.11).
     Source: PMIx 5.0 standard, "PMIx_Abort".
     """
     if hasattr(library, "PMIx_Abort"):
         arguments = ctypes.c_int(1), b"", None, ctypes.c_size_t(0)
         call = threading.Thread(target=library.PMIx_Abort, args=arguments, daemon=True)
         call.start()
-        call.join(_GRACE_S / 2)
+        call.join(_ABORT_S)
 
 
 def unlink_shared_memory() -> None:

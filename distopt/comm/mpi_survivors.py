@@ -27,6 +27,17 @@ def has_losses(comm: MPI.Intracomm) -> bool:
     return bool(comm.Is_revoked()) or comm.Get_failed().Get_size() > 0
 
 
+def lost_ranks(mpi: Any, comm: MPI.Intracomm) -> list[int]:
+    """Return the ranks of ``comm`` that MPI knows to be lost; none where only another rank knows which."""
+    failed, everyone = comm.Get_failed(), comm.Get_group()
+    try:
+        ranks = mpi.Group.Translate_ranks(failed, list(range(failed.Get_size())), everyone)
+        return sorted(int(rank) for rank in ranks)
+    finally:
+        failed.Free()
+        everyone.Free()
+
+
 def revoke(mpi: Any, *comms: MPI.Intracomm) -> None:
     """End all waits on ``comms``, on all ranks."""
     for comm in comms:

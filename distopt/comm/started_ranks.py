@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from distopt.comm.host_peers import stat_fields
+from distopt.comm.process_ends import IS_GONE, how_it_ended
 from distopt.comm.transfers import name_ranks
 
 _ALL_ARE_STARTED_WITHIN_S: Final = 3.0
@@ -40,6 +41,8 @@ class LaunchedRank(NamedTuple):
 class _Seen(NamedTuple):
     pid: int
     start_time: str
+    pidfd: int
+    """-1 where there is none."""
 
 
 class StartedRanks:
@@ -75,7 +78,8 @@ class StartedRanks:
         if self._daemon and len(self._seen) < own.size_here:
             self._sees_all = self._look_for_ranks()
         if gone := [rank for rank, seen in self._seen.items() if not self._lives(seen)]:
-            return f"rank {gone[0]} (pid {self._seen[gone[0]].pid}) is gone"
+            seen = self._seen[gone[0]]
+            return f"rank {gone[0]} (pid {seen.pid}) {how_it_ended(seen.pidfd) if seen.pidfd >= 0 else IS_GONE}"
         if len(self._seen) == own.size_here or not self._sees_all:
             return None
         if now_s - self._began_s < _ALL_ARE_STARTED_WITHIN_S:
@@ -85,6 +89,14 @@ class StartedRanks:
             return f"{name_ranks(missing)} ended before rank {own.rank} looked for it"
         verb = "is" if len(self._seen) == 1 else "are"
         return f"of the {own.size_here} ranks of this host only {name_ranks(self.living)} {verb} there"
+
+    def close(self) -> None:
+        """Look no more; a second call does nothing."""
+        for seen in self._seen.values():
+            if seen.pidfd >= 0:
+                os.close(seen.pidfd)
+        self._seen = {}
+        self._daemon = 0
 
     def _daemon_of(self, pid: int) -> int:
         """Return the first ancestor that is not of this rank, 0 where it cannot be seen."""
@@ -118,8 +130,8 @@ class StartedRanks:
             except OSError:
                 continue  # it has just ended
             else:
-                if found is not None and found.job == self._own.job:
-                    self._seen.setdefault(found.rank, _Seen(pid, fields[19]))
+                if found is not None and found.job == self._own.job and found.rank not in self._seen:
+                    self._seen[found.rank] = _Seen(pid, fields[19], _open(pid))
         return sees_all
 
     def _rank_of(self, pid: int) -> LaunchedRank | None:
@@ -134,3 +146,10 @@ class StartedRanks:
         except _UNREADABLE:
             return False
         return fields[19] == seen.start_time and fields[0] not in "ZX"
+
+
+def _open(pid: int) -> int:
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):  # it has just ended, or this system has no pidfd
+        return -1

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.emulated_hosts import emulated_hosts, why_not
 from tests.multiprocess.harness import JobResult, mpirun, run_job, start_job
 
 pytestmark = [
@@ -48,7 +49,7 @@ def test_rank_killed_in_an_exchange_ends_the_job_with_errors_that_name_it(num_ra
     # MPICH's launcher may kill the survivors before they can say anything; it names the process itself.
     assert errors or f"PID {victim.pid} RUNNING AT" in result.stdout, result
     for error in errors:
-        assert re.search(rf"rank 1 \(pid {victim.pid}\) is gone at step \d+", error), result
+        assert re.search(rf"rank 1 \(pid {victim.pid}\) (is gone|was killed by SIGKILL) at step \d+", error), result
 
 
 def test_rank_stopped_in_an_exchange_ends_the_job_with_errors_that_name_it() -> None:
@@ -106,18 +107,32 @@ def test_ranks_that_wait_for_each_other_in_different_calls_all_say_who_is_where(
     assert all(reason.count("ended the job") == 1 for reason in reasons), result
 
 
-@pytest.mark.parametrize("program", ["dead_before_mpi", "dead_inside_of_mpi"])
-def test_rank_lost_before_mpi_is_initialized_ends_the_job_with_an_error_that_names_it(program: str) -> None:
-    launcher, *rest = mpirun(3, [PROGRAMS, program])
+@pytest.mark.parametrize(("program", "num_ranks"), [("dead_before_mpi", 2), ("dead_inside_of_mpi", 3)])
+def test_rank_lost_before_mpi_is_initialized_ends_the_job_with_an_error_that_names_it(
+    program: str, num_ranks: int
+) -> None:
+    launcher, *rest = mpirun(num_ranks, [PROGRAMS, program])
     result = run_job([launcher, "--with-ft", "ulfm", *rest], limit_s=40.0)
     assert result.status != 0, result
     (error,) = re.findall("distopt: error: .*", result.stderr)
-    assert re.search(r"rank 1 (\(pid \d+\) is gone|ended before rank [02] looked for it), before step 0; rank", error)
+    known = r"\(pid \d+\) (is gone|was killed by SIGKILL)|ended before rank [02] looked for it"
+    assert re.search(rf"rank 1 ({known}), before step 0; rank", error), result
     assert result.seconds < 10.0, result
     if program == "dead_before_mpi":  # without ULFM the launcher ends the others, and names it
         result = run_job([launcher, *rest], limit_s=20.0)
         assert result.status != 0, result
         assert re.search(r"rank 1 .*\n?.*signal 9", result.stdout + result.stderr), result
+
+
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
+def test_only_rank_of_a_host_that_is_lost_before_mpi_is_initialized_is_named_within_seconds() -> None:
+    with emulated_hosts(2) as hosts:
+        *inside, command = hosts.mpirun([1, 1], [sys.executable, PROGRAMS, "dead_before_mpi"])
+        result = run_job([*inside, command.replace("mpirun ", "mpirun --with-ft ulfm ", 1)], limit_s=40.0)
+    assert result.status != 0, result
+    (error,) = re.findall("distopt: error: .*", result.stderr)
+    assert re.search(r"rank 1 \(pid \d+ on \w+h1\) was killed by a signal, before step 0; rank 0 waited", error), result
+    assert result.seconds < 10.0, result
 
 
 def test_ranks_that_disagree_on_lengths_are_refused() -> None:
