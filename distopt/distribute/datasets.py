@@ -11,8 +11,8 @@
 
 ``distribute_datasets_from_function`` cuts nothing: the function's batches go to the replicas one after another.
 
-A replica without rows gets zero-row arrays of the right rank and dtype. A process that hosts no replica reads as its
-one stand-in does, which gets none.
+A replica without rows gets zero-row arrays of the right shape and dtype, also where its process has no data at all. A
+process that hosts no replica reads as its one stand-in does, which gets none.
 
 Source: the behaviour of TensorFlow 2.21, measured; its DATA policy gives chunk j to worker ``j mod W``, here the
 chunk's number is the replica's.
@@ -24,12 +24,13 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from distopt import replica_context
-from distopt.distribute import values
+from distopt.distribute import gathering, values
 from distopt.distribute.inputs import AutoShardPolicy, InputContext, InputOptions, InputReplicationMode
-from distopt.nest import flatten, map_structure
+from distopt.nest import flatten, map_structure, pack_sequence_as
 from distopt.sampling import batch_length, batch_sizes_for_worker, replica_chunk
 from distopt.tensor import to_array
 
@@ -213,7 +214,9 @@ def _together(iterators: list[Iterator[Any]]) -> Iterator[list[Any]]:
 def _in_step(chunks: Iterator[Any], dataset: Any, extended: Any) -> Iterator[Any]:
     """Yield one chunk for each replica context of this process, until every process is out of data.
 
-    Raises: ValueError in a process whose dataset has no element at all where others have some.
+    A process whose dataset has no element at all learns from the others what one would be like.
+
+    Raises: ValueError in such a process where no other has an element either, and all say that theirs never end.
     """
     chunks = _as_arrays(chunks)
     count = extended.num_hosted
@@ -221,14 +224,17 @@ def _in_step(chunks: Iterator[Any], dataset: Any, extended: Any) -> Iterator[Any
     if not extended.hosted:
         like, chunks = next(chunks, None), iter(())
     endless = all(_of_all(extended, not extended.hosted or _is_endless(dataset)))
-    while True:
+    for step in itertools.count():
         parts = list(itertools.islice(chunks, count))
-        if not endless and not any(_of_all(extended, bool(parts))):
+        have_parts = [True] if endless else _of_all(extended, bool(parts))
+        if not any(have_parts):
             return
         if parts:
             like = parts[-1]
+        if step == 0 and not all(have_parts):
+            like = _known_to_all(like, extended)
         if like is None:
-            raise ValueError(f"the dataset of rank {extended.rank} has no element, and other processes have some")
+            raise ValueError(f"the dataset of rank {extended.rank} has no element, and says that it never ends")
         parts += [_no_rows(like)] * (count - len(parts))
         yield values.regroup(parts, always_wrap=count > 1)
 
@@ -248,6 +254,29 @@ def _of_all(extended: Any, flag: bool) -> list[bool]:
     if extended.communicator is None:
         return [flag]
     return [payload == b"1" for payload in extended.communicator.all_gather_bytes(b"1" if flag else b"0")]
+
+
+def _known_to_all(like: Any, extended: Any) -> Any:
+    """Return ``like``, an element, or where this process has none, one without rows as another process has them."""
+    if extended.communicator is None:
+        return like
+    payload = b""
+    if like is not None:
+        structure = msgspec.json.encode(map_structure(lambda _: 0, like))
+        leaves = gathering.encode(dict(enumerate(flatten(_no_rows(like)))))
+        payload = msgspec.msgpack.encode((structure, leaves))
+    told = [payload for payload in extended.communicator.all_gather_bytes(payload) if payload]
+    if like is not None or not told:
+        return like
+    structure, leaves = msgspec.msgpack.decode(told[0], type=tuple[bytes, bytes])
+    return pack_sequence_as(_with_tuples(msgspec.json.decode(structure)), gathering.decode(leaves).values())
+
+
+def _with_tuples(structure: Any) -> Any:
+    """Return what was a structure of dictionaries and tuples before it was JSON; elements of datasets hold no lists."""
+    if isinstance(structure, dict):
+        return {key: _with_tuples(part) for key, part in structure.items()}
+    return tuple(map(_with_tuples, structure)) if isinstance(structure, list) else structure
 
 
 def _no_rows(element: Any) -> Any:

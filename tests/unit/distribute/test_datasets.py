@@ -184,3 +184,37 @@ def test_shards_take_every_nth_element_of_any_stream() -> None:
     order = [int(x) for x in tf.data.Dataset.range(11).shuffle(3, seed=4)]
     assert [int(x) for x in shuffled.shard(3, 1)] == order[1::3]
     assert len(shuffled.shard(3, 2)) == 3
+
+
+@pytest.mark.parametrize("num_workers", [2, 3, 5])
+@pytest.mark.parametrize("empty", [0, 1])
+def test_process_without_any_data_gets_elements_without_rows_as_the_others_have_them(
+    num_workers: int, empty: int
+) -> None:
+    """Also where a process hosts no replica; three replicas make the sum of all rows exactly once."""
+    rows = np.arange(1.0, 15.0).reshape(7, 2)
+
+    def train(strategy: Strategy) -> tuple[list[Any], list[Any]]:
+        def dataset(context: InputContext) -> tf.data.Dataset:
+            pipeline, number = context.input_pipeline_id, context.num_input_pipelines
+            fed = [p for p in range(number) if p != empty]
+            own = rows[len(rows) :] if pipeline == empty else rows[fed.index(pipeline) :: len(fed)]
+            halves = {"x": own.astype(np.float32), "y": (own[:, 0], own.astype(np.int16))}
+            return tf.data.Dataset.from_tensor_slices(halves).batch(2)
+
+        with strategy.scope():
+            total = tf.Variable(np.zeros(2))
+            sgd = tf.keras.optimizers.SGD(1.0)
+        seen = []
+
+        def step(element: Any) -> None:
+            seen.append((element["x"].dtype.name, element["x"].shape[1:], element["y"][1].dtype.name))
+            sgd.apply_gradients([(-np.asarray(element["x"], np.float64).sum(0), total)])
+
+        for batch in strategy.distribute_datasets_from_function(dataset):
+            strategy.run(step, args=(batch,))
+        return total.numpy().tolist(), sorted(set(seen))
+
+    for total, kinds in run_strategy(train, 3, num_workers):
+        assert total == rows.sum(0).tolist()
+        assert kinds == [("float32", (2,), "int16")]
