@@ -176,9 +176,12 @@ class HostGroup:
             trouble = str(error)
         phase = f"sharing memory for {what}"
         try:
-            told = self.exchange(phase, payload=f"{num_bytes} {trouble}".encode())
-            self._raise_trouble([text.decode().partition(" ")[2] for text in told], what)
-            lengths = [int(text.decode().partition(" ")[0]) for text in told]
+            room = segments.available_bytes()
+            payload = f"{num_bytes} {room or 0} {segments.group_of_process()} {trouble}".encode()
+            told = [text.decode().split(" ", 3) for text in self.exchange(phase, payload=payload)]
+            self._raise_trouble([trouble for *_, trouble in told], what)
+            lengths = [int(length) for length, *_ in told]
+            self._raise_trouble(segments.too_much_together(told), what)
             maps, trouble = self._pass_around(lengths, descriptor, taken, phase)
         finally:
             if descriptor >= 0:
@@ -271,7 +274,7 @@ class HostGroup:
     def _receive_descriptor(self, wait: _Wait, place: int, link: socket.socket) -> int:
         while True:
             try:
-                message, descriptors, _, _ = socket.recv_fds(link, 64, 1)
+                message, descriptors, flags, _ = socket.recv_fds(link, 64, 1)
             except BlockingIOError:
                 message = None
             except OSError as error:
@@ -281,9 +284,12 @@ class HostGroup:
                 continue
             if not message:
                 raise wait.lost(place, "is gone")
+            if flags & socket.MSG_CTRUNC:
+                raise SharedMemoryError(
+                    f"the memory of rank {self.ranks[place]} cannot be mapped: too many open files, see `ulimit -n`"
+                )
             if message != b"fd" or not descriptors:
-                # Too many open files here lose what was passed.
-                raise SharedMemoryError(f"rank {self.ranks[place]} passed no memory, or it could not be taken")
+                raise SharedMemoryError(f"rank {self.ranks[place]} passed no memory")
             return descriptors[0]
 
     def _poll_of(self, link: socket.socket) -> select.poll:

@@ -17,7 +17,10 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import sys
 import weakref
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,10 +38,10 @@ HUGE_PAGE: Final = 2**21
 _MADV_COLLAPSE: Final = 25
 
 _CGROUP_FILES: Final = (
-    ("sys/fs/cgroup", "memory.max", "memory.current"),
-    ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ("sys/fs/cgroup", "", "memory.max", "memory.current"),
+    ("sys/fs/cgroup/memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
 )
-"""The limit of a container and what it uses, in versions 2 and 1."""
+"""Of versions 2 and 1: where control groups are, under which name a process has one, its limit and what it uses."""
 
 
 def create(num_bytes: int, *, root: Path = Path("/")) -> int:
@@ -46,10 +49,7 @@ def create(num_bytes: int, *, root: Path = Path("/")) -> int:
 
     Mappings outlive the descriptor. Raises: SharedMemoryError if there is less memory than that.
     """
-    available = available_bytes(root)
-    if available is not None and num_bytes > available:
-        # The kernel would take the last page first, and then end some process.
-        raise SharedMemoryError(f"{num_bytes:,} bytes of shared memory are needed, {available:,} are available")
+    check_available(num_bytes, root)
     try:
         descriptor = os.memfd_create("distopt", os.MFD_CLOEXEC)
     except OSError as error:
@@ -133,21 +133,79 @@ def _libc() -> Any:
     return libc
 
 
+def check_available(num_bytes: int, root: Path = Path("/")) -> None:
+    """Refuse to take more memory than there is.
+
+    Raises: SharedMemoryError.
+    """
+    available = available_bytes(root)
+    if available is not None and num_bytes > available:
+        # The kernel would take the last page first, and then end some process.
+        raise SharedMemoryError(f"{num_bytes:,} bytes of shared memory are needed, {available:,} are available")
+
+
 def available_bytes(root: Path = Path("/")) -> int | None:
-    """Return how much memory can still be taken, by the host and by this container; None where nobody says."""
+    """Return how much memory can still be taken, by the host and by this process's control group; None: nobody says.
+
+    A group is a container, or a job of Slurm's; those that it lies in count, too.
+    """
     found = []
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()
         found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
     except (OSError, ValueError, IndexError):
         pass
-    for folder, limit, used in _CGROUP_FILES:
-        group = root / folder
+    for group, limit, used in _groups(root):
         try:
             free = int((group / limit).read_text()) - int((group / used).read_text())
             counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         except (OSError, ValueError):  # no such group, or no limit: "max"
             continue
-        # What is cached of files is given back before anything fails.
-        found.append(free + int(counts.get("active_file", 0)) + int(counts.get("inactive_file", 0)))
+        # What is cached of files is given back before anything fails; version 1 has the sum over inner groups apart.
+        for kind in ("active_file", "inactive_file"):
+            free += int(counts.get(f"total_{kind}", counts.get(kind, 0)))
+        found.append(max(0, free))
     return min(found) if found else None
+
+
+def group_of_process(root: Path = Path("/")) -> str:
+    """Return what two processes have alike whose memory counts against the same limits."""
+    for group, limit, _ in _groups(root):
+        if (group / limit).exists():
+            status = group.stat()
+            return f"{status.st_dev}:{status.st_ino}"
+    return ""
+
+
+def too_much_together(told: Sequence[Sequence[str]]) -> list[str]:
+    """Return what is wrong, for the members of each place: their control group has no room for all of its members.
+
+    ``told``: by place, how many bytes a member asks for, how many it can have (0: nobody knows), and its group.
+    """
+    wanted: defaultdict[str, int] = defaultdict(int)
+    room: dict[str, int] = {}
+    for length, available, group, *_ in told:
+        wanted[group] += int(length)
+        room[group] = min(room.get(group, sys.maxsize), int(available) or sys.maxsize)
+    return [
+        f"{wanted[group]:,} bytes of shared memory are needed by all ranks together, {room[group]:,} are available"
+        if wanted[group] > room[group] else "" for _, _, group, *_ in told
+    ]  # fmt: skip
+
+
+def _groups(root: Path) -> Iterator[tuple[Path, str, str]]:
+    """Yield the control groups of this process, inner ones first, and the names of two files of each.
+
+    Source: cgroups(7), on ``/proc/self/cgroup``.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    paths = {name: path for line in lines for _, names, path in [line.split(":", 2)] for name in names.split(",")}
+    for folder, controller, limit, used in _CGROUP_FILES:
+        inner = Path(paths.get(controller, "/").lstrip("/"))
+        # Within a container, a path may be that on the host, which is not to be seen.
+        for place in dict.fromkeys((inner, *inner.parents)):
+            if (root / folder / place).is_dir():
+                yield root / folder / place, limit, used

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distopt.comm.communicator import Communicator
 from distopt.comm.shared_memory import segments
 from distopt.comm.shared_memory.rendezvous import cliques
 from distopt.errors import SharedMemoryError
@@ -110,6 +111,46 @@ def test_available_bytes_counts_the_container_s_limit_without_what_is_only_cache
     (group / "memory.current").write_text("900\n")
     (group / "memory.stat").write_text("anon 500\nactive_file 100\ninactive_file 200\n")
     assert segments.available_bytes(tmp_path) == 400
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_available_bytes_counts_the_limit_of_every_group_that_the_process_is_in(tmp_path: Path, version: int) -> None:
+    """A batch system limits a job by a group of its own, inside of others."""
+    folder = tmp_path / ("sys/fs/cgroup" if version == 2 else "sys/fs/cgroup/memory")
+    limit, used = (
+        ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    )
+    inner = folder / "slurm/job_7/step_0"
+    inner.mkdir(parents=True)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    line = "0::/slurm/job_7/step_0" if version == 2 else "4:cpu,memory:/slurm/job_7/step_0"
+    (tmp_path / "proc/self/cgroup").write_text(f"9:name=systemd:/\n{line}\n")
+    for group, most, taken in (
+        (inner, "max" if version == 2 else 1 << 62, 100),
+        (inner.parent, 1000, 900),
+        (folder, 5000, 950),
+    ):
+        (group / limit).write_text(f"{most}\n")
+        (group / used).write_text(f"{taken}\n")
+        (group / "memory.stat").write_text(
+            "inactive_file 1\ntotal_inactive_file 50\n" if version == 1 else "inactive_file 50\n"
+        )
+    assert segments.available_bytes(tmp_path) == 150
+    assert segments.group_of_process(tmp_path).endswith(f":{inner.stat().st_ino}")
+    (tmp_path / "proc/self/cgroup").write_text(line.replace("/slurm", "/of_the_host/slurm"))
+    assert segments.available_bytes(tmp_path) == 4100
+
+
+def test_segments_that_fit_one_by_one_and_not_together_are_one_error_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "available_bytes", lambda root=None: 250_000)
+
+    def body(comm: Communicator) -> str:
+        with pytest.raises(SharedMemoryError) as raised:
+            comm.host_group.share(100_000, "a test")
+        return str(raised.value)
+
+    for message in run_replicas(body, 3):
+        assert "300,000 bytes of shared memory are needed by all ranks together, 250,000 are available" in message
 
 
 def test_mapping_beyond_the_end_is_an_error() -> None:
