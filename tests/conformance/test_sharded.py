@@ -337,7 +337,7 @@ def test_gradients_written_into_the_arrays_given_for_it_have_the_bits_of_one_pro
 def test_too_little_memory_is_an_error_on_every_process_before_anything_changes(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segments, "available_bytes", lambda root: 5_000)
+    monkeypatch.setattr(segments, "available_bytes", lambda *_: 5_000)
 
     def body(strategy: Strategy) -> tuple[str, int, float]:
         with strategy.scope():
