@@ -8,6 +8,7 @@ over replicas.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -114,7 +115,10 @@ def global_scale(sum_of_squares: Any, clip_norm: float, dtype: np.dtype[Any]) ->
     one, limit = dtype.type(1), dtype.type(clip_norm)
     with np.errstate(all="ignore"):
         length = np.sqrt(sum_of_squares).astype(dtype)
-        return limit * np.minimum(one / length, one / limit) if np.isfinite(length) else dtype.type(np.nan)
+        if not math.isfinite(length):
+            return dtype.type(np.nan)
+        of_norm, of_limit = one / length, one / limit  # only the second may be NaN
+        return limit * (of_norm if of_norm < of_limit else of_limit)
 
 
 def add_totals(totals: Sequence[Any]) -> Any:
@@ -122,5 +126,5 @@ def add_totals(totals: Sequence[Any]) -> Any:
 
     Zero, as float32, if there are none.
     """
-    dtype = np.result_type(*{total.dtype for total in totals}) if totals else np.dtype(np.float32)
-    return norms.add_sums(np.array(totals, dtype))
+    dtypes = {total.dtype for total in totals} or {np.dtype(np.float32)}
+    return norms.add_sums(np.array(totals, np.result_type(*dtypes) if len(dtypes) > 1 else dtypes.pop()))

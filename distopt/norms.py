@@ -20,6 +20,9 @@ from distopt.types import Array
 
 LANES = 8
 
+_FEW = 24
+"""Numbers up to which Python's loop is faster than NumPy's calls."""
+
 
 def accumulation_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return the dtype in which squares of ``dtype`` are added up: float32, or float64 for float64."""
@@ -67,13 +70,20 @@ def add_sums(sums: Array) -> Any:
     """
     if sums.size == 0:
         return sums.dtype.type(0)
-    if sums.size == 1:
-        return sums[0]
     with np.errstate(all="ignore"):
+        if sums.size <= _FEW:
+            return _add_few(list(sums))
         while sums.size > 1:
             even = sums.size // 2 * 2
             added = sums[0:even:2] + sums[1:even:2]
             sums = np.concatenate((added, sums[even:])) if even < sums.size else added
+    return sums[0]
+
+
+def _add_few(sums: list[Any]) -> Any:
+    while len(sums) > 1:
+        even = len(sums) // 2 * 2
+        sums = [left + right for left, right in zip(sums[0:even:2], sums[1:even:2], strict=True)] + sums[even:]
     return sums[0]
 
 

@@ -273,6 +273,7 @@ class SpanOwner:
         self._span_by_span = [_Group(slice(*pair), range(i, i + 1)) for i, pair in enumerate(itertools.pairwise(ends))]
         self._cuts = cuts if is_cut or len(cuts) < len(self._spans) else None
         self._is_one_pass = all(piece.is_one_pass for piece in self._pieces)
+        self._dtypes = {piece.dtype for piece in self._pieces}
 
     def _piece(
         self, engine: Engine, treatment: Treatment, parts: tuple[Part, ...], arrays: Mapping[str, Array]
@@ -330,12 +331,12 @@ class SpanOwner:
     ) -> list[Gradient]:
         clips = self._optimizer.clips
         totals = self.totals(all_partials)
-        with np.errstate(all="ignore"):
-            if clips.norm is not None:
+        if clips.norm is not None:
+            with np.errstate(all="ignore"):
                 return [self._by_norm(g, p, totals, clips.norm) for g, p in zip(gradients, self._pieces, strict=True)]
-            assert clips.global_norm is not None
-            total = add_totals(totals)
-            scale = {p.dtype: clipping.global_scale(total, clips.global_norm, p.dtype) for p in self._pieces}
+        assert clips.global_norm is not None
+        total = add_totals(totals)
+        scale = {dtype: clipping.global_scale(total, clips.global_norm, dtype) for dtype in self._dtypes}
         return [gradient.scaled(scale[gradient.dtype]) for gradient in gradients]
 
     def _by_norm(self, gradient: Gradient, piece: Piece, totals: Sequence[Any], clip_norm: float) -> Gradient:

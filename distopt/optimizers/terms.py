@@ -66,6 +66,12 @@ class Source:
         """How many arrays are read."""
         return count(self.additions)
 
+    @functools.cached_property
+    def scaled(self) -> Source:
+        """This source with a ``factor``: the same object in every step."""
+        assert not self.is_scaled, "a gradient is scaled once"
+        return Source(self.additions, self.is_mean, self.is_clipped, is_scaled=True)
+
     def evaluate(self, terms: Sequence[Array], scalars: Sequence[Any]) -> Array:
         """Return the gradient from blocks of the terms: the NumPy form; a block itself if there is nothing to do."""
         values = _added(self.additions, terms)
@@ -110,10 +116,7 @@ class Gradient:
 
     def scaled(self, factor: Any) -> Gradient:
         """Return the gradient times ``factor``, which has its dtype."""
-        source = self.source
-        assert not source.is_scaled, "a gradient is scaled once"
-        scaled = Source(source.additions, source.is_mean, source.is_clipped, is_scaled=True)
-        return Gradient(scaled, self.terms, (*self.scalars, factor))
+        return Gradient(self.source.scaled, self.terms, (*self.scalars, factor))
 
 
 def gradients_of(terms: Terms) -> list[Gradient]:

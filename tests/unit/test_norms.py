@@ -42,7 +42,7 @@ def test_block_sums_have_the_bits_of_the_definition_in_both_engines(dtype: Any, 
     assert found.tobytes() == np.array(by_definition(values), found.dtype).tobytes()
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5, 6, 7, 8, 13, 32])
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 6, 7, 8, 13, 23, 24, 25, 32])
 def test_add_sums_is_the_canonical_tree(count: int) -> None:
     sums = sample(count, np.float32)
     assert norms.add_sums(sums).tobytes() == add_rows(sums[:, np.newaxis])[0].tobytes()
