@@ -52,6 +52,9 @@ class ShardedRows:
         self.arrays = self._rows.arrays
         self._paths = RowPaths(hosting, communicator)
         self._hosts = communicator.host_group.hosts
+        # In order where they travel, which takes less, or are more than two lists, which are added two at a time.
+        crosses, num_lists = self._paths.crosses_hosts, sum(map(len, hosting.covers))
+        self._wishes = {False: Wish(False, crosses), True: Wish(True, crosses or num_lists > 2)}
         self.num_bytes_told = 0
         """Of what the others of this host have read of this process's rows in the latest step."""
 
@@ -66,7 +69,7 @@ class ShardedRows:
         return self._rows.meet(
             columns,
             may_be_rows,
-            self._wish(path.may_sum_rows),
+            self._wishes[path.may_sum_rows],
             label,
             sum_of_squares=squares if path.norms_are_owners else None,
             write_dense=write_dense,
@@ -115,11 +118,6 @@ class ShardedRows:
             own = self._division(self._communicator.rank, len(array))
             made[i] = _all_rows(array, own)
         self._paths.spread(made, shapes, self._division, arrays.__getitem__)
-
-    def _wish(self, may_sum: bool) -> Wish:
-        """Return how rows are wanted: in order where they travel, which takes less, or are more than two lists."""
-        num_lists = sum(map(len, self._hosting.contributed(summed=True)))
-        return Wish(may_sum, in_order=self._paths.crosses_hosts or (may_sum and num_lists > 2))
 
     def _division(self, rank: int, num_rows: int) -> Interval:
         return divide_rows(num_rows, self._hosts, rank)

@@ -191,14 +191,13 @@ _SOME_ROWS = """    width = {width}
 
 _ALL_ROWS = """    k = 0
     for row in range(variable.shape[0]):
-        {take_rows}
         if k < indices.size and indices[k] == row:
-            gradient_row = gradient[positions[k]]
+            at = positions[k]
             k += 1
-            for i in range(gradient_row.size):
+            for i in range(variable.shape[1]):
                 {targets} = {step}({elements})
         else:
-            for i in range(variable_row.size):
+            for i in range(variable.shape[1]):
                 {untouched_targets} = {step}({untouched_elements})"""
 
 
@@ -210,10 +209,7 @@ def _source(rule: Rule, dtype: np.dtype[Any], width: int | None, functions: str,
     moves_all = rule.sparse.variable is Rows.ALL
     own = {"indices": "_indices", "positions": "_indices", "gradient": "_given"}
     more = ["zero"] if goes_through_all else []
-    if goes_through_all:
-        elements, gradient = [f"{table}_row[i]" for table in tables], "gradient_row[i]"
-    else:
-        elements, gradient = [f"{table}[row, i]" for table in tables], "gradient[at, i]"
+    elements = [f"{table}[row, i]" for table in tables]
     untouched = elements if moves_all else ["_", *elements[1:]]
     body = (_ALL_ROWS if goes_through_all else _SOME_ROWS).format(
         width="variable.shape[1]" if width is None else width,
@@ -222,10 +218,9 @@ def _source(rule: Rule, dtype: np.dtype[Any], width: int | None, functions: str,
         most_lines=prefetch.MOST_LINES,
         ahead=prefetch.AHEAD,
         ask="; ".join(f"_ask_to_write({table}, indices[far], lines)" for table in tables),
-        take_rows="; ".join(f"{table}_row = {table}[row]" for table in tables),
         targets=", ".join(elements),
         step=step,
-        elements=", ".join([*elements, gradient, *scalars]),
+        elements=", ".join([*elements, "gradient[at, i]", *scalars]),
         untouched_targets=", ".join(untouched),
         untouched_elements=", ".join([*elements, "zero", *scalars]),
     )
