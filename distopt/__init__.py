@@ -153,6 +153,7 @@ from distopt.ops import (
 )
 from distopt.optimizers.v1 import AggregationMethod
 from distopt.printing import print
+from distopt.release import VERSION
 from distopt.runtime import environment
 from distopt.tensor import Tensor
 from distopt.types import UnconnectedGradients
@@ -164,7 +165,7 @@ kernels.find_cache_home_with(environment.cache_home)
 mpi_start.launched_as(environment.launched_rank, environment.launched_rank)
 elastic.loop.launched_as(environment.lets_survivors_live, environment.end_process)
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 newaxis = None
 """Used as an index, a new axis of length 1, as NumPy has it."""

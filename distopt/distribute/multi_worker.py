@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import enum
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from distopt.agreement import odd_ones
+import msgspec
+
+from distopt.agreement import name_of_most, odd_ones
 from distopt.comm.communicator import Communicator, Hosting
 from distopt.distribute.cluster_resolver import ClusterResolver
 from distopt.distribute.early_sums import Overlap
+from distopt.distribute.optimizer_settings import differing
 from distopt.distribute.sharded import Sharded
 from distopt.distribute.span_paths import CHUNK_BYTES
 from distopt.distribute.strategy import Strategy
 from distopt.errors import PlacementError
+from distopt.fingerprint import numerics_fingerprint
+from distopt.release import VERSION
+
+logger = logging.getLogger(__name__)
 
 
 class CommunicationImplementation(enum.Enum):
@@ -74,9 +82,9 @@ class MultiWorkerMirroredStrategy(Strategy):
 
     The MPI launcher knows the cluster; a ``cluster_resolver`` is only compared with it, where it has a cluster.
 
-    Raises: PlacementError for a placement that needs servers; EndpointError
-    if MPI cannot be loaded; ValueError for fewer than one replica, arguments of another type, a ``bytes_per_pack`` or
-    ``overlap`` that is another one on other processes, ``overlap`` where lost ranks are survived, or a
+    Raises: PlacementError for a placement that needs servers; EndpointError if MPI cannot be loaded; ValueError for
+    fewer than one replica, arguments of another type, a placement, number of replicas, ``bytes_per_pack``, ``overlap``
+    or release of distopt that is another one on other processes, ``overlap`` where lost ranks are survived, or a
     ``cluster_resolver`` that has another number of workers than there are ranks, or takes this one for another.
     """
 
@@ -114,7 +122,7 @@ class MultiWorkerMirroredStrategy(Strategy):
         options = communication_options or CommunicationOptions()
         chunk_bytes = options.bytes_per_pack or CHUNK_BYTES
         if communicator.shares_memory:
-            _check_same_options(options, communicator)
+            _check_same_strategy(options, placement, hosting.num_replicas, communicator)
         extended.every_process.chunk_bytes = chunk_bytes
         overlap = _overlap(communicator, extended.contexts, placement) if options.overlap else None
         if overlap is not None:
@@ -142,19 +150,43 @@ def _overlap(communicator: Communicator, contexts: Sequence[Any], placement: str
     return None if communicator.host_group.holds_all else Overlap(communicator, contexts)
 
 
-def _check_same_options(options: CommunicationOptions, communicator: Communicator) -> None:
+def _check_same_strategy(
+    options: CommunicationOptions, placement: str, num_replicas: int, communicator: Communicator
+) -> None:
     """Compare what the processes were given; a collective.
 
-    Raises: ValueError, on all of them.
+    Raises: ValueError, the same on all of them, that names the one that differs from most, and both values.
     """
-    own = b"bytes_per_pack is %d and overlap is %d" % (options.bytes_per_pack, options.overlap)
-    told = [text.decode() for text in communicator.all_gather_bytes(own)]
-    reference, odd = odd_ones(dict(enumerate(told)))
-    if reference is not None and odd:
-        raise ValueError(
-            f"{told[reference]} on rank {reference}, {told[odd[0]]} on rank {odd[0]}; "
-            "give all processes the same communication_options"
-        )
+    own = {
+        "bytes_per_pack": str(options.bytes_per_pack),
+        "distopt": release(),
+        "overlap": str(int(options.overlap)),
+        "placement": placement,
+        "replicas": str(num_replicas),
+    }
+    payloads = communicator.all_gather_bytes(msgspec.json.encode((own, numerics_fingerprint("numpy"))))
+    told = [msgspec.json.decode(payload, type=tuple[dict[str, str], dict[str, str]]) for payload in payloads]
+    if lines := _differences([given for given, _ in told]):
+        raise ValueError(f"the strategies of the processes differ: {lines}; make them alike on every process")
+    if lines := _differences([numerics for _, numerics in told]):
+        logger.warning("the processes may compute different bits: %s", lines)
+
+
+def release() -> str:
+    """Return the release of distopt that this process runs."""
+    return VERSION
+
+
+def _differences(told: Sequence[dict[str, str]]) -> str:
+    """Return how a rank differs from most in what all have told; empty where none does."""
+    reference, odd = odd_ones({rank: tuple(sorted(of_rank.items())) for rank, of_rank in enumerate(told)})
+    if reference is None or not odd:
+        return ""
+    most = name_of_most(reference, len(told) - len(odd), len(told))
+    return "; ".join(
+        f"{name} is {mine} on {most} and {theirs} on rank {odd[0]}"
+        for name, mine, theirs in differing(told[reference], told[odd[0]])
+    )
 
 
 def _check_same_cluster(resolver: ClusterResolver, communicator: Communicator) -> None:

@@ -342,7 +342,7 @@ def test_another_rank_must_want_it_too(run: Run) -> None:
     def options_of(comm: Communicator) -> CommunicationOptions:
         return CommunicationOptions(overlap=comm.rank < comm.size - 1)
 
-    assert len(set(refused_by_all(run, options_of, "overlap is 0"))) == 1
+    assert len(set(refused_by_all(run, options_of, "overlap is 1"))) == 1
 
 
 def test_survival_excludes_it(run: Run) -> None:

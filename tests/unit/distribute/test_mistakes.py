@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +22,14 @@ from distopt import errors
 from distopt.aggregation import Mean, Median, Sum, TrimmedMean
 from distopt.clipping import clip_by_global_norm
 from distopt.comm.communicator import Communicator
-from distopt.distribute import Checks, MirroredStrategy, MultiWorkerMirroredStrategy, PerReplica, introduction
+from distopt.distribute import (
+    Checks,
+    MirroredStrategy,
+    MultiWorkerMirroredStrategy,
+    PerReplica,
+    introduction,
+    multi_worker,
+)
 from distopt.distribute.inspector import LOOKS_AT_LOSSES, are_finite
 from distopt.errors import MistakeError
 from distopt.testing import run_replicas, run_strategy
@@ -571,6 +579,46 @@ def test_process_that_changes_a_number_later_is_named_and_each_says_its_own(odd:
         assert f"rank {rank} has learning_rate {0.25 if rank == odd else 0.5}, " in message
 
     across_processes(step, 3)
+
+
+@pytest.mark.parametrize("odd", [0, 2])
+@pytest.mark.parametrize(
+    ("name", "value", "other"), [("placement", "sharded", "replica"), ("replicas", "6", "4"), ("distopt", "1.0", "0.9")]
+)
+def test_strategy_that_differs_from_those_of_most_processes_is_named_with_both_values_on_all(
+    name: str, value: str, other: str, odd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = next(rank for rank in range(3) if rank != odd)
+    own_release = threading.local()
+    monkeypatch.setattr(multi_worker, "release", lambda: own_release.text)
+
+    def process(comm: Communicator) -> str:
+        own = {"placement": "sharded", "replicas": "6", "distopt": "1.0"} | ({name: other} if comm.rank == odd else {})
+        own_release.text = own["distopt"]
+        comm.shares_memory = True
+        with pytest.raises(ValueError, match=name) as raised:
+            MultiWorkerMirroredStrategy(replicas=int(own["replicas"]), placement=own["placement"], communicator=comm)
+        return str(raised.value)
+
+    for message in run_replicas(process, 3):
+        assert message.startswith(
+            f"the strategies of the processes differ: {name} is {value} on rank {most} (as 2 of 3) and {other} "
+            f"on rank {odd};"
+        )
+
+
+def test_numerics_that_differ_between_processes_are_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = iter(["Haswell", "Zen", "Haswell"])
+    monkeypatch.setattr(multi_worker, "numerics_fingerprint", lambda _: {"blas kernel": next(found)})
+
+    def process(comm: Communicator) -> None:
+        comm.shares_memory = True
+        MultiWorkerMirroredStrategy(communicator=comm)
+
+    run_replicas(process, 3)
+    assert re.search(r"blas kernel is Haswell on rank . \(as 2 of 3\) and Zen on rank .", caplog.text)
 
 
 @pytest.mark.parametrize("placement", ["replica", "sharded"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distopt import blas
-from distopt.runtime.fingerprint import numerics_fingerprint
+from distopt.fingerprint import numerics_fingerprint
 
 
 def test_fingerprint_names_machine_numpy_blas_and_engine() -> None:
