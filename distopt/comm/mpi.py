@@ -258,7 +258,7 @@ class MpiCommunicator(Communicator):
             self._notes.let_others_speak(self._causes.host_peers.dead)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        if not self.has_lost:  # after losses, the launcher of Open MPI 5.0.11 may hang if it is told to end the others
+        if not self.has_lost and not self._causes.are_ended_by_exit():
             self._comm.Abort(status)
         os._exit(status or 1)
 

@@ -121,6 +121,22 @@ class Causes:
         if lost := mpi_start.lost():
             raise PeerLostError(f"{lost} at step {step}; {waiting}")
 
+    def are_ended_by_exit(self) -> bool:
+        """Return whether the job ends when this process exits with a status, so that it need not be aborted.
+
+        A launcher that lets survivors live takes it for a good end, with status 0, or hangs, if all ranks that are left
+        abort, or the only one; once a rank was lost, a status ends the others, too (Open MPI 5.0.11). So of ranks that
+        end without a loss, the first aborts.
+        """
+        if not mpi_start.lets_survivors_live():
+            return False
+        if self._mpi.COMM_WORLD.Get_size() == 1 or self.host_peers.dead():
+            return True
+        with contextlib.suppress(self._mpi.Exception):
+            if mpi_survivors.has_losses(self._comm):
+                return True
+        return any(rank < self._owner.rank for rank in self._notes.left)
+
     def _who_is_lost(self) -> str:
         """Say who is lost, of whom MPI knows that somebody is."""
         if known := self.host_peers.first_dead() or mpi_start.lost():

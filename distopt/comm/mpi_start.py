@@ -56,6 +56,11 @@ def launched_as(own: Callable[[], LaunchedRank | None], read: ReadRank) -> None:
     _launcher[:] = [(own, read)]
 
 
+def lets_survivors_live() -> bool:
+    """Return whether the launcher ends nothing when a rank is lost."""
+    return bool(_launcher) and _launcher[0][0]() is not None
+
+
 def load_mpi(timeout_s: float = 60.0) -> Any:
     """Return the module ``mpi4py.MPI``; MPI is initialized by it.
 

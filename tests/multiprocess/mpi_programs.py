@@ -72,6 +72,12 @@ def one_rank_raises(comm: MpiCommunicator) -> None:
         comm.barrier()
 
 
+def every_rank_raises(comm: MpiCommunicator) -> None:
+    """Fail everywhere at once, as for a mistake that all see."""
+    comm.barrier()
+    raise DistoptError("the same everywhere")
+
+
 def one_rank_leaves(comm: MpiCommunicator) -> None:
     """Let rank 1 exit with status 0, as if all were done, while the others wait for it."""
     comm.barrier()

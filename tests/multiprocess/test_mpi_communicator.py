@@ -35,9 +35,12 @@ def test_combine_under_mpirun_has_the_same_bits_for_any_number_of_ranks() -> Non
     assert len({value for _, value, _ in lines}) == 1
 
 
-@pytest.mark.parametrize("num_ranks", [2, 5])
-def test_rank_killed_in_an_exchange_ends_the_job_with_errors_that_name_it(num_ranks: int) -> None:
-    with start_job(mpirun(num_ranks, [PROGRAMS, "steps_without_end"]), limit_s=40.0) as job:
+@pytest.mark.parametrize(("num_ranks", "options"), [(2, ("--with-ft", "ulfm")), (5, ())])
+def test_rank_killed_in_an_exchange_ends_the_job_with_errors_that_name_it(
+    num_ranks: int, options: tuple[str, ...]
+) -> None:
+    launcher, *rest = mpirun(num_ranks, [PROGRAMS, "steps_without_end"])
+    with start_job([launcher, *options, *rest], limit_s=40.0) as job:
         job.wait_for_line("is ready", count=num_ranks)
         victim = job.find(mpi_rank=1)
         started_s = time.monotonic()
@@ -133,6 +136,14 @@ def test_only_rank_of_a_host_that_is_lost_before_mpi_is_initialized_is_named_wit
     (error,) = re.findall("distopt: error: .*", result.stderr)
     assert re.search(r"rank 1 \(pid \d+ on \w+h1\) was killed by a signal, before step 0; rank 0 waited", error), result
     assert result.seconds < 10.0, result
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_error_of_all_ranks_is_a_status_also_where_survivors_live(num_ranks: int) -> None:
+    launcher, *rest = mpirun(num_ranks, [PROGRAMS, "every_rank_raises"])
+    result = run_job([launcher, "--with-ft", "ulfm", *rest], limit_s=20.0)
+    assert result.status == 3, result
+    assert "DistoptError: the same everywhere" in errors_of(result), result
 
 
 def test_ranks_that_disagree_on_lengths_are_refused() -> None:
