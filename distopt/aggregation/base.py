@@ -63,7 +63,7 @@ class GradientAggregator(abc.ABC):
 
         See :mod:`distopt.aggregation.compression` for the rule; what is left over is remembered by replica.
 
-        Raises: ValueError if this aggregator's contributions are compressed already.
+        Raises: ValueError if this aggregator's contributions are compressed already; TypeError for another thing.
 
         >>> from distopt.aggregation import Sum, TopK
         >>> Sum().compressed(TopK(0.01)).full_name
@@ -71,6 +71,8 @@ class GradientAggregator(abc.ABC):
         """
         if self.compression is not None:
             raise ValueError(f"the contributions to the {self.full_name} are compressed already")
+        if not callable(getattr(compression, "applied_to", None)) or isinstance(compression, type):
+            raise TypeError(f"contributions are compressed by a compression such as TopK(0.01), not by {compression!r}")
         compressed: GradientAggregator = compression.applied_to(self)
         return compressed
 
@@ -98,3 +100,18 @@ class GradientAggregator(abc.ABC):
 
 def _combine_across_replicas(strategy: Any, aggregator: Any, gradients: Any, variables: Any) -> Any:
     return strategy.extended.combine(aggregator, gradients, variables)
+
+
+def checked_aggregator(aggregator: Any) -> Any:
+    """Return what an optimizer was given as ``gradient_aggregator``.
+
+    Raises: TypeError for what is neither an aggregator nor a function over one replica's pairs.
+    """
+    is_class = isinstance(aggregator, type) and issubclass(aggregator, GradientAggregator)
+    if callable(aggregator) and not is_class:
+        return aggregator
+    given = f"the class {aggregator.__name__}" if is_class else repr(aggregator)
+    raise TypeError(
+        "gradient_aggregator must be an aggregator, as distopt.aggregation.Median() or Sum().compressed(TopK()), or "
+        f"a function over one replica's pairs, but is {given}"
+    )

@@ -27,6 +27,7 @@ import ml_dtypes
 import numpy as np
 
 from distopt.aggregation.memory import Memory
+from distopt.aggregation.options import whole_number
 from distopt.types import Array
 
 RESIDUAL = "residual"
@@ -155,9 +156,7 @@ class Int8(Compression):
     name = "int8"
 
     def __init__(self, block: int = 256) -> None:
-        if block < 1:
-            raise ValueError(f"block must be at least 1, but is {block}")
-        self.block = block
+        self.block = whole_number("block", block, least=1)
 
     def __repr__(self) -> str:
         return f"Int8(block={self.block})"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from distopt import norms
+from distopt.aggregation.options import whole_number
 from distopt.aggregation.robust import Median
 from distopt.aggregation.whole import Gradients, WholeAggregator
 from distopt.canonical_sum import add_rows
@@ -40,11 +41,9 @@ class GeometricMedian(WholeAggregator):
     averages = True
 
     def __init__(self, iterations: int = 8, smoothing: float = 1e-6) -> None:
-        if iterations < 1:
-            raise ValueError(f"iterations must be at least 1, but is {iterations}")
         if not smoothing > 0:
             raise ValueError(f"smoothing must be greater than 0, but is {smoothing}")
-        self.iterations = iterations
+        self.iterations = whole_number("iterations", iterations, least=1)
         self.smoothing = smoothing
 
     def __repr__(self) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from distopt import norms
+from distopt.aggregation.options import whole_number
 from distopt.aggregation.whole import Gradients, WholeAggregator
 from distopt.canonical_sum import add_rows
 from distopt.types import Array
@@ -37,12 +38,8 @@ class MultiKrum(WholeAggregator):
     averages = True
 
     def __init__(self, byzantine: int = 1, selected: int | None = None) -> None:
-        if byzantine < 0:
-            raise ValueError(f"byzantine must be at least 0, but is {byzantine}")
-        if selected is not None and selected < 1:
-            raise ValueError(f"selected must be at least 1, but is {selected}")
-        self.byzantine = byzantine
-        self.selected = selected
+        self.byzantine = whole_number("byzantine", byzantine, least=0)
+        self.selected = None if selected is None else whole_number("selected", selected, least=1)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(byzantine={self.byzantine}, selected={self.selected})"

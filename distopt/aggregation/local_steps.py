@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from distopt.aggregation.base import GradientAggregator
+from distopt.aggregation.options import whole_number
 
 
 class LocalSteps(GradientAggregator):
@@ -31,8 +32,8 @@ class LocalSteps(GradientAggregator):
     of_means = True
 
     def __init__(self, average: GradientAggregator, every: int) -> None:
-        if every < 1:
-            raise ValueError(f"every must be at least 1, but is {every}")
+        if not isinstance(average, GradientAggregator):
+            raise TypeError(f"local steps need an aggregator such as Mean(), not {average!r}")
         if average.memory is not None:
             raise ValueError(
                 f"local steps average variables, and {average.full_name} compresses gradients; use one of the two"
@@ -44,7 +45,7 @@ class LocalSteps(GradientAggregator):
             )
         self.name = average.name  # type: ignore[misc]  # it takes the other's place
         self.average = average
-        self.every = every
+        self.every = whole_number("every", every, least=1)
 
     def __repr__(self) -> str:
         return f"LocalSteps({self.average!r}, every={self.every})"

@@ -12,6 +12,7 @@ from distopt.aggregation.base import GradientAggregator
 from distopt.aggregation.compression import RESIDUAL
 from distopt.aggregation.element_wise import Aggregator, Mean, MeanBySamples, Sum
 from distopt.aggregation.memory import SHARED, Memory
+from distopt.aggregation.options import whole_number
 from distopt.aggregation.whole import JointAggregator, Meeting
 from distopt.types import Array
 
@@ -42,9 +43,7 @@ class PowerSGD:
     name: ClassVar[str] = "power_sgd"
 
     def __init__(self, rank: int = 2) -> None:
-        if rank < 1:
-            raise ValueError(f"rank must be at least 1, but is {rank}")
-        self.rank = rank
+        self.rank = whole_number("rank", rank, least=1)
 
     def __repr__(self) -> str:
         return f"PowerSGD(rank={self.rank})"

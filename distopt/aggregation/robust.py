@@ -11,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from distopt.aggregation.element_wise import Aggregator
+from distopt.aggregation.options import whole_number
 from distopt.canonical_sum import add_rows
 from distopt.types import Array
 
@@ -70,9 +71,7 @@ class TrimmedMean(Aggregator):
     averages = True
 
     def __init__(self, trim: int = 1) -> None:
-        if trim < 0:
-            raise ValueError(f"trim must be at least 0, but is {trim}")
-        self.trim = trim
+        self.trim = whole_number("trim", trim, least=0)
 
     def __repr__(self) -> str:
         return f"TrimmedMean(trim={self.trim})"

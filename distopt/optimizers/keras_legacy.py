@@ -13,6 +13,7 @@ import numpy as np
 
 from distopt import deferral, replica_context, schedules
 from distopt.aggregation import Sum
+from distopt.aggregation.base import checked_aggregator
 from distopt.autodiff.tape import GradientTape
 from distopt.graph import Deferred, Operation, get_default_graph
 from distopt.graph import gradients as deferred_gradients
@@ -81,7 +82,7 @@ class Optimizer(RecordedUpdates, HyperAttributes, ClipOptions, FeatureOptions, S
         if "lr" in kwargs:
             warnings.warn("the argument `lr` is deprecated, use `learning_rate`", DeprecationWarning, stacklevel=3)
         super().__init__(name or unique_name(type(self).__name__))
-        self.gradient_aggregator = Sum() if gradient_aggregator is None else gradient_aggregator
+        self.gradient_aggregator = Sum() if gradient_aggregator is None else checked_aggregator(gradient_aggregator)
         self.gradient_transformers: list[Transformer] = list(gradient_transformers or [])
         if kwargs.get("clipnorm") is not None and kwargs.get("global_clipnorm") is not None:
             raise ValueError("clipnorm and global_clipnorm exclude each other")
