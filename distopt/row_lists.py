@@ -207,24 +207,40 @@ def merged(left: Rows, right: Rows) -> Rows:
     """
     if not len(left.indices) or not len(right.indices):
         return left if len(left.indices) else right
+    most, width = len(left.indices) + len(right.indices), left.values.shape[1]
+    target = RowSum(np.empty(most, np.int64), np.empty((most, width), left.values.dtype))
+    count = write_merged(left, right, target)
+    return RowSum(target.indices[:count], target.values[:count])
+
+
+def write_merged(left: Rows, right: Rows, target: RowSum) -> int:
+    """Write :func:`merged` lists, none of them empty, to the first rows of ``target``; return how many these are."""
     loop = row_loops.for_dtype(row_loops.MERGING, left.values.dtype)
     if loop is not None:
-        most, width = len(left.indices) + len(right.indices), left.values.shape[1]
-        indices, values = np.empty(most, np.int64), np.empty((most, width), left.values.dtype)
-        lines = prefetch.lines_of(values[0])
-        count = loop(*placed(left), *placed(right), lines, indices, values)
-        return RowSum(indices[:count], values[:count])
+        count: int = loop(*placed(left), *placed(right), prefetch.lines_of(left.values[0]), *target)
+        return count
     left, right = listed(left), listed(right)
     indices, places = np.unique(np.concatenate((left.indices, right.indices)), return_inverse=True)
     of_left, of_right = places[: len(left.indices)], places[len(left.indices) :]
-    values = np.empty((len(indices), left.values.shape[1]), left.values.dtype)
-    values[of_right] = right.values
+    target.indices[: len(indices)] = indices
+    target.values[of_right] = right.values
     in_both = np.isin(left.indices, right.indices, assume_unique=True)
     with np.errstate(all="ignore"):
-        common = left.values[in_both] + values[of_left[in_both]]
-    values[of_left] = left.values
-    values[of_left[in_both]] = common
-    return RowSum(indices, values)
+        common = left.values[in_both] + target.values[of_left[in_both]]
+    target.values[of_left] = left.values
+    target.values[of_left[in_both]] = common
+    return len(indices)
+
+
+def write_sum(lists: Sequence[Rows], target: RowSum) -> int:
+    """Write the sum of one or two lists of distinct rows to the first rows of ``target``; return how many these are."""
+    given = [rows for rows in lists if len(rows.indices)]
+    if len(given) == 2:
+        return write_merged(given[0], given[1], target)
+    count = len(given[0].indices) if given else 0
+    if given:
+        write_in_order(given[0], RowSum(target.indices[:count], target.values[:count]))
+    return count
 
 
 def disjoint(left: Rows, right: Rows, bits: Array) -> list[Rows]:
@@ -283,7 +299,7 @@ def add_lists(tree: SumTree, sums: Mapping[Node, Rows], wanted: Node | None = No
 
     Raises: ValueError if a replica below ``wanted`` is covered by no node.
     """
-    return functools.reduce(merged, _halves(tree, sums, wanted))
+    return functools.reduce(merged, halves(tree, sums, wanted))
 
 
 def disjoint_sums(tree: SumTree, sums: Mapping[Node, Rows], bits: Array) -> Sequence[Rows]:
@@ -291,12 +307,15 @@ def disjoint_sums(tree: SumTree, sums: Mapping[Node, Rows], bits: Array) -> Sequ
 
     At most two lists need no order; see :func:`add_lists` else. ``bits`` are those of :class:`RowBits`.
     """
-    first, *others = _halves(tree, sums)
+    first, *others = halves(tree, sums)
     return disjoint(first, others[0], bits) if others else [first]
 
 
-def _halves(tree: SumTree, sums: Mapping[Node, Rows], wanted: Node | None = None) -> list[Rows]:
-    """Return one list, or two whose sum (:func:`merged`) is what :func:`add_lists` returns."""
+def halves(tree: SumTree, sums: Mapping[Node, Rows], wanted: Node | None = None) -> list[Rows]:
+    """Return one list, or two whose sum (:func:`merged`) is what :func:`add_lists` returns.
+
+    Raises: ValueError if a replica below ``wanted`` is covered by no node.
+    """
     node = tree.root if wanted is None else wanted
     if covering(tree, sums, node) == [node]:
         return [sums[node]]

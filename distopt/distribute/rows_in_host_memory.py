@@ -7,12 +7,13 @@ Every process needs the rows of all replicas. What it needs once a host is broug
     stored    where something looks at rows before they are summed, each process sends what its replicas stored to one
               process of each other host, which receives it where its whole host reads it
 
-Sums of several hosts stay apart until all are there, as subtrees of the canonical sum.
+Sums of several hosts stay apart until all are there, as subtrees of the canonical sum; the last addition writes to
+where the others read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from distopt.distribute.row_paths import Interval, RowPaths
 from distopt.distribute.row_paths import num_bytes_of as num_bytes_read_of
 from distopt.distribute.shared_gradients import padded
 from distopt.indexed_slices import IndexedSlices
-from distopt.row_lists import Rows, add_lists, listed
+from distopt.row_lists import Rows, halves, listed, write_sum
 from distopt.row_sums import RowSum
 from distopt.types import Array
 
@@ -53,11 +54,8 @@ class RowsInHostMemory:
         met = self._rows.meet(columns, [True] * len(columns), _SUMMED, label, own_part=self._own_part)
         collected = self._paths.own_sums(met, self._division, summed=True)
         told, read = self._paths.local_traffic(met, self._rows.own_nodes(_SUMMED), collected, self._division)
-        own: dict[int, RowSum] = {}
-        for i in met.with_rows:
-            part = self._division(self._communicator.rank, met.shapes[i].num_rows)
-            empty = RowSum(np.empty(0, np.int64), np.empty((0, met.shapes[i].width), met.shapes[i].dtype))
-            own[i] = listed(add_lists(self._hosting.tree, collected[i])) if part.size else empty
+        tree = self._hosting.tree
+        own = {i: halves(tree, collected[i]) if i in collected else [] for i in met.with_rows}
         parts = self._publish(own, met)
         results: list[IndexedSlices | None] = [None] * len(columns)
         for i in met.with_rows:
@@ -101,30 +99,34 @@ class RowsInHostMemory:
         place = ranks.index(rank)
         return Interval(num_rows * place // len(ranks), num_rows * (place + 1) // len(ranks))
 
-    def _publish(self, own: dict[int, RowSum], met: Met) -> list[dict[int, RowSum]]:
-        """Write sums for the other processes of this host; return those of all, by place."""
-        sizes = {i: num_bytes_of(met.shapes[i], len(rows.indices)) for i, rows in own.items()}
-        counts = np.array([len(rows.indices) for rows in own.values()], np.int64)
-        size = padded(counts.nbytes) + sum(sizes.values())
+    def _publish(self, own: Mapping[int, Sequence[Rows]], met: Met) -> list[dict[int, RowSum]]:
+        """Add up two lists of each variable, or take one, for the processes of this host; return the sums of all.
+
+        They go where the others read them, with two numbers of each variable before: how many rows the sum has, and for
+        how many there is room.
+        """
+        room = {i: sum(len(rows.indices) for rows in lists) for i, lists in own.items()}
+        num_head_bytes = 16 * len(own)
+        size = padded(num_head_bytes) + sum(num_bytes_of(met.shapes[i], most) for i, most in room.items())
 
         def write() -> None:
             memory = self._shared.own
-            memory[: counts.nbytes].view(np.int64)[...] = counts
-            at = padded(counts.nbytes)
-            for i, rows in own.items():
-                target = listed_in(memory, at, met.shapes[i], len(rows.indices))
-                target.indices[...], target.values[...] = rows
-                at += sizes[i]
+            head = memory[:num_head_bytes].view(np.int64).reshape(len(own), 2)
+            at = padded(num_head_bytes)
+            for place, (i, lists) in enumerate(own.items()):
+                head[place] = write_sum(lists, listed_in(memory, at, met.shapes[i], room[i])), room[i]
+                at += num_bytes_of(met.shapes[i], room[i])
 
         self._write_for_host(size, write, "the rows of all are added up")
         found = []
         for memory in self._shared.of:
-            told = memory[: counts.nbytes].view(np.int64).tolist()
-            at = padded(counts.nbytes)
+            told = memory[:num_head_bytes].view(np.int64).reshape(len(own), 2).tolist()
+            at = padded(num_head_bytes)
             of_place = {}
-            for i, count in zip(own, told, strict=True):
-                of_place[i] = listed_in(memory, at, met.shapes[i], count)
-                at += num_bytes_of(met.shapes[i], count)
+            for i, (count, most) in zip(own, told, strict=True):
+                indices, values = listed_in(memory, at, met.shapes[i], most)
+                of_place[i] = RowSum(indices[:count], values[:count])
+                at += num_bytes_of(met.shapes[i], most)
             found.append(of_place)
         return found
 

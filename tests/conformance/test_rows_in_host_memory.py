@@ -211,7 +211,7 @@ def test_too_little_memory_for_rows_is_an_error_on_every_process_before_anything
             optimizer.apply_gradients([(rows, table)])
 
         strategy.run(step, args=(3,))
-        monkeypatch.setattr(segments, "available_bytes", lambda root: 5_000)
+        monkeypatch.setattr(segments, "available_bytes", lambda *_: 5_000)
         before = float(table.numpy().sum())
         with pytest.raises(SharedMemoryError) as raised:
             strategy.run(step, args=(240,))

@@ -25,6 +25,7 @@ from distopt.row_lists import (
     selected,
     write_in_order,
     write_others,
+    write_sum,
 )
 from distopt.row_sums import RowSum, add_row_sums, sum_occurrences
 
@@ -138,6 +139,11 @@ def test_merged_lists_have_each_row_once(dtype: Any) -> None:
             assert found.indices.tolist() == sorted(want)
             assert found.values.dtype == dtype
             assert [row.tobytes() for row in found.values] == [want[index].tobytes() for index in sorted(want)]
+            target = RowSum(np.full(90, -1), np.full((90, 3), 7, dtype))
+            for lists in (given, [found]):
+                assert write_sum(lists, target) == len(want)
+                assert bits(RowSum(*(array[: len(want)] for array in target))) == bits(found)
+                assert (target.values[len(want) :] == 7).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
