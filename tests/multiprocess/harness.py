@@ -375,4 +375,13 @@ def _unused(files: frozenset[Path]) -> set[Path]:
         except OSError:
             continue
         unused = {path for path in unused if str(path) not in maps}
-    return {path for path in unused if path.exists()}
+    return {path for path in unused if path.exists() and not _is_probe(path)}
+
+
+def _is_probe(path: Path) -> bool:
+    """Return whether this is the name that each process of Open MPI makes and removes at once, to see whether it can.
+
+    One that is killed in between leaves it. All jobs of a machine share these names, so it is nobody's to remove; it is
+    empty, and the next process takes the next number. Source: Open MPI 5.0, opal/mca/shmem/posix.
+    """
+    return re.fullmatch(r"open_mpi\.\d{4}", path.name) is not None and path.stat().st_size == 0

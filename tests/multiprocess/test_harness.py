@@ -55,6 +55,25 @@ def test_job_that_leaves_a_process_in_another_session_fails_and_kills_it() -> No
     assert not Path(f"/proc/{pids[0]}/cwd").exists()
 
 
+@pytest.mark.parametrize(("name", "text"), [("distopt_test.left", ""), ("open_mpi.9876", "something")])
+def test_job_that_leaves_a_file_in_shared_memory_fails(name: str, text: str) -> None:
+    path = Path("/dev/shm") / name
+    program = f"open('{path}', 'w').write('{text}')"
+    try:
+        with pytest.raises(AssertionError, match=rf"the job left \['{path}'\]"):
+            run_job([sys.executable, "-c", program], limit_s=30.0)
+    finally:
+        path.unlink()
+
+
+def test_job_killed_while_open_mpi_looks_whether_it_can_make_a_file_has_left_nothing() -> None:
+    path = Path("/dev/shm/open_mpi.9876")
+    try:
+        assert run_job([sys.executable, "-c", f"open('{path}', 'w').close()"], limit_s=30.0).status == 0
+    finally:
+        path.unlink()
+
+
 def test_job_line_that_never_comes_fails_when_the_output_ends() -> None:
     with (
         pytest.raises(AssertionError, match="0 lines with 'never' in stdout"),
