@@ -224,7 +224,7 @@ class RankOfJob:
 def make_strategy(config: JobConfig, communicator: Communicator) -> MultiWorkerMirroredStrategy:
     """Return the job's strategy; a collective.
 
-    Raises: ConfigError if other ranks were told to communicate in another way.
+    Raises: ConfigError if other ranks were told another placement, or to communicate in another way.
     """
     deployment = config.deployment
     communication = deployment.communication
@@ -238,7 +238,7 @@ def make_strategy(config: JobConfig, communicator: Communicator) -> MultiWorkerM
             communicator=communicator,
         )
     except ValueError as error:
-        raise ConfigError(f"deployment.communication: {error}") from error
+        raise ConfigError(f"deployment: {error}") from error
 
 
 def compare_manifests(job: Job, communicator: Communicator) -> None:

@@ -177,7 +177,7 @@ def test_ranks_that_are_told_to_communicate_in_different_ways_are_refused(tmp_pa
         config = load_config(CONFIG, [*SETTINGS, own, f"run.directory={json.dumps(str(tmp_path))}"])
         RankOfJob(config, None, communicator).run()
 
-    with pytest.raises(ConfigError, match=r"deployment.communication: bytes_per_pack is 4096 .* on rank 0, .* rank 1"):
+    with pytest.raises(ConfigError, match=r"^deployment: .* bytes_per_pack is 4096 on rank 0 and 4097 on rank 1"):
         run_replicas(rank, 2)
 
 
