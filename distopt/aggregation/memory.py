@@ -41,6 +41,14 @@ class Memory:
         """Remember ``array``, which is not copied."""
         self._kept[kind, replica, id(variable)] = variable, array
 
+    def kept(self) -> dict[Any, Any]:
+        """Return what is remembered now, for :meth:`go_back`."""
+        return dict(self._kept)
+
+    def go_back(self, kept: dict[Any, Any]) -> None:
+        """Remember what :meth:`kept` returned, and nothing that came later."""
+        self._kept = dict(kept)
+
     def clear(self) -> None:
         """Forget everything."""
         self._kept.clear()

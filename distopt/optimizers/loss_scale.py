@@ -129,6 +129,7 @@ class LossScaleOptimizer(ScaledOptimizer):
         if not self.dynamic:
             applied: Variable | None = inner.apply_gradients(pairs, name, experimental_aggregate_gradients)
             return applied
+        forget_this = self._remembered()
         aggregated = self._aggregated(pairs) if experimental_aggregate_gradients else pairs
         if not self._agree_on(context, aggregated, experimental_aggregate_gradients):
             context.merge_call(self._leave_out)
@@ -136,6 +137,7 @@ class LossScaleOptimizer(ScaledOptimizer):
         if takes_aggregated:
             inner.apply_gradients(aggregated, name, experimental_aggregate_gradients=False)
         else:
+            forget_this()
             inner.apply_gradients(pairs, name)
         context.merge_call(self._count)
         return inner.iterations
@@ -239,11 +241,13 @@ class LossScaleOptimizerV3(ScaledOptimizer):
         for gradient, variable in given:
             values = values_of(gradient)
             pairs.append((with_values(gradient, values / scale.astype(values.dtype)), variable))
+        forget_this = self._remembered()
         aggregated = self._aggregated(pairs)
         if not self._agree_on(context, aggregated, aggregated=True):
             context.merge_call(self._leave_out)
             return inner.iterations
         if inner.clips_own_gradients or not takes_aggregated:
+            forget_this()
             inner.apply_gradients(pairs, name)  # clipped before they are summed, or summed by servers
         else:
             inner.apply_gradients(aggregated, name, experimental_aggregate_gradients=False)

@@ -8,6 +8,7 @@ gradients. The generations of such optimizers are in :mod:`distopt.optimizers.lo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, Self
 
@@ -123,6 +124,11 @@ class ScaledOptimizer:
                 ) from None
             return context, False
         return context, True
+
+    def _remembered(self) -> Callable[[], object]:
+        """Return what has the aggregator forget what it remembers from now on, where gradients are combined again."""
+        memory = self.inner_optimizer._aggregator_memory
+        return (lambda: None) if memory is None else functools.partial(memory.go_back, memory.kept())
 
     def _aggregated(self, pairs: Iterable[Pair]) -> list[Pair]:
         inner = self.inner_optimizer

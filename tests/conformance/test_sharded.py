@@ -17,6 +17,7 @@ from distopt.comm.communicator import Communicator
 from distopt.comm.shared_memory import segments
 from distopt.distribute import MirroredStrategy, MultiWorkerMirroredStrategy, Strategy
 from distopt.errors import ForeignVariableError, PlacementError, SharedMemoryError, UnaggregatedGradientsError
+from distopt.optimizers import LossScaleOptimizerV3
 from distopt.types import Array
 from tests.conformance.test_strategies import OPTIMIZERS, adam, expected, gradient, rows, sgd, trace
 from tests.conftest import GROUPS, MPI_WORLD_SIZE, Run
@@ -412,3 +413,29 @@ def test_shared_variable_is_not_updated_by_one_process_alone(run: Run) -> None:
         return float(np.abs(variable.numpy() - before).sum())
 
     assert set(sharded(run, 2, body)) == {0.0}
+
+
+@few
+@pytest.mark.parametrize("kind", [tf.keras.optimizers.LossScaleOptimizer, LossScaleOptimizerV3])
+def test_what_a_compression_leaves_over_counts_once_where_gradients_are_looked_at_before(run: Run, kind: Any) -> None:
+    """A scaled loss has gradients combined twice where owners update; also in a step that is left out."""
+
+    def body(strategy: Strategy) -> list[bytes]:
+        with strategy.scope():
+            variable = tf.Variable(np.ones(700, np.float32))
+            inner = adam(gradient_aggregator=Sum().compressed(Int8()))
+            optimizer = kind(inner, initial_scale=4.0)
+
+        def step(number: int) -> None:
+            replica = int(tf.distribute.get_replica_context().replica_id_in_sync_group)
+            gradient = np.random.default_rng([number, replica]).standard_normal(700).astype(np.float32)
+            gradient[0] = np.inf if number == 1 and replica == 2 else 0.5
+            optimizer.apply_gradients([(gradient, variable)])
+
+        for number in range(4):
+            strategy.run(step, args=(number,))
+        return [variable.numpy().tobytes(), *(value.numpy().tobytes() for value in inner.variables())]
+
+    want = body(MirroredStrategy(5))
+    for got in sharded(run, 5, body):
+        assert got == want
