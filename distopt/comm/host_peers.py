@@ -114,6 +114,16 @@ class HostPeers:
         """
         return self.first_dead() or self._first_stopped(time.monotonic() if now_s is None else now_s)
 
+    def stopped(self) -> list[int]:
+        """Return the process ids of all that have been stopped for long, when one of them is lost by that.
+
+        Half the time is long enough: those that go on without the one would wait for the others.
+        """
+        enough_s = self._stopped_timeout_s / 2
+        since_s = self._stopped_since_s
+        peers = self._by_pidfd.values()
+        return [peer.pid for peer in peers if self._looked_s - since_s.get(peer.rank, self._looked_s) >= enough_s]
+
     def close(self) -> None:
         """Watch no more; a second call does nothing."""
         if self._wake >= 0:
@@ -128,6 +138,7 @@ class HostPeers:
         if now_s - self._looked_s > _GAP_S:
             self._stopped_since_s.clear()
         self._looked_s = now_s
+        lost = None
         for peer in self._by_pidfd.values():
             try:
                 state, start_time = _state_and_start_time(self._proc, peer.pid)
@@ -137,9 +148,9 @@ class HostPeers:
                 self._stopped_since_s.pop(peer.rank, None)
                 continue
             stopped_s = now_s - self._stopped_since_s.setdefault(peer.rank, now_s)
-            if stopped_s >= self._stopped_timeout_s:
-                return LostPeer(peer.rank, peer.pid, f"has been stopped for {stopped_s:.1f} s")
-        return None
+            if lost is None and stopped_s >= self._stopped_timeout_s:
+                lost = LostPeer(peer.rank, peer.pid, f"has been stopped for {stopped_s:.1f} s")
+        return lost
 
     def _watch(self, peer: _Peer) -> None:
         try:

@@ -59,7 +59,8 @@ class Causes:
             raise PeerLostError(f"{name_ranks(left)} left at step {self._owner.step}; {waiting}")
         if lost := self.host_peers.first_lost():
             if self._end_process is not None and not self.host_peers.first_dead():
-                self._end_process(lost.pid)  # it is only stopped, and would go on later
+                for pid in self.host_peers.stopped():
+                    self._end_process(pid)  # it is only stopped, and would go on later
             self._read_notes(waiting)  # it may have said why before it ended
             self.raise_if_aborted(waiting)
             raise PeerLostError(f"{lost} at step {self._owner.step}; {waiting}")

@@ -122,6 +122,22 @@ def test_peer_that_is_stopped_for_long_is_lost_and_named(child: subprocess.Popen
     peers.close()
 
 
+def test_all_peers_that_are_stopped_are_told_when_one_is_lost(child: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as second, subprocess.Popen(["sleep", "60"]) as third:
+        texts = [identity_of(process.pid) for process in (child, second, third)]
+        peers = HostPeers(0, [identity(), *texts], stopped_timeout_s=3.0, proc=tmp_path)
+        start_s = peers._looked_s
+        for after_s, states in ((1.0, "TSS"), (2.0, "TTS"), (3.0, "TTS"), (3.6, "TTT"), (4.2, "TTT")):
+            for text, state in zip(texts, states, strict=True):
+                write_stat(tmp_path, int(text.split()[1]), state, int(text.split()[2]))
+            lost = peers.first_lost(start_s + after_s)
+        second.kill()
+        third.kill()
+    assert str(lost) == f"rank 1 (pid {child.pid}) has been stopped for 3.2 s"
+    assert peers.stopped() == [child.pid, second.pid]
+    peers.close()
+
+
 def test_peer_that_is_stopped_and_resumed_is_not_lost(child: subprocess.Popen[bytes], tmp_path: Path) -> None:
     text = identity_of(child.pid)
     start_time = int(text.split()[2])
