@@ -5,7 +5,7 @@ Transports connect ranks wherever they run; the ranks of one host meet here inst
     segments     memory without a name, passed as a file descriptor
     rendezvous   which ranks can pass each other one: those form a host
     host_group   the ranks of a host: segments that all map, and exchanges, which are barriers that carry some bytes
-    combining    the aggregate of all replicas' contributions, read where they lie
+    group_wait   one wait of a member for the others, and what is said when it is in vain
 
 There are no locks in the memory itself, and nobody spins on it: who may read or write what is settled by exchanges.
 """

@@ -25,11 +25,11 @@ from typing import Final
 import numpy as np
 
 from distopt.agreement import labels_mismatch, name_of_most, odd_ones
-from distopt.comm.arrivals import LateRanks
-from distopt.comm.communicator import Communicator, name_ranks
+from distopt.comm.communicator import Communicator
 from distopt.comm.shared_memory import segments
+from distopt.comm.shared_memory.group_wait import LOOK_EVERY_S, GroupWait
 from distopt.comm.shared_memory.rendezvous import find_hosts
-from distopt.errors import CollectiveTimeoutError, LocalProtocolError, MergeOrderError, PeerLostError, SharedMemoryError
+from distopt.errors import LocalProtocolError, MergeOrderError, SharedMemoryError
 from distopt.types import Array
 
 MAX_PAYLOAD_BYTES: Final = 1 << 15
@@ -44,16 +44,8 @@ _SPIN_S: Final = 100e-6
 """So long the core is only offered to others before a wait sleeps: waking up costs 20 us. By time, not by number: on a
 busy machine each offer may cost a whole slice of another process."""
 
-_LOOK_EVERY_S: Final = 0.1
-_GAP_S: Final = 2.0
-"""A pause this long between two looks means that this process was stopped; its waits are prolonged by it."""
-
 _OTHERS_WITHIN_S: Final = 0.5
 """So long a member that finds one to do something else waits for the others, to say which of them is the odd one."""
-
-_MOMENTS: Final = 10
-_MOMENT_S: Final = 0.02
-"""A process that ends closes its sockets before others can see that it is gone, and after it said why."""
 
 
 def meet_on_host(communicator: Communicator, namespace: str | None = None) -> HostGroup:
@@ -122,7 +114,7 @@ class HostGroup:
             return payloads
         message = start + payload if payload else start
         started = time.monotonic()
-        wait = _Wait(self, phase, started)
+        wait = GroupWait(communicator, self.ranks, self._links, phase, started)
         communicator.begin_wait(wait)
         try:
             for place, link in self._links:
@@ -201,7 +193,7 @@ class HostGroup:
     ) -> tuple[list[Array], str]:
         """Send the own descriptor to all; return all segments, and what went wrong, for the others to hear."""
         communicator = self._communicator
-        wait = _Wait(self, phase, time.monotonic())
+        wait = GroupWait(communicator, self.ranks, self._links, phase, time.monotonic())
         communicator.begin_wait(wait)
         trouble = ""
         maps: list[Array] = []
@@ -236,7 +228,7 @@ class HostGroup:
         if found:
             raise SharedMemoryError(f"the ranks of this host cannot share memory for {what}: {'; '.join(found)}")
 
-    def _send(self, wait: _Wait, place: int, link: socket.socket, message: bytes, descriptor: int = -1) -> None:
+    def _send(self, wait: GroupWait, place: int, link: socket.socket, message: bytes, descriptor: int = -1) -> None:
         poll = None
         while True:
             try:
@@ -254,7 +246,7 @@ class HostGroup:
                 poll.register(link, select.POLLOUT)
             wait.look(poll)
 
-    def _receive(self, wait: _Wait, place: int, link: socket.socket) -> bytes:
+    def _receive(self, wait: GroupWait, place: int, link: socket.socket) -> bytes:
         while True:
             try:
                 length = link.recv_into(self._buffer)
@@ -271,7 +263,7 @@ class HostGroup:
             else:
                 wait.look(self._poll_of(link))
 
-    def _receive_descriptor(self, wait: _Wait, place: int, link: socket.socket) -> int:
+    def _receive_descriptor(self, wait: GroupWait, place: int, link: socket.socket) -> int:
         while True:
             try:
                 message, descriptors, flags, _ = socket.recv_fds(link, 64, 1)
@@ -299,7 +291,7 @@ class HostGroup:
         poll.register(link, select.POLLIN)
         return poll
 
-    def _disagreement(self, wait: _Wait, messages: dict[int, bytes]) -> Exception:
+    def _disagreement(self, wait: GroupWait, messages: dict[int, bytes]) -> Exception:
         """Return the error for messages, by place, that are of different things; the same one on every member.
 
         Of the members that have come so far, or come soon: the odd one is named, and what most of them do.
@@ -310,7 +302,7 @@ class HostGroup:
                 try:
                     messages[place] = link.recv(len(self._buffer))
                 except BlockingIOError:
-                    self._poll_of(link).poll(_LOOK_EVERY_S * 1e3)
+                    self._poll_of(link).poll(LOOK_EVERY_S * 1e3)
                 except OSError:
                     break  # it is lost, which is not what went wrong first
             if place in wait.come:
@@ -333,77 +325,6 @@ class HostGroup:
             f"rank {odd[0]} comes to {other_phase!r}{other_nth}; every process must make the same all_reduce, "
             "apply_gradients and assign calls in the same order"
         )
-
-
-class _Wait:
-    """What this member waits for; also what the transport's own messages say of it."""
-
-    def __init__(self, group: HostGroup, phase: str, started_s: float) -> None:
-        self._group = group
-        self._communicator = group._communicator
-        self._looked_s = started_s
-        self._deadline_s = started_s + self._communicator.timeout_s
-        self._late: LateRanks | None = None
-        self.what = phase
-        self.started_s = started_s
-        self.come: set[int] = set()
-        """The places of those that have come so far, and were read."""
-
-    def missing(self) -> list[int]:
-        """Return the ranks that have not come; who has, and was not read yet, is none of them."""
-        group = self._group
-        return [group.ranks[i] for i, link in group._links if i not in self.come and not _has_come(link)]
-
-    def look(self, poll: select.poll) -> None:
-        """Wait for a moment.
-
-        Raises: an error if it is in vain.
-        """
-        if poll.poll(_LOOK_EVERY_S * 1e3):
-            return
-        now_s = time.monotonic()
-        if now_s - self._looked_s > _GAP_S:
-            self._deadline_s += now_s - self._looked_s
-        self._looked_s = now_s
-        missing = self.missing()
-        if self._late is None:
-            self._late = LateRanks(self._communicator, self.what, self.started_s)
-        self._late.note(self._group.ranks, missing, now_s)
-        self._communicator.look(missing, str(self))
-        if now_s >= self._deadline_s:
-            raise CollectiveTimeoutError(str(self))
-
-    def end(self) -> None:
-        """Note that all have come."""
-        if self._late is not None:
-            self._late.note(self._group.ranks, [], time.monotonic())
-        self._communicator.end_wait()
-
-    def lost(self, place: int, reason: str) -> Exception:
-        """Return the error for a member whose socket has ended; the transport may know why, a moment later."""
-        rank = self._group.ranks[place]
-        for _ in range(_MOMENTS):
-            self._communicator.look([rank], str(self))
-            time.sleep(_MOMENT_S)
-        return PeerLostError(f"rank {rank} {reason} at step {self._communicator.step}; {self}")
-
-    def __str__(self) -> str:
-        communicator, now_s, missing = self._communicator, time.monotonic(), self.missing()
-        waiting = (
-            f"rank {communicator.rank} waited {now_s - self.started_s:.1f} s in step {communicator.step} for "
-            f"{name_ranks(missing)}: {self.what}"
-        )
-        if self._late is None or not missing:
-            return waiting
-        return f"{waiting}; {self._late.would_come(missing, now_s)}{communicator.elsewhere(missing)}"
-
-
-def _has_come(link: socket.socket) -> bool:
-    """Return whether a message lies in ``link``; the end of the other side is none."""
-    try:
-        return bool(link.recv(1, socket.MSG_PEEK))
-    except OSError:
-        return False
 
 
 def _parted(message: bytes) -> tuple[int, str, bytes]:
