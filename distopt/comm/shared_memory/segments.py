@@ -83,6 +83,7 @@ def _use_huge_pages(descriptor: int, start: int, num_bytes: int) -> None:
     if address is None:
         return
     for place in range(address, address + num_bytes, HUGE_PAGE):
+        ctypes.string_at(place, 1)  # Linux 6.1 refuses (EINVAL) where nothing has been looked at; 6.12 now and then
         if libc.madvise(place, HUGE_PAGE, _MADV_COLLAPSE) != 0:
             break  # a kernel before 6.1, or no such page is free: looking for more could take long
     libc.munmap(address, num_bytes)

@@ -82,6 +82,32 @@ def test_only_the_part_that_is_asked_for_is_taken(advice: int, monkeypatch: pyte
         os.close(descriptor)
 
 
+@pytest.mark.skipif(not Path("/proc/self/pagemap").exists(), reason="this system does not show its table of pages")
+def test_pages_have_been_looked_at_before_huge_ones_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Linux 6.1 gave the first huge page and then none: it wants each place to be in the table of pages.
+    libc, num_bytes = segments._libc(), 3 * segments.HUGE_PAGE
+    are_there = []
+
+    class Recording:
+        mmap, munmap = libc.mmap, libc.munmap
+
+        @staticmethod
+        def madvise(address: int, size: int, advice: int) -> int:
+            with open("/proc/self/pagemap", "rb", buffering=0) as table:
+                entry = os.pread(table.fileno(), 8, address // resource.getpagesize() * 8)
+            are_there.append(int.from_bytes(entry, sys.byteorder) >> 63)
+            return int(libc.madvise(address, size, advice))
+
+    monkeypatch.setattr(segments, "_libc", Recording)
+    descriptor = segments.create(num_bytes)
+    try:
+        segments.take(descriptor, 0, num_bytes)
+    finally:
+        os.close(descriptor)
+    assert are_there
+    assert all(are_there)
+
+
 def test_segment_longer_than_allowed_is_an_error_and_leaves_no_file_open() -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
