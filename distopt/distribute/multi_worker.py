@@ -19,7 +19,7 @@ from distopt.distribute.sharded import Sharded
 from distopt.distribute.span_paths import CHUNK_BYTES
 from distopt.distribute.strategy import Strategy
 from distopt.errors import PlacementError
-from distopt.fingerprint import numerics_fingerprint
+from distopt.numerics import numerics_fingerprint
 from distopt.release import VERSION
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from pathlib import Path
 from distopt import __version__, blas
 from distopt.comm.shared_memory import segments
 from distopt.errors import SharedMemoryError
-from distopt.fingerprint import numerics_fingerprint
 from distopt.kernels import cache_directory
+from distopt.numerics import numerics_fingerprint
 from distopt.runtime.cluster import INSTALL_MPI
 
 _PROBE = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(MPI.Get_library_version())"

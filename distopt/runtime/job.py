@@ -18,9 +18,9 @@ from distopt import random
 from distopt.aggregation import Aggregator, GradientAggregator, LocalSteps
 from distopt.aggregation.named import AGGREGATORS, COMPRESSIONS
 from distopt.errors import ConfigError
-from distopt.fingerprint import numerics_fingerprint
 from distopt.keras import optimizers
 from distopt.keras.optimizers import schedules
+from distopt.numerics import numerics_fingerprint
 from distopt.optimizers import pipeline
 from distopt.protocol.manifest import Manifest, VariableSpec
 from distopt.runtime.config import AggregationConfig, JobConfig
