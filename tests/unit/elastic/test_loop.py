@@ -129,7 +129,7 @@ def test_what_replicas_have_for_themselves_goes_on_elsewhere(
 
 
 def test_loop_that_loses_all_processes_but_one_ends_with_the_bits() -> None:
-    plan = FaultPlan().kill(rank=0, exchange=12).kill(rank=3, exchange=15).kill(rank=1, exchange=40)
+    plan = FaultPlan().kill(rank=0, exchange=12).kill(rank=3, exchange=15).kill(rank=1, exchange=30)
     assert hashes(dense, 4, plan, keep=1) == [undisturbed(dense)]
 
 
