@@ -11,7 +11,7 @@ import re
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
 from distopt.errors import (
@@ -102,20 +102,8 @@ def labels_mismatch(labels: Mapping[int, bytes]) -> MistakeError | None:
     >>> str(labels_mismatch(labels)).partition(":")[0]
     'rank 0 (as 2 of 3) is at step 0 where rank 2 is at step 1'
     """
-    reference, odd = odd_ones(dict(sorted(labels.items())))
-    if reference is None or not odd:
-        return None
-    most = name_of_most(reference, len(labels) - len(odd), len(labels))
-    return label_mismatch(most, labels[reference], f"rank {odd[0]}", labels[odd[0]])
-
-
-def name_of_most(reference: int, agree: int, size: int) -> str:
-    """Return what a message calls the ranks that agree: by one of them, and how many they are.
-
-    >>> name_of_most(1, 4, 5), name_of_most(0, 1, 2)
-    ('rank 1 (as 4 of 5)', 'rank 0')
-    """
-    return f"rank {reference}" if size == 2 else f"rank {reference} (as {agree} of {size})"
+    odd = find_odd(dict(sorted(labels.items())))
+    return None if odd is None else label_mismatch(odd.most, labels[odd.reference], odd.name, labels[odd.rank])
 
 
 def describe_names(names: Sequence[str]) -> list[Hashable]:
@@ -157,6 +145,42 @@ def odd_ones(values: Mapping[Key, Hashable]) -> tuple[Key | None, tuple[Key, ...
         return None, ()
     largest = max(groups.values(), key=len)
     return largest[0], tuple(key for key in values if key not in largest)
+
+
+class Odd(NamedTuple):
+    """A rank whose value is not that of most ranks; ``reference`` is one of these."""
+
+    rank: int
+    reference: int
+    most: str
+    """What a message calls most ranks: by one of them, and how many they are."""
+
+    @property
+    def name(self) -> str:
+        """What a message calls the odd rank."""
+        return f"rank {self.rank}"
+
+    def describe(self, differences: Iterable[tuple[str, str, str]]) -> str:
+        """Return ``differences`` for a message: the name of each, what most ranks have, and what the odd one has."""
+        return "; ".join(
+            f"{what} is {mine} on {self.most} and {other} on {self.name}" for what, mine, other in differences
+        )
+
+
+def find_odd(values: Mapping[int, Hashable]) -> Odd | None:
+    """Return the first rank whose value is not that of most; None where all are equal. See :func:`odd_ones`.
+
+    >>> find_odd({0: "a", 1: "b", 2: "b", 3: "b", 4: "b"})
+    Odd(rank=0, reference=1, most='rank 1 (as 4 of 5)')
+    >>> find_odd({0: "a", 1: "b"}).most
+    'rank 0'
+    """
+    reference, odd = odd_ones(values)
+    if reference is None or not odd:
+        return None
+    size = len(values)
+    agree = "" if size == 2 else f" (as {size - len(odd)} of {size})"
+    return Odd(odd[0], reference, f"rank {reference}{agree}")
 
 
 _COUNTER = re.compile(r"_(\d+)(?=[/:]|$)")

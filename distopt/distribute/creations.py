@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from distopt.agreement import name_of_most, odd_ones, stem_of
+from distopt.agreement import find_odd, stem_of
 from distopt.comm.communicator import Communicator
 from distopt.distribute.introduction import Call, exchange_calls
 from distopt.errors import VariablePerReplicaError
@@ -114,14 +114,11 @@ def share_value(variable: Variable, communicator: Communicator) -> None:
     name = stem_of(variable.name)
     is_long = value.nbytes > LONG_BYTES
     sends = communicator.rank == 0 and not is_long
-    call = Call("variable", f"makes the variable {name} {value.dtype.name}{list(value.shape)}",
-                value.tobytes() if sends else b"")  # fmt: skip
-    calls = exchange_calls(communicator, call)
-    reference, odd = odd_ones({rank: told.text for rank, told in enumerate(calls)})
-    if reference is not None and odd:
-        most = name_of_most(reference, len(calls) - len(odd), len(calls))
+    text = f"makes the variable {name} {value.dtype.name}{list(value.shape)}"
+    calls = exchange_calls(communicator, Call("variable", text, value.tobytes() if sends else b""))
+    if odd := find_odd({rank: told.text for rank, told in enumerate(calls)}):
         raise VariablePerReplicaError(
-            f"{most} {calls[reference].text} where rank {odd[0]} {calls[odd[0]].text}; {SAME_VARIABLES}"
+            f"{odd.most} {calls[odd.reference].text} where {odd.name} {calls[odd.rank].text}; {SAME_VARIABLES}"
         )
     if is_long:
         communicator.broadcast_array(value)

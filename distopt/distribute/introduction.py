@@ -25,12 +25,11 @@ from distopt.agreement import (
     describe_names,
     digest_of,
     disagreement,
-    name_of_most,
-    odd_ones,
+    find_odd,
     pack_label,
 )
 from distopt.comm.communicator import Communicator
-from distopt.distribute.optimizer_settings import OptimizerSettings, differing
+from distopt.distribute.optimizer_settings import OptimizerSettings, describe_differing, differing
 from distopt.errors import MergeOrderError, RemoteProtocolError, UnequalHypersError, UnequalStepsError
 from distopt.optimizers import changes
 from distopt.types import Array
@@ -85,10 +84,10 @@ def exchange_calls(communicator: Communicator, mine: Call) -> list[Call]:
             f"rank {communicator.rank} {mine.text}, and another process does something else; {SAME_CALLS}"
         ) from error
     calls = [_call_of(payload) for payload in payloads]
-    reference, odd = odd_ones({rank: call.kind for rank, call in enumerate(calls)})
-    if reference is not None and odd:
-        most = name_of_most(reference, len(calls) - len(odd), len(calls))
-        raise MergeOrderError(f"{most} {calls[reference].text} where rank {odd[0]} {calls[odd[0]].text}; {SAME_CALLS}")
+    if odd := find_odd({rank: call.kind for rank, call in enumerate(calls)}):
+        raise MergeOrderError(
+            f"{odd.most} {calls[odd.reference].text} where {odd.name} {calls[odd.rank].text}; {SAME_CALLS}"
+        )
     return calls
 
 
@@ -192,10 +191,8 @@ class Introductions:
             calls = exchange_calls(communicator, call)
             everyone = [msgspec.msgpack.decode(told.body, type=_Told) for told in calls]
         lists = [told.described() for told in everyone]
-        reference, odd = odd_ones({rank: tuple(_comparable(of_rank)) for rank, of_rank in enumerate(lists)})
-        if reference is not None and odd:
-            who = name_of_most(reference, len(everyone) - len(odd), len(everyone))
-            raise disagreement(who, lists[reference], f"rank {odd[0]}", lists[odd[0]])
+        if odd := find_odd({rank: tuple(_comparable(of_rank)) for rank, of_rank in enumerate(lists)}):
+            raise disagreement(odd.most, lists[odd.reference], odd.name, lists[odd.rank])
         _refuse_other_steps(everyone)
         _refuse_other_optimizers(everyone)
         if isinstance(optimizer.gradient_aggregator, GradientAggregator):
@@ -221,38 +218,27 @@ def _nobody() -> None:
 
 
 def _refuse_other_steps(everyone: Sequence[_Told]) -> None:
-    reference, odd = odd_ones({rank: told.iterations for rank, told in enumerate(everyone)})
-    if reference is not None and odd:
+    if odd := find_odd({rank: told.iterations for rank, told in enumerate(everyone)}):
         raise UnequalStepsError(
-            f"{name_of_most(reference, len(everyone) - len(odd), len(everyone))} is at step "
-            f"{everyone[reference].iterations} where rank {odd[0]} is at step {everyone[odd[0]].iterations}: the "
-            "optimizer's iterations differ; restore or assign them on every process alike"
+            f"{odd.most} is at step {everyone[odd.reference].iterations} where {odd.name} is at step "
+            f"{everyone[odd.rank].iterations}: the optimizer's iterations differ; restore or assign them on every "
+            "process alike"
         )
 
 
 def _refuse_other_optimizers(everyone: Sequence[_Told]) -> None:
-    reference, odd = odd_ones({rank: told.optimizer_key() for rank, told in enumerate(everyone)})
-    if reference is None or not odd:
+    odd = find_odd({rank: told.optimizer_key() for rank, told in enumerate(everyone)})
+    if odd is None:
         return
-    most, other = everyone[reference], everyone[odd[0]]
+    most, other = everyone[odd.reference], everyone[odd.rank]
     found = [("class", most.optimizer, other.optimizer)] if most.optimizer != other.optimizer else []
-    who = name_of_most(reference, len(everyone) - len(odd), len(everyone))
-    lines = "; ".join(
-        f"{name} is {mine} on {who} and {theirs} on rank {odd[0]}"
-        for name, mine, theirs in [*found, *differing(most.settings, other.settings)]
-    )
+    lines = odd.describe([*found, *differing(most.settings, other.settings)])
     raise UnequalHypersError(f"the optimizers of the processes differ: {lines}; make them alike on every process")
 
 
 def _warn_of_other_versions(everyone: Sequence[_Told]) -> None:
     """Log what may decide bits and differs; a job that is run from a configuration compares more, and refuses it."""
-    reference, odd = odd_ones({rank: tuple(sorted(told.versions.items())) for rank, told in enumerate(everyone)})
-    if reference is not None and odd:
-        who = name_of_most(reference, len(everyone) - len(odd), len(everyone))
-        lines = "; ".join(
-            f"{name} is {mine} on {who} and {theirs} on rank {odd[0]}"
-            for name, mine, theirs in differing(everyone[reference].versions, everyone[odd[0]].versions)
-        )
+    if lines := describe_differing([told.versions for told in everyone]):
         logger.warning("the processes may compute different bits: %s", lines)
 
 

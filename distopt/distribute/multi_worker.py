@@ -10,11 +10,10 @@ from typing import Any
 
 import msgspec
 
-from distopt.agreement import name_of_most, odd_ones
 from distopt.comm.communicator import Communicator, Hosting
 from distopt.distribute.cluster_resolver import ClusterResolver
 from distopt.distribute.early_sums import Overlap
-from distopt.distribute.optimizer_settings import differing
+from distopt.distribute.optimizer_settings import describe_differing
 from distopt.distribute.sharded import Sharded
 from distopt.distribute.span_paths import CHUNK_BYTES
 from distopt.distribute.strategy import Strategy
@@ -166,27 +165,15 @@ def _check_same_strategy(
     }
     payloads = communicator.all_gather_bytes(msgspec.json.encode((own, numerics_fingerprint("numpy"))))
     told = [msgspec.json.decode(payload, type=tuple[dict[str, str], dict[str, str]]) for payload in payloads]
-    if lines := _differences([given for given, _ in told]):
+    if lines := describe_differing([given for given, _ in told]):
         raise ValueError(f"the strategies of the processes differ: {lines}; make them alike on every process")
-    if lines := _differences([numerics for _, numerics in told]):
+    if lines := describe_differing([numerics for _, numerics in told]):
         logger.warning("the processes may compute different bits: %s", lines)
 
 
 def release() -> str:
     """Return the release of distopt that this process runs."""
     return VERSION
-
-
-def _differences(told: Sequence[dict[str, str]]) -> str:
-    """Return how a rank differs from most in what all have told; empty where none does."""
-    reference, odd = odd_ones({rank: tuple(sorted(of_rank.items())) for rank, of_rank in enumerate(told)})
-    if reference is None or not odd:
-        return ""
-    most = name_of_most(reference, len(told) - len(odd), len(told))
-    return "; ".join(
-        f"{name} is {mine} on {most} and {theirs} on rank {odd[0]}"
-        for name, mine, theirs in differing(told[reference], told[odd[0]])
-    )
 
 
 def _check_same_cluster(resolver: ClusterResolver, communicator: Communicator) -> None:

@@ -7,13 +7,14 @@ read anew when an attribute of an optimizer has changed (:mod:`distopt.optimizer
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
 from distopt.aggregation import GradientAggregator
+from distopt.agreement import find_odd
 from distopt.optimizers.clip_options import CLIP_OPTIONS
 from distopt.optimizers.feature_options import FEATURE_OPTIONS
 
@@ -89,6 +90,16 @@ def differing(first: Mapping[str, str], other: Mapping[str, str]) -> list[tuple[
     names = sorted({*first, *other})
     values = [(name, first.get(name, "(absent)"), other.get(name, "(absent)")) for name in names]
     return [(name, mine, theirs) for name, mine, theirs in values if mine != theirs]
+
+
+def describe_differing(told: Sequence[Mapping[str, str]]) -> str:
+    """Return how a rank differs from most in what all ranks have told, for a message; empty where none does.
+
+    >>> describe_differing([{"replicas": "6"}, {"replicas": "4"}, {"replicas": "6"}])
+    'replicas is 6 on rank 0 (as 2 of 3) and 4 on rank 1'
+    """
+    odd = find_odd({rank: tuple(sorted(of_rank.items())) for rank, of_rank in enumerate(told)})
+    return "" if odd is None else odd.describe(differing(told[odd.reference], told[odd.rank]))
 
 
 def _nothing(attributes: Mapping[str, Any]) -> None:  # noqa: ARG001

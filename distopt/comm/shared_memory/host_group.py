@@ -24,7 +24,7 @@ from typing import Final
 
 import numpy as np
 
-from distopt.agreement import labels_mismatch, name_of_most, odd_ones
+from distopt.agreement import find_odd, labels_mismatch
 from distopt.comm.communicator import Communicator
 from distopt.comm.shared_memory import segments
 from distopt.comm.shared_memory.group_wait import LOOK_EVERY_S, GroupWait
@@ -315,15 +315,14 @@ class HostGroup:
         labels = {rank: label for rank, (_, _, label) in meant.items()}
         if all(labels.values()) and (mismatch := labels_mismatch(labels)):
             return mismatch
-        reference, odd = odd_ones({rank: (number, phase) for rank, (number, phase, _) in meant.items()})
-        if reference is None or not odd:
+        odd = find_odd({rank: (number, phase) for rank, (number, phase, _) in meant.items()})
+        if odd is None:
             return MergeOrderError(f"rank {self._communicator.rank} waits for {wait.what!r} with another label")
-        (number, phase, _), (other_number, other_phase, _) = meant[reference], meant[odd[0]]
+        (number, phase, _), (other_number, other_phase, _) = meant[odd.reference], meant[odd.rank]
         nth, other_nth = ("", "") if phase != other_phase else (f" number {number}", f" number {other_number}")
         return MergeOrderError(
-            f"{name_of_most(reference, len(meant) - len(odd), len(meant))} comes to {phase!r}{nth} where "
-            f"rank {odd[0]} comes to {other_phase!r}{other_nth}; every process must make the same all_reduce, "
-            "apply_gradients and assign calls in the same order"
+            f"{odd.most} comes to {phase!r}{nth} where {odd.name} comes to {other_phase!r}{other_nth}; every process "
+            "must make the same all_reduce, apply_gradients and assign calls in the same order"
         )
 
 
