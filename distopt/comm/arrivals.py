@@ -66,8 +66,9 @@ class LateRanks:
             logger.warning("%s at step %d: %s", self._late(came, late_s, "came"), self._owner.step, self._what)
 
     def would_come(self, missing: Sequence[int], now_s: float) -> str:
-        """Return how late the ranks ``missing`` would be if they came now, as part of a message."""
-        return self._late(missing, self._arrivals.lateness_s(now_s), "would come")
+        """Return how late the ranks ``missing`` would be if they came now, and where they are, as part of a message."""
+        late = self._late(missing, self._arrivals.lateness_s(now_s), "would come")
+        return f"{late}{self._owner.elsewhere(missing)}"
 
     def _late(self, ranks: Sequence[int], late_s: float, verb: str) -> str:
         # All ranks run one program: the phase that led to this wait here is the one that they are late in.

@@ -25,6 +25,7 @@ from distopt.comm.communicator import Communicator, Receive, Send, Traffic, byte
 from distopt.comm.early import Batch, Channel
 from distopt.comm.in_process_early import InProcessBatch, InProcessChannel
 from distopt.comm.in_process_faults import Clock, Faultless, Faults, FaultsOfSurvivors, KilledByPlan, SkippingClock
+from distopt.comm.transfers import describe_wait
 from distopt.errors import (
     CollectiveTimeoutError,
     DistoptError,
@@ -260,7 +261,7 @@ class InProcessGroup:
         if self._abort is not None:
             raise self._abort
         waited_s = self._clock.now_s - started_s
-        waiting = f"rank {comm.rank} waited {waited_s:.1f} s in step {comm.step} for {name_ranks(missing)}: {what}"
+        waiting = describe_wait(comm.rank, comm.step, waited_s, missing, what)
         if self._failure is not None:
             raise PeerLostError(f"{self._failure}; {waiting}")
         if left := self._left(comm.rank, missing):

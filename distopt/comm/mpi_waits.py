@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from distopt.comm.arrivals import LateRanks
 from distopt.comm.communicator import Communicator, Wait, name_ranks
+from distopt.comm.transfers import describe_wait
 from distopt.errors import CollectiveTimeoutError
 
 if TYPE_CHECKING:
@@ -129,9 +130,4 @@ class Waits:
         waiting = describe_wait(owner.rank, owner.step, now_s - wait.started_s, missing, wait.what)
         if self._late is None or not isinstance(wait, Requests) or wait.everyone:
             return waiting
-        return f"{waiting}; {self._late.would_come(missing, now_s)}{owner.elsewhere(missing)}"
-
-
-def describe_wait(rank: int, step: int, seconds: float, missing: Sequence[int], what: str) -> str:
-    """Return who waited for whom, as part of a message."""
-    return f"rank {rank} waited {seconds:.1f} s in step {step} for {name_ranks(missing)}: {what}"
+        return f"{waiting}; {self._late.would_come(missing, now_s)}"

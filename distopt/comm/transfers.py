@@ -68,3 +68,8 @@ def name_ranks(ranks: Sequence[int]) -> str:
     ('rank 2', 'ranks 0, 3')
     """
     return f"rank{'s' if len(ranks) != 1 else ''} {', '.join(map(str, ranks)) or '-'}"
+
+
+def describe_wait(rank: int, step: int, seconds: float, missing: Sequence[int], what: str) -> str:
+    """Return who waited for whom, as part of a message."""
+    return f"rank {rank} waited {seconds:.1f} s in step {step} for {name_ranks(missing)}: {what}"

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from distopt.comm.arrivals import LateRanks
-from distopt.comm.communicator import Communicator, name_ranks
+from distopt.comm.communicator import Communicator
+from distopt.comm.transfers import describe_wait
 from distopt.errors import CollectiveTimeoutError, PeerLostError
 
 LOOK_EVERY_S: Final = 0.1
@@ -84,13 +85,9 @@ class GroupWait:
 
     def __str__(self) -> str:
         communicator, now_s, missing = self._communicator, time.monotonic(), self.missing()
-        waiting = (
-            f"rank {communicator.rank} waited {now_s - self.started_s:.1f} s in step {communicator.step} for "
-            f"{name_ranks(missing)}: {self.what}"
-        )
-        if self._late is None or not missing:
-            return waiting
-        return f"{waiting}; {self._late.would_come(missing, now_s)}{communicator.elsewhere(missing)}"
+        waited_s = now_s - self.started_s
+        waiting = describe_wait(communicator.rank, communicator.step, waited_s, missing, self.what)
+        return waiting if self._late is None or not missing else f"{waiting}; {self._late.would_come(missing, now_s)}"
 
 
 def _has_come(link: socket.socket) -> bool:
