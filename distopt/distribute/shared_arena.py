@@ -19,7 +19,7 @@ import numpy as np
 
 from distopt.arena import Segment, Span
 from distopt.comm.shared_memory import HostGroup
-from distopt.distribute.shared_gradients import padded
+from distopt.distribute.shared_gradients import equal_parts, padded
 from distopt.types import Array
 
 
@@ -111,14 +111,10 @@ def _parts(moved: _Moved, owned: Sequence[Sequence[Span]], size: int) -> Iterato
     is_flat = moved.key is None or moved.key[1] < 0  # else of one variable, in a shape of its own
     own = [(span, place) for place, spans in enumerate(owned if is_flat else ()) for span in spans]
     for span, place in sorted(each for each in own if each[0].segment_index == moved.segment.index):
-        yield from _equal_parts(at, span.start, size)
+        yield from equal_parts(at, span.start, size)
         yield span.start, place
         at = span.stop
-    yield from _equal_parts(at, moved.array.size, size)
-
-
-def _equal_parts(start: int, stop: int, number: int) -> Iterator[tuple[int, int]]:
-    return ((start + (stop - start) * place // number, place) for place in range(number if start < stop else 0))
+    yield from equal_parts(at, moved.array.size, size)
 
 
 class _Slots:

@@ -53,7 +53,7 @@ class SharedGradients:
         self._sizes = [padded(run.size * run.segment.dtype.itemsize) for run in layout.runs]
         what = f"the gradients of {len(layout.variables)} variables"
         memories = group.share(sum(self._sizes) * len(self.own_nodes), what)
-        begins = [(extra_bytes * place // group.size, place) for place in range(group.size)]
+        begins = equal_parts(0, extra_bytes, group.size)
         self.extra: Array = group.share_one(extra_bytes, begins, f"what is made of {what}")
         self.flat_of: dict[Node, list[Array]] = {}
         """By node, one flat array a run."""
@@ -189,3 +189,12 @@ def have_same_bits(first: Array, second: Array) -> bool:
 def padded(num_bytes: int) -> int:
     """Return ``num_bytes`` rounded up to whole alignment units."""
     return -(-num_bytes // ALIGNMENT) * ALIGNMENT
+
+
+def equal_parts(start: int, stop: int, number: int) -> list[tuple[int, int]]:
+    """Return where each of ``number`` equal parts of ``start <= i < stop`` begins, and its number; none of nothing.
+
+    >>> equal_parts(10, 17, 3), equal_parts(10, 10, 3)
+    ([(10, 0), (12, 1), (14, 2)], [])
+    """
+    return [(start + (stop - start) * part // number, part) for part in range(number if start < stop else 0)]

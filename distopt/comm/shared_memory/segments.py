@@ -188,10 +188,12 @@ def too_much_together(told: Sequence[Sequence[str]]) -> list[str]:
     for length, available, group, *_ in told:
         wanted[group] += int(length)
         room[group] = min(room.get(group, sys.maxsize), int(available) or sys.maxsize)
-    return [
-        f"{wanted[group]:,} bytes of shared memory are needed by all ranks together, {room[group]:,} are available"
-        if wanted[group] > room[group] else "" for _, _, group, *_ in told
-    ]  # fmt: skip
+    wrong = {
+        group: f"{num_bytes:,} bytes of shared memory are needed by all ranks together, {room[group]:,} are available"
+        for group, num_bytes in wanted.items()
+        if num_bytes > room[group]
+    }
+    return [wrong.get(group, "") for _, _, group, *_ in told]
 
 
 def _groups(root: Path) -> Iterator[tuple[Path, str, str]]:
