@@ -262,18 +262,17 @@ def _known_to_all(like: Any, extended: Any) -> Any:
         return like
     payload = b""
     if like is not None:
-        structure = msgspec.json.encode(map_structure(lambda _: 0, like))
         leaves = gathering.encode(dict(enumerate(flatten(_no_rows(like)))))
-        payload = msgspec.msgpack.encode((structure, leaves))
+        payload = msgspec.msgpack.encode((map_structure(lambda _: 0, like), leaves))
     told = [payload for payload in extended.communicator.all_gather_bytes(payload) if payload]
     if like is not None or not told:
         return like
-    structure, leaves = msgspec.msgpack.decode(told[0], type=tuple[bytes, bytes])
-    return pack_sequence_as(_with_tuples(msgspec.json.decode(structure)), gathering.decode(leaves).values())
+    structure, leaves = msgspec.msgpack.decode(told[0], type=tuple[Any, bytes])
+    return pack_sequence_as(_with_tuples(structure), gathering.decode(leaves).values())
 
 
 def _with_tuples(structure: Any) -> Any:
-    """Return what was a structure of dictionaries and tuples before it was JSON; elements of datasets hold no lists."""
+    """Return what was a structure of dictionaries and tuples before it was sent; elements of datasets hold no lists."""
     if isinstance(structure, dict):
         return {key: _with_tuples(part) for key, part in structure.items()}
     return tuple(map(_with_tuples, structure)) if isinstance(structure, list) else structure
