@@ -50,11 +50,13 @@ Column = Sequence[Any]
 class Told(NamedTuple):
     """What a process tells of the rows that it contributes."""
 
-    counts: list[list[int]]
+    num_bytes: int
+    """How much memory it writes them to."""
+    counts: list[tuple[int, ...]]
     """How many, ``[nodes][gradients]``."""
-    numbers: list[list[int]]
+    numbers: list[tuple[int, ...]]
     """Of the arrays that their values lie in, likewise; see :class:`~distopt.distribute.row_memory.RowArrays`."""
-    squares: list[list[float]]
+    squares: list[tuple[float, ...]]
     """The sums of squares ``[gradients][replicas]``; empty if nobody asked."""
 
 
@@ -147,14 +149,14 @@ class HostRows:
         nodes = self.own_nodes(wish)
         arrays = self._nothing if copies_all else self.arrays
         while True:
-            written: dict[tuple[Node, int], WrittenRows] = {}
+            written: dict[tuple[int, int], WrittenRows] = {}
             if expected is not None:
                 write_dense(expected)
                 if set(expected) <= set(mine):
                     stored = {i: stored_rows(self._leaves, columns[i], shapes[i]) for i in expected}
-                    for node in nodes:
+                    for place, node in enumerate(nodes):
                         for i in expected:
-                            written[node, i] = WrittenRows(
+                            written[place, i] = WrittenRows(
                                 shapes[i],
                                 rows_of_node(self._hosting.tree, node, stored[i]),
                                 arrays,
@@ -167,34 +169,26 @@ class HostRows:
             has_written = self.own_bytes <= len(self._memory.own)
             if has_written:
                 _write(written.values(), self._memory.own)
-            heads = self._tell(_head(mine, len(columns), written, nodes, squares), len(columns), label)
+            head = _head(mine, len(columns), len(nodes), self.own_bytes, written, squares)
+            heads = self._tell(head, len(columns), label)
             with_rows = self._common(heads, len(columns))
             if with_rows == expected:
                 break
             expected = self._expected[key] = with_rows
         told = [self._told(head, rank, len(columns), wish) for rank, head in enumerate(heads)]
         met = Met(with_rows, shapes, {i: {} for i in with_rows}, {}, told, wish)
-        if self._memory.grow([self.size_of(met, rank) for rank in self.group.ranks], "row-sparse gradients"):
+        if self._memory.grow([told[rank].num_bytes for rank in self.group.ranks], "row-sparse gradients"):
             if not has_written:
                 _write(written.values(), self._memory.own)
             self.group.exchange("the rows of all are in more memory")
-        for (node, i), each in written.items():
-            met.rows[i][node] = each.own
+        for (place, i), each in written.items():
+            met.rows[i][nodes[place]] = each.own
         for place, rank in enumerate(self.group.ranks):
             if rank != self._communicator.rank:
                 self.read(self._memory.of[place], rank, met, met.rows)
         if sum_of_squares is not None:
             met.squares.update(self._squares_of_all(met))
         return met
-
-    def size_of(self, met: Met, rank: int) -> int:
-        """Return how many bytes a process has written."""
-        told = met.told[rank]
-        return sum(
-            _size(met.shapes[i], counts[i], numbers[i])
-            for counts, numbers in zip(told.counts, told.numbers, strict=True)
-            for i in met.with_rows
-        )
 
     def read(self, memory: Array, rank: int, met: Met, into: Mapping[int, dict[Node, Rows]]) -> None:
         """Add what a process wrote to ``into``, by gradient and node, as views of its memory."""
@@ -219,7 +213,7 @@ class HostRows:
     def _tell(self, head: bytes, num_columns: int, label: bytes) -> list[bytes]:
         """Return the heads of all processes, by rank."""
         most_replicas = max(map(len, self._hosting.leaves))
-        longest = 8 * num_columns * (1 + 3 * most_replicas)
+        longest = 8 * (num_columns * (1 + 3 * most_replicas) + 1)
         if self.group.holds_all and longest <= MAX_PAYLOAD_BYTES:
             return self.group.exchange("the rows of all are ready", label, head)
         return self._communicator.all_gather_bytes(head, label)
@@ -236,18 +230,18 @@ class HostRows:
 
     def _told(self, head: bytes, rank: int, num_columns: int, wish: Wish) -> Told:
         num_nodes, num_leaves = len(self.nodes_of(rank, wish)), len(self._hosting.leaves[rank])
-        numbers = struct.unpack_from(f"={len(head) // 8 - num_columns}q", head, 8 * num_columns)
-        most = num_columns * (2 * num_nodes + num_leaves)
-        if len(numbers) not in (num_columns * 2 * num_nodes, most):
+        of_nodes = num_columns * num_nodes
+        num_squares = len(head) // 8 - (num_columns + 1 + 2 * of_nodes)
+        if num_squares not in (0, num_columns * num_leaves):
             raise RemoteProtocolError(
-                f"rank {rank} told of {len(numbers)} numbers of rows, not {2 * num_columns * num_nodes}: do all ranks "
-                "apply gradients to the same variables?"
+                f"rank {rank} told of rows in {len(head)} bytes, not {len(head) - 8 * num_squares}: do all ranks apply "
+                "gradients to the same variables?"
             )
-        rows = [list(numbers[at : at + num_columns]) for at in range(0, 2 * num_columns * num_nodes, num_columns)]
-        num_squares = len(numbers) - 2 * num_columns * num_nodes
-        squares = struct.unpack_from(f"={num_squares}d", head, 8 * num_columns * (1 + 2 * num_nodes))
-        of_columns = [list(squares[at : at + num_leaves]) for at in range(0, num_squares, max(num_leaves, 1))]
-        return Told(rows[:num_nodes], rows[num_nodes:], of_columns)
+        told = struct.unpack_from(f"={1 + 2 * of_nodes}q{num_squares}d", head, 8 * num_columns)
+        each = [told[at : at + num_columns] for at in range(1, 1 + 2 * of_nodes, num_columns)]
+        squares = told[1 + 2 * of_nodes :]
+        of_columns = [squares[at : at + num_leaves] for at in range(0, num_squares, max(num_leaves, 1))]
+        return Told(told[0], each[:num_nodes], each[num_nodes:], of_columns)
 
     def _squares(self, sum_of_squares: Callable[[Array], Any], is_sparse: bool, column: Column) -> list[float]:
         """Return the sums of squares of the rows of each hosted replica."""
@@ -278,18 +272,22 @@ def _write(written: Iterable[WrittenRows], memory: Array) -> None:
 def _head(
     mine: Sequence[int],
     num_columns: int,
-    written: Mapping[tuple[Node, int], WrittenRows],
-    nodes: Sequence[Node],
+    num_nodes: int,
+    num_bytes: int,
+    written: Mapping[tuple[int, int], WrittenRows],
     squares: Sequence[Sequence[float]],
 ) -> bytes:
-    """Return what a process tells: which gradients are row-sparse, then what :class:`Told` has."""
-    flags, nothing = [0] * num_columns, [0] * num_columns
+    """Return what a process tells: which gradients are row-sparse, then what :class:`Told` has.
+
+    ``written``: by place of the node and position of the gradient.
+    """
+    told = [0] * (num_columns * (1 + 2 * num_nodes) + 1)
+    told[num_columns] = num_bytes
     for i in mine:
-        flags[i] = 1
-    counts, numbers = {node: nothing.copy() for node in nodes}, {node: nothing.copy() for node in nodes}
-    for (node, i), each in written.items():
-        counts[node][i], numbers[node][i] = each.count, each.number
-    told = [*flags, *(n for row in (*counts.values(), *numbers.values()) for n in row)]
+        told[i] = 1
+    for (place, i), each in written.items():
+        at = num_columns * (1 + place) + 1 + i
+        told[at], told[at + num_columns * num_nodes] = each.count, each.number
     sums = [square for of_column in squares for square in of_column]
     return struct.pack(f"={len(told)}q{len(sums)}d", *told, *sums)
 

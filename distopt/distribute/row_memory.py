@@ -34,6 +34,10 @@ class Shape(NamedTuple):
         """How many bytes a row takes."""
         return self.width * self.dtype.itemsize
 
+    def num_bytes(self, count: int) -> int:
+        """Return the bytes of so many rows, an index with each."""
+        return count * (8 + self.row_bytes)
+
 
 class HostMemory:
     """A segment of each process of ``group``, which grows; ``of`` has them by their place in the group."""

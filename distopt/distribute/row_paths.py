@@ -112,15 +112,16 @@ class RowPaths:
         readers = [owner for owner, partner in self.partners.items() if partner == rank]
         told = read = 0
         for i, of_nodes in met.rows.items():
-            parts = [division(reader, met.shapes[i].num_rows) for reader in readers]
+            shape, sums = met.shapes[i], own_sums.get(i)
+            parts = [division(reader, shape.num_rows) for reader in readers]
             for node, rows in of_nodes.items():
-                looked_at = sum(num_bytes_of(within(rows, part)) for part in parts)
-                if i in own_sums:
-                    looked_at += num_bytes_of(own_sums[i][node])
+                looked_at = 0 if sums is None else len(sums[node].indices)
+                for part in parts:
+                    looked_at += len(within(rows, part).indices)
                 if node in own_nodes:
-                    told += num_bytes_of(rows) - looked_at
+                    told += shape.num_bytes(len(rows.indices) - looked_at)
                 else:
-                    read += looked_at
+                    read += shape.num_bytes(looked_at)
         return told, read
 
     def spread(
@@ -218,12 +219,6 @@ def within(rows: Rows, part: Interval) -> Rows:
 
 def _within(rows: Rows, start: int, stop: int) -> Rows:
     return within(rows, Interval(start, stop))
-
-
-def num_bytes_of(rows: Rows) -> int:
-    """Return the bytes of the rows, an index with each."""
-    indices, values = rows.indices, rows.values
-    return int(indices.nbytes) + len(indices) * int(values.shape[1]) * int(values.itemsize)
 
 
 # ------------------------------------------------------------------------------------------------ as they travel

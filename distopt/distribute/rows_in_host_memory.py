@@ -23,7 +23,6 @@ from distopt.comm.communicator import Communicator, Hosting, Receive, Send
 from distopt.distribute.host_rows import HostRows, Met, Wish
 from distopt.distribute.row_memory import HostMemory, listed_in, num_bytes_of
 from distopt.distribute.row_paths import Interval, RowPaths
-from distopt.distribute.row_paths import num_bytes_of as num_bytes_read_of
 from distopt.distribute.shared_gradients import padded
 from distopt.indexed_slices import IndexedSlices
 from distopt.row_lists import Rows, halves, listed, write_sum
@@ -82,9 +81,9 @@ class RowsInHostMemory:
             )
         told = read = 0
         own = self._rows.own_nodes(_STORED)
-        for of_nodes in met.rows.values():
+        for i, of_nodes in met.rows.items():
             for node, rows in of_nodes.items():
-                num_bytes = num_bytes_read_of(rows)
+                num_bytes = met.shapes[i].num_bytes(len(rows.indices))
                 told, read = (told + num_bytes, read) if node in own else (told, read + num_bytes)
         self._finish(told, read)
         return results
@@ -145,7 +144,7 @@ class RowsInHostMemory:
         found: dict[int, dict[Node, Rows]] = {i: {} for i in met.with_rows}
         if not self._paths.crosses_hosts:
             return found
-        sizes = {rank: self._rows.size_of(met, rank) for rank in self._paths.partners}
+        sizes = {rank: met.told[rank].num_bytes for rank in self._paths.partners}
         places: dict[int, tuple[int, slice]] = {}
         ends = [0] * self._group.size
         for rank, partner in self._paths.partners.items():

@@ -36,6 +36,7 @@ from distopt.distribute.owners import (
     Phases,
     check_path,
     densified,
+    num_bytes_of,
     num_bytes_of_all,
     refuse_split,
     same_variables,
@@ -75,6 +76,8 @@ class Sharded:
         self._has_applied_others = False
         self._steps_made: weakref.WeakKeyDictionary[Any, LayoutSteps] = weakref.WeakKeyDictionary()
         """By optimizer, those that were made last."""
+        self._shared: weakref.WeakKeyDictionary[Any, tuple[tuple[int, ...], int]] = weakref.WeakKeyDictionary()
+        """By optimizer, the variables that were shared last, and how many slots there were."""
         self._latest: weakref.WeakKeyDictionary[Any, _Latest] = weakref.WeakKeyDictionary()
         """By optimizer, whose slots are current at their owners alone."""
 
@@ -145,7 +148,7 @@ class Sharded:
         traffic, variables = self._communicator.traffic, pairs_of[0].variables
         waited, before = traffic.wait_s, inspector.book.traffic()
         own_rows = self._own_rows()
-        self._share(optimizer, variables)
+        self._share(optimizer, pairs_of[0])
         steps: LayoutSteps | None = None
 
         def write_dense(with_rows: tuple[int, ...]) -> None:
@@ -167,7 +170,7 @@ class Sharded:
             steps.paths.collect(label, withdraws=False, differs=True)
             traffic.bytes_received += steps.paths.num_bytes_read
             traffic.bytes_sent += steps.paths.num_bytes_told
-        num_bytes = num_bytes_of_all([gradient for gradient, _ in pairs] for pairs in pairs_of)
+        num_bytes = sum([num_bytes_of(gradient) for pairs in pairs_of for gradient, _ in pairs])
         inspector.note_gradients(path, num_bytes, variables, before)
         if not group.holds_all:
             self._latest[optimizer] = _Latest(steps, tables, own_rows)
@@ -193,7 +196,7 @@ class Sharded:
         started = time.perf_counter()
         variables = pairs_of[0].variables
         self._gather_slots(optimizer)
-        self._share(optimizer, variables)
+        self._share(optimizer, pairs_of[0])
         columns = [[pairs[i][0] for pairs in pairs_of] for i in range(len(variables))]
         before = self._inspector.book.traffic()
         gather = functools.partial(gather_rows, self._hosting, self._communicator.rank, self._communicator)
@@ -210,10 +213,13 @@ class Sharded:
         self._phases.combine += combined - started
         self._phases.apply += time.perf_counter() - combined
 
-    def _share(self, optimizer: Any, variables: Sequence[Any]) -> None:
-        """Have ``variables`` and their slots lie in the memory of the host."""
-        segments = {id(v.placement[0]): v.placement[0] for v in variables}.values()
-        self._arena.take(optimizer, segments, self._gather_slots)
+    def _share(self, optimizer: Any, pairs: Any) -> None:
+        """Have the variables of ``pairs``, and their slots, lie in the memory of the host."""
+        state = pairs.key, optimizer.slots.num_added
+        if self._shared.get(optimizer) != state:
+            segments = {id(v.placement[0]): v.placement[0] for v in pairs.variables}.values()
+            self._arena.take(optimizer, segments, self._gather_slots)
+            self._shared[optimizer] = state
 
     def _note_times(self, started: float, written: float, waited_s: float) -> None:
         """Note the phases of an apply call that ends now."""

@@ -51,7 +51,8 @@ class ShardedRows:
         self._rows = HostRows(hosting, communicator)
         self.arrays = self._rows.arrays
         self._paths = RowPaths(hosting, communicator)
-        self._hosts = communicator.host_group.hosts
+        hosts = communicator.host_group.hosts
+        self._division = functools.lru_cache(maxsize=1024)(lambda rank, num_rows: divide_rows(num_rows, hosts, rank))
         # In order where they travel, which takes less, or are more than two lists, which are added two at a time.
         crosses, num_lists = self._paths.crosses_hosts, sum(map(len, hosting.covers))
         self._wishes = {False: Wish(False, crosses), True: Wish(True, crosses or num_lists > 2)}
@@ -118,9 +119,6 @@ class ShardedRows:
             own = self._division(self._communicator.rank, len(array))
             made[i] = _all_rows(array, own)
         self._paths.spread(made, shapes, self._division, arrays.__getitem__)
-
-    def _division(self, rank: int, num_rows: int) -> Interval:
-        return divide_rows(num_rows, self._hosts, rank)
 
     def _sums(self, path: Any, of_nodes: Mapping[Node, Rows], bits: Array) -> Sequence[Rows]:
         """Return what the rule takes, from sums, which nothing looks at before."""

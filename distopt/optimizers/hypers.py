@@ -51,6 +51,8 @@ class HyperTable:
         self._scope = scope
         self._values: dict[str, Any] = {}
         self._created = False
+        self.are_variables = False
+        """Whether all are variables of no graph by now, as in nearly every step: nothing is to be called then."""
 
     def __contains__(self, name: object) -> bool:
         return name in self._values
@@ -66,6 +68,7 @@ class HyperTable:
         present = self._values.get(name)
         if not isinstance(present, Variable) or isinstance(value, LearningRateSchedule):
             self._values[name] = value
+            self._look()
             return
         if callable(value) and not isinstance(value, Variable | Tensor):
             raise TypeError(
@@ -116,12 +119,10 @@ class HyperTable:
 
     def has_callables(self) -> bool:
         """Return whether a hyper is a function, asked at every step; a schedule, which knows the step, is not."""
-        for value in self._values.values():
-            if type(value) is Variable or not callable(value):
-                continue  # nearly always the former by now
-            if not isinstance(value, LearningRateSchedule | Variable | Tensor):
-                return True
-        return False
+        return not self.are_variables and any(
+            callable(value) and not isinstance(value, LearningRateSchedule | Variable | Tensor)
+            for value in self._values.values()
+        )
 
     def numbers(self) -> dict[str, float]:
         """Return the hypers that are numbers or variables, by name: what a checkpoint keeps."""
@@ -144,6 +145,10 @@ class HyperTable:
                 self._values[name] = Variable(
                     value, trainable=False, dtype=np.dtype(np.float32), name=f"{self._scope}/{name}"
                 )
+        self._look()
+
+    def _look(self) -> None:
+        self.are_variables = all(type(value) is Variable for value in self._values.values())
 
 
 _AT_ONCE = 16

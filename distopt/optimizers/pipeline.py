@@ -151,11 +151,11 @@ class Fits:
             return fit.in_place
         arrays = None if fit is None else _arrays_of(pairs, fit.variables)
         if fit is None or arrays is None:
-            fit = self._fits.get(tuple(map(id, map(_variable, pairs))))
-            arrays = None if fit is None else _arrays_of(pairs, fit.variables)
-            if fit is None or arrays is None:
+            other = self._fits.get(tuple(map(id, map(_variable, pairs))))
+            arrays = None if other is None or other is fit else _arrays_of(pairs, other.variables)
+            if other is None or arrays is None:
                 return None
-            self._latest = fit
+            self._latest = fit = other
         places = fit.places
         if places is not None and all(map(is_, arrays, places)):
             found = Pairs(pairs, fit.variables, places, fit.key)
@@ -222,16 +222,17 @@ def _checked(gradient: Any, variable: Any) -> Any:
 
 
 def _check_slices(gradient: IndexedSlices, variable: Variable) -> None:
-    name, shape = variable.name, tuple(variable.shape)
+    name, storage, values = variable.name, variable.storage, gradient.values.numpy()
+    shape = storage.shape
     if variable.constraint is not None:
         raise RuntimeError(f"variable {name!r} has a constraint, so it cannot take a row-sparse gradient")
-    if gradient.dtype != variable.dtype:
+    if values.dtype != storage.dtype:
         raise GradientDtypeError(
-            f"the gradient of variable {name!r} has dtype {gradient.dtype}, the variable {variable.dtype}"
+            f"the gradient of variable {name!r} has dtype {values.dtype}, the variable {storage.dtype}"
         )
-    if not shape or tuple(gradient.values.shape[1:]) != shape[1:]:
+    if not shape or values.shape[1:] != shape[1:]:
         raise GradientShapeError(
-            f"the rows of the gradient of variable {name!r} have shape {list(gradient.values.shape[1:])}, "
+            f"the rows of the gradient of variable {name!r} have shape {list(values.shape[1:])}, "
             f"those of the variable {list(shape[1:])}"
         )
     if gradient.dense_shape not in (None, shape):
@@ -240,7 +241,7 @@ def _check_slices(gradient: IndexedSlices, variable: Variable) -> None:
             f"the variable {list(shape)}"
         )
     indices = gradient.indices
-    if indices.size and (indices.min() < 0 or indices.max() >= shape[0]):
+    if indices.size and (np.minimum.reduce(indices) < 0 or np.maximum.reduce(indices) >= shape[0]):
         wrong = indices[(indices < 0) | (indices >= shape[0])]
         raise GradientShapeError(
             f"the gradient of variable {name!r} has row {wrong[0]}; the variable has rows 0..{shape[0] - 1}"

@@ -102,6 +102,8 @@ class RecordedUpdates(UpdateMethods):
     @property
     def has_callable_hypers(self) -> bool:
         """Whether a hyper is a function or a deferred tensor, which another process may see differently."""
+        if self._hypers.are_variables:
+            return False
         return super().has_callable_hypers or bool(self._deferred_hypers())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -108,12 +109,15 @@ class Rule:
         if self.kind is not Kind.ELEMENT_WISE and self.sparse != ALL_ROWS:
             raise ValueError(f"rule {self.name} needs whole gradients, so row-sparse ones must touch all rows")
 
+    def __hash__(self) -> int:
+        return hash((self.name, self.step))  # kernels are looked up by rules in every step, and equal ones have these
+
     @property
     def is_element_wise(self) -> bool:
         """Whether one pass over single elements carries out the rule."""
         return self.kind is Kind.ELEMENT_WISE
 
-    @property
+    @functools.cached_property
     def sparse_step(self) -> Rule:
         """The rule that a row-sparse gradient is run with."""
         if self.sparse.step is None:
