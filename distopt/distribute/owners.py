@@ -106,10 +106,10 @@ def refuse_hooks(path: Any, placement: str, num_servers: int = 0, names: Sequenc
 
     Raises: PlacementError.
     """
-    if path.local_steps:
-        refuse_split(path.local_steps.full_name, placement)
     if path.runs_at_owners:
         return
+    if path.local_steps:
+        refuse_split(path.local_steps.full_name, placement)
     aggregator, hooks = path.aggregator, " and ".join(path.whole_gradient_hooks())
     if placement == "server" and getattr(aggregator, "by_samples", False):
         raise PlacementError(

@@ -35,12 +35,14 @@ def goes_by_rows(path: Any, variable: Any) -> bool:
     if not path.aggregator.sums or optimizer.features.accumulation_steps > 1:
         return False
     rule = optimizer.rule_of(variable)
-    if not rule.is_element_wise and optimizer.clips.active:
+    if rule.is_element_wise:
+        return True
+    if optimizer.clips.active:
         raise PlacementError(
             f"the gradient of {variable.name!r} is row-sparse and clipped, and rule {rule.name} needs it whole, which "
             "servers cannot do; use placement 'replica', or make the gradient dense"
         )
-    return bool(rule.is_element_wise)
+    return False
 
 
 def parcels(
