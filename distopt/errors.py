@@ -52,6 +52,7 @@
         ├── NonFiniteGradientError (ArithmeticError)     a gradient that is infinite or not a number
         ├── UnequalHypersError (ValueError)              processes have different learning rates
         ├── UnequalStepsError (ValueError)               processes are at different steps
+        ├── UnequalValuesError (ValueError)              processes have different values of a variable
         ├── TwoStrategiesError (ValueError)              one optimizer under two strategies
         └── ForeignVariableError (ValueError)            a variable of another strategy
 
@@ -267,6 +268,10 @@ class UnequalHypersError(MistakeError, ValueError):
 
 class UnequalStepsError(MistakeError, ValueError):
     """The optimizers of the processes of a step have made different numbers of steps."""
+
+
+class UnequalValuesError(MistakeError, ValueError):
+    """The processes of a job begin to train a variable from different values."""
 
 
 class TwoStrategiesError(MistakeError, ValueError):

@@ -87,6 +87,7 @@ class Variable(Operand, metaclass=_OneForAllReplicas):
         "constraint",
         "is_followed",
         "is_split",
+        "may_differ",
         "name",
         "placement",
         "readers",
@@ -142,6 +143,8 @@ class Variable(Operand, metaclass=_OneForAllReplicas):
         self._copies: dict[int, Array] | None = None
         self.is_split = False
         """Whether the replicas hosted here have copies of their own."""
+        self.may_differ = False
+        """Whether single replicas have written to it, so that another process may rightly hold another value."""
         self.readers: list[Recording] = []
         """The recordings of ordinary tapes that hold a view of the value; each takes itself out when it ends."""
         self.name = f"{name or 'Variable'}:0"

@@ -67,6 +67,8 @@ class Extended:
         self.cross_context = Context(strategy, None, CrossReplicaAccess(strategy))
         self.given_hypers: dict[str, float] | None = None
         """Hypers that were evaluated elsewhere, for a server that re-enacts replicas."""
+        self._written_alone: tuple[int, ...] = ()
+        """The variables of the latest update without aggregation, by identity."""
         self._host_of_first_replica = next(rank for rank, replicas in enumerate(hosting.hosted) if 0 in replicas)
         self.strategy = strategy
         self.creations = Creations(ids) if len(ids) > 1 else None
@@ -270,6 +272,7 @@ class Extended:
         for variable in variables:
             if self.hosting.num_replicas > 1:
                 self.owners.may_split(f"an unaggregated write to {variable.name}")
+                variable.may_differ = True
             variable.strategy = self.strategy
             if not variable.is_split and self.num_hosted > 1:
                 self.own_copies(variable)
@@ -323,6 +326,10 @@ class Extended:
         pairs_of = values.local_components(pairs, self.num_hosted)
         first = pairs_of[0]
         variables = same_variables(pairs_of)
+        if first.key is not self._written_alone:
+            self._written_alone = first.key
+            for variable in variables:
+                variable.may_differ = True
         alike = all(same_bits(first, other) for other in pairs_of[1:])
         self.inspector.adopt(optimizer)
         if self.inspector.looks_at_applies:

@@ -30,7 +30,13 @@ from distopt.agreement import (
 )
 from distopt.comm.communicator import Communicator
 from distopt.distribute.optimizer_settings import OptimizerSettings, describe_differing, differing
-from distopt.errors import MergeOrderError, RemoteProtocolError, UnequalHypersError, UnequalStepsError
+from distopt.errors import (
+    MergeOrderError,
+    RemoteProtocolError,
+    UnequalHypersError,
+    UnequalStepsError,
+    UnequalValuesError,
+)
 from distopt.optimizers import changes
 from distopt.types import Array
 
@@ -54,6 +60,8 @@ class _Told(msgspec.Struct, frozen=True, array_like=True):
     versions: dict[str, str]
     iterations: int
     """How many steps the optimizer has made."""
+    values: tuple[int | None, ...]
+    """Before the first step a digest of each variable's value; None for one that single replicas have written to."""
 
     def optimizer_key(self) -> tuple[Any, ...]:
         return self.optimizer, tuple(sorted(self.settings.items()))
@@ -144,11 +152,15 @@ class Known:
 
 
 class Introductions:
-    """The lists of variables that the processes of ``communicator`` have told each other; ``num_replicas`` in all."""
+    """The lists of variables that the processes of ``communicator`` have told each other; ``num_replicas`` in all.
 
-    def __init__(self, communicator: Communicator | None, num_replicas: int) -> None:
+    ``holds_values``: each process goes on with the values that it has itself, so they have to be equal.
+    """
+
+    def __init__(self, communicator: Communicator | None, num_replicas: int, *, holds_values: bool = True) -> None:
         self._communicator = communicator
         self._num_replicas = num_replicas
+        self._holds_values = holds_values
         self._known: weakref.WeakKeyDictionary[Any, dict[tuple[int, ...], Known]] = weakref.WeakKeyDictionary()
         self._latest: tuple[Callable[[], Any], tuple[int, ...] | None, Any] = _nobody, None, None
 
@@ -182,10 +194,12 @@ class Introductions:
         variables = tuple((v.name, tuple(v.shape), v.dtype.name) for _, v in pairs_of[0])
         told_settings = {**settings.current, **{name: repr(float(value)) for name, value in hypers.items()}}
         iterations = int(optimizer.iterations.storage)
-        mine = _Told(rows, variables, type(optimizer).__name__, told_settings, versions(), iterations)
+        mine = _Told(rows, variables, type(optimizer).__name__, told_settings, versions(), iterations, ())
         communicator = self._communicator
         everyone = [mine]
         if communicator is not None and communicator.size > 1:
+            if self._holds_values and iterations == 0:
+                mine = msgspec.structs.replace(mine, values=tuple(map(_digest_of_value, pairs_of[0].variables)))
             names = ", ".join(name for name, _, _ in variables[:_MOST_NAMES])
             call = Call("apply", f"makes its first apply call for {names}", msgspec.msgpack.encode(mine))
             calls = exchange_calls(communicator, call)
@@ -195,6 +209,7 @@ class Introductions:
             raise disagreement(odd.most, lists[odd.reference], odd.name, lists[odd.rank])
         _refuse_other_steps(everyone)
         _refuse_other_optimizers(everyone)
+        _refuse_other_values(everyone)
         if isinstance(optimizer.gradient_aggregator, GradientAggregator):
             optimizer.gradient_aggregator.check_replicas(self._num_replicas)
         _warn_of_other_versions(everyone)
@@ -234,6 +249,22 @@ def _refuse_other_optimizers(everyone: Sequence[_Told]) -> None:
     found = [("class", most.optimizer, other.optimizer)] if most.optimizer != other.optimizer else []
     lines = odd.describe([*found, *differing(most.settings, other.settings)])
     raise UnequalHypersError(f"the optimizers of the processes differ: {lines}; make them alike on every process")
+
+
+def _digest_of_value(variable: Any) -> int | None:
+    return None if variable.may_differ else zlib.crc32(variable.storage.reshape(-1).view(np.uint8))
+
+
+def _refuse_other_values(everyone: Sequence[_Told]) -> None:
+    names = [name for name, _, _ in everyone[0].variables]
+    for name, *digests in zip(names, *[told.values for told in everyone], strict=False):
+        odd = None if None in digests else find_odd(dict(enumerate(digests)))
+        if odd:
+            raise UnequalValuesError(
+                f"variable {name!r} has another value on {odd.name} than on {odd.most}; make it under "
+                "`strategy.scope()`, which gives all processes that of rank 0, or assign and restore on every process "
+                "alike"
+            )
 
 
 def _warn_of_other_versions(everyone: Sequence[_Told]) -> None:

@@ -42,7 +42,7 @@ class Servers:
         self._phases = phases
         self._inspector = inspector
         self._scratch = Scratch()
-        self._introductions = Introductions(communicator, hosting.num_replicas)
+        self._introductions = Introductions(communicator, hosting.num_replicas, holds_values=False)
         self._parts_of_layout: weakref.WeakKeyDictionary[Any, list[tuple[VariablePart, ...]]] = (
             weakref.WeakKeyDictionary()
         )

@@ -829,6 +829,40 @@ def test_iterations_that_differ_between_processes_are_refused() -> None:
         across_processes(step)
 
 
+@catches(errors.UnequalValuesError)
+def test_variable_that_begins_with_another_value_on_one_process_is_refused() -> None:
+    outside = [tf.Variable(np.float32([1, 2]), name="w") for _ in range(3)]
+
+    def first_step(strategy: tf.distribute.Strategy, w: tf.Variable) -> None:
+        optimizer = tf.keras.optimizers.SGD(1.0)
+        strategy.run(lambda: apply(optimizer, (gradient(1, 1), w)))
+
+    def worker(strategy: tf.distribute.Strategy) -> None:
+        rank = strategy.extended.rank
+        with strategy.scope():
+            shared, assigned = (variable("a", np.random.default_rng(rank).normal(size=2)) for _ in range(2))
+        for ours in (outside[rank], shared, outside[rank]):
+            first_step(strategy, ours)
+        assigned.assign([0.0, float(rank == 1)])
+        before = assigned.numpy()
+        with pytest.raises(errors.UnequalValuesError, match=r"'a:0' has another.*rank 1 than.*rank 0 \(as 2 of 3\)"):
+            first_step(strategy, assigned)
+        assert assigned.numpy().tolist() == before.tolist()
+
+    run_strategy(worker, 3, num_workers=3)
+
+
+def test_copies_that_replicas_have_of_their_own_may_differ() -> None:
+    def step(rank: int) -> None:
+        w = variable()
+        optimizer = tf.keras.optimizers.SGD(1.0)
+        apply(optimizer, (gradient(rank, 1), w), experimental_aggregate_gradients=False)
+        apply(tf.keras.optimizers.SGD(1.0), (gradient(1, 1), w))
+        assert w.numpy().tolist() == [-rank - 2, -3]
+
+    across_processes(step)
+
+
 # ---------------------------------------------------------------- whose optimizer, whose variable
 
 
