@@ -62,10 +62,12 @@ class StrategyReplicaContext:
 
         ``value`` is a tensor, a variable, a number, IndexedSlices, or a nested structure of these, of the same shapes
         everywhere; a structure takes one exchange. The canonical sum decides the order of additions; ``MEAN`` divides
-        it by the number of replicas. IndexedSlices stay row-sparse: all replicas' rows in order, duplicates kept.
+        it by the number of replicas. IndexedSlices stay row-sparse: all replicas' rows in order, duplicates kept; those
+        that a replica has dense become dense on all of them, which the reference does not offer.
         Differentiable where dense: the gradient is the same reduction of the upstream gradients.
 
-        Raises: UnequalShapesError, UnequalDtypesError, UnequalReduceOpsError or MergeOrderError where replicas differ.
+        Raises: UnequalShapesError, UnequalDtypesError, UnequalReduceOpsError or MergeOrderError where replicas differ;
+        TypeError for None, for booleans, and for what is no number.
         """
         operation = ReduceOp.parse(reduce_op)
         leaves = nest.flatten(value)

@@ -16,10 +16,12 @@ from distopt.comm.communicator import Communicator, Hosting, Withdrawn
 from distopt.distribute.codes import gather_codes, sends_codes
 from distopt.distribute.early_sums import Overlap
 from distopt.distribute.inspector import Inspector
-from distopt.distribute.introduction import Introductions, label_of_values
+from distopt.distribute.introduced_values import IntroducedValues, label_of_values
+from distopt.distribute.introduction import Introductions
 from distopt.distribute.owners import (
     Phases,
     Scratch,
+    addable,
     any_rows,
     check_alike,
     contributions,
@@ -28,7 +30,7 @@ from distopt.distribute.owners import (
     same_variables,
     zeros_like,
 )
-from distopt.distribute.row_exchange import Combine, gather_rows, is_row_sparse, sum_rows
+from distopt.distribute.row_exchange import Combine, gather_rows, sum_rows
 from distopt.distribute.span_paths import CHUNK_BYTES
 from distopt.optimizers.terms import Terms
 from distopt.types import Array
@@ -55,7 +57,7 @@ class EveryProcess:
         self._scratch = Scratch()
         self._is_alone = hosting.num_replicas == 1 and communicator is None
         self._introductions = Introductions(communicator, hosting.num_replicas)
-        self._rows_by_shapes: dict[Any, bool] = {}
+        self._values = IntroducedValues(communicator)
         self._latest_key: tuple[tuple[int, ...], bool] = (), True
         self._has_updated = False
         """Whether the apply call that is under way has made its update."""
@@ -169,30 +171,31 @@ class EveryProcess:
             return False
         return not inspector.lets_pass(gradients, pairs_of, int(optimizer.iterations.storage))
 
-    def aggregate(
-        self, aggregator: Aggregator, columns: Sequence[Sequence[Any]], *, rows_may_differ: bool = False
-    ) -> list[Any]:
+    def aggregate(self, aggregator: Aggregator, columns: Sequence[Sequence[Any]]) -> list[Any]:
         """Return the aggregate over all replicas of each gradient; ``columns[i]`` has those of each hosted replica.
 
-        ``rows_may_differ``: a process may have row-sparse ones where this one has none; unless it is set, all have them
-        where this one has.
-
         Gradients that are row-sparse on all replicas stay so under an aggregator that sums: their rows in replica
-        order, duplicates kept. Where some replicas have one dense, it is made dense.
+        order, duplicates kept. One that some replica has dense is made dense, wherever that replica is.
+
+        Raises: UnequalShapesError, UnequalDtypesError, UnequalReduceOpsError or MergeOrderError where replicas differ;
+            TypeError for what cannot be added.
         """
-        if not rows_may_differ or self._communicator is None or self._communicator.size == 1:
-            by_rows = any_rows(columns) if rows_may_differ else any(map(is_row_sparse, columns))
-            return self.aggregate_by(aggregator, columns, self._combine_rows(may_sum=False) if by_rows else None)
-        key = tuple((column[0].shape, column[0].dtype) for column in columns)
+        columns = [list(map(addable, column)) for column in columns]
+        for column in columns:
+            check_alike(column)
         have_rows = any_rows(columns)
-        if key not in self._rows_by_shapes:
-            self._rows_by_shapes[key] = any(self._communicator.all_gather_bytes(b"rows" if have_rows else b""))
-        if not self._rows_by_shapes[key]:
+        if not aggregator.sums:
+            return self.aggregate_by(aggregator, columns, None)
+        if self._communicator is None or self._communicator.size == 1:
+            return self.aggregate_by(aggregator, columns, self._combine_rows(may_sum=False) if have_rows else None)
+        firsts = [column[0] for column in columns]
+        label = label_of_values(aggregator, firsts)
+        if not self._values.may_be_rows(label, aggregator, firsts, have_rows=have_rows):
             try:
-                return self.aggregate_by(aggregator, columns, None, withdraws=have_rows)
+                return self.aggregate_by(aggregator, columns, None, label, withdraws=have_rows)
             except Withdrawn:
-                self._rows_by_shapes[key] = True
-        return self.aggregate_by(aggregator, columns, self._combine_rows(may_sum=False))
+                self._values.begin_rows(label)
+        return self.aggregate_by(aggregator, columns, self._combine_rows(may_sum=False), label)
 
     def _combine_rows(self, *, may_sum: bool) -> Combine:
         """Return what brings rows together: their sums, if nothing looks at them before, or as they were stored."""
@@ -263,7 +266,7 @@ class EveryProcess:
             check_alike(arrays)
         aggregator.check_replicas(self._hosting.num_replicas)
         if isinstance(aggregator, Aggregator):
-            return self.aggregate(aggregator, columns)
+            return self.aggregate_by(aggregator, columns, None)
         if isinstance(aggregator, JointAggregator):
             return aggregator.combine_jointly(
                 Meeting(
@@ -271,7 +274,7 @@ class EveryProcess:
                     self._hosting.hosted[self._rank],
                     [variable for _, variable in pairs_of[0]],
                     dense_of,
-                    functools.partial(self.aggregate, Sum()),
+                    functools.partial(self.aggregate_by, Sum(), combine_rows=None),
                 )
             )
         assert isinstance(aggregator, WholeAggregator), f"{aggregator.name} is none of the known kinds"

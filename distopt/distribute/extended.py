@@ -160,7 +160,7 @@ class Extended:
             combined: list[Any] = self.every_process.combine_whole(aggregator, pairs_of)
             self._note_reduction("gradients (hook)", aggregator, columns, before)
             return combined
-        return self._aggregate("gradients (hook)", aggregator, columns, rows_may_differ=True)
+        return self._aggregate("gradients (hook)", aggregator, columns)
 
     def all_reduce_arrays(self, operation: ReduceOp | str, value: Any) -> Array:
         """Return ``value`` (an array, or one a hosted replica) reduced over all replicas."""
@@ -172,12 +172,10 @@ class Extended:
         aggregator: Aggregator,
         columns: Sequence[Sequence[Any]],
         noted: Aggregator | None = None,
-        *,
-        rows_may_differ: bool = False,
     ) -> list[Any]:
         """Return the aggregate of each column, and leave a receipt; ``noted`` is what it is for, where that differs."""
         before = self.book.traffic()
-        totals = self.every_process.aggregate(aggregator, columns, rows_may_differ=rows_may_differ)
+        totals = self.every_process.aggregate(aggregator, columns)
         self._note_reduction(what, noted or aggregator, columns, before)
         return totals
 
@@ -409,7 +407,7 @@ def same_bits(first: Any, second: Any) -> bool:
 
 
 def _holds_integers(value: Any) -> bool:
-    return not isinstance(value, IndexedSlices) and np.asarray(value).dtype.kind in "biu"
+    return (value if isinstance(value, IndexedSlices) else np.asarray(value)).dtype.kind in "biu"
 
 
 def _parts(gradient: Any) -> tuple[Array, Array]:

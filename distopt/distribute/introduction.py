@@ -6,7 +6,6 @@ small exchange a list, and none in later steps, in which a label travels with th
 
 from __future__ import annotations
 
-import functools
 import logging
 import platform
 import struct
@@ -21,7 +20,6 @@ import numpy as np
 from distopt.aggregation import GradientAggregator
 from distopt.agreement import (
     Described,
-    Label,
     describe_names,
     digest_of,
     disagreement,
@@ -38,13 +36,14 @@ from distopt.errors import (
     UnequalValuesError,
 )
 from distopt.optimizers import changes
-from distopt.types import Array
 
 logger = logging.getLogger(__name__)
 
 SAME_CALLS = "every process must make the same variables, all_reduce and apply_gradients calls in the same order"
 
 _MOST_NAMES = 8
+_CALL = pack_label(digest_of("call"), 0, 0)
+"""The label of what :func:`exchange_calls` sends, so that one that reduces meanwhile finds out."""
 
 
 class _Told(msgspec.Struct, frozen=True, array_like=True):
@@ -86,7 +85,7 @@ def exchange_calls(communicator: Communicator, mine: Call) -> list[Call]:
     Raises: MergeOrderError, the same on all ranks that call this, that names the one that does something else.
     """
     try:
-        payloads = communicator.all_gather_bytes(msgspec.msgpack.encode(mine))
+        payloads = communicator.all_gather_bytes(msgspec.msgpack.encode(mine), _CALL)
     except RemoteProtocolError as error:
         raise MergeOrderError(
             f"rank {communicator.rank} {mine.text}, and another process does something else; {SAME_CALLS}"
@@ -276,16 +275,6 @@ def _warn_of_other_versions(everyone: Sequence[_Told]) -> None:
 def versions() -> dict[str, str]:
     """Return the versions of what computes here."""
     return {"numpy": np.__version__, "python": ".".join(platform.python_version_tuple()[:2])}
-
-
-def label_of_values(aggregator: GradientAggregator, arrays: Sequence[Array]) -> bytes:
-    """Return the label of a reduction of values, of which those of one replica are ``arrays``."""
-    return _label_of_kinds(aggregator.full_name, tuple([(array.shape, array.dtype.num) for array in arrays]))
-
-
-@functools.lru_cache(maxsize=1024)
-def _label_of_kinds(aggregator: str, kinds: tuple[Any, ...]) -> bytes:
-    return Label(digest_of("values", aggregator, kinds)).encode()
 
 
 def _comparable(described: Sequence[Described]) -> list[tuple[Any, ...]]:

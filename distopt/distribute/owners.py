@@ -193,17 +193,44 @@ def num_bytes_of_all(gradients: Iterable[Iterable[Any]]) -> int:
     return sum(num_bytes_of(gradient) for some in gradients for gradient in some)
 
 
-def check_alike(arrays: Sequence[Array]) -> None:
-    """Refuse values that cannot be reduced with each other.
+def shape_of(value: Any) -> tuple[int | None, ...]:
+    """Return the shape of an array, or of what IndexedSlices are rows of: None for a number of rows that is not known.
+
+    >>> shape_of(IndexedSlices(np.ones((2, 3)), [4, 4])), shape_of(IndexedSlices(np.ones((2, 3)), [4, 4], (9, 3)))
+    ((None, 3), (9, 3))
+    """
+    if not isinstance(value, IndexedSlices):
+        return tuple(value.shape)
+    return (None if value.dense_shape is None else value.dense_shape[0], *value.values.shape[1:])
+
+
+def addable(value: Any) -> Any:
+    """Return ``value`` as an array, or as the IndexedSlices that it is.
+
+    Raises: TypeError for None, and anything else that is no number; for booleans, whose sum NumPy takes for an or.
+
+    >>> addable([1.0, 2.0])
+    array([1., 2.])
+    """
+    found = value if isinstance(value, IndexedSlices) else np.asarray(value)
+    if found.dtype.kind == "b":
+        raise TypeError("booleans cannot be added over replicas; convert them to integers")
+    if found.dtype.kind in "OUSMm":
+        raise TypeError(f"{value} cannot be added over replicas; give zeros where a replica has nothing")
+    return found
+
+
+def check_alike(values: Sequence[Any]) -> None:
+    """Refuse arrays and IndexedSlices that cannot be reduced with each other.
 
     Raises: UnequalShapesError or UnequalDtypesError that lists what the hosted replicas hold.
     """
-    first = arrays[0]
-    if any(array.shape != first.shape for array in arrays):
-        held = ", ".join(str(list(array.shape)) for array in arrays)
+    first = values[0]
+    if any(shape_of(value) != shape_of(first) for value in values[1:]):
+        held = ", ".join(str(list(shape_of(value))) for value in values)
         raise UnequalShapesError(f"the replicas reduce values of different shapes with each other: {held}")
-    if any(array.dtype != first.dtype for array in arrays):
-        held = ", ".join(str(array.dtype) for array in arrays)
+    if any(value.dtype != first.dtype for value in values[1:]):
+        held = ", ".join(str(value.dtype) for value in values)
         raise UnequalDtypesError(f"the replicas reduce values of different dtypes with each other: {held}")
 
 

@@ -40,7 +40,7 @@ def sum_rows(
     own = [_sums(hosting, rank, column) if is_row_sparse(column) else None for column in columns]
     found = own if communicator is None else _all_gather(communicator, rank, hosting.covers, own, columns, label)
     return [
-        None if rows is None else IndexedSlices.of_sum(add_row_sums(hosting.tree, rows), column[0].dense_shape)
+        None if rows is None else IndexedSlices.of_sum(add_row_sums(hosting.tree, rows), column[0].shape)
         for rows, column in zip(found, columns, strict=True)
     ]
 
@@ -75,7 +75,7 @@ def _sums(hosting: Hosting, rank: int, column: Column) -> RowsByNode:
 
 
 def _slices(rows: RowSum, column: Column) -> IndexedSlices:
-    return IndexedSlices(rows.values, rows.indices, column[0].dense_shape)
+    return IndexedSlices(rows.values, rows.indices, column[0].shape)
 
 
 # --------------------------------------------------------------------------------------------------- the payload

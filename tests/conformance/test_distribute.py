@@ -97,6 +97,73 @@ def test_all_reduce_of_a_structure(run_everywhere: RunReplicas, replicas: int, o
     np.testing.assert_array_equal(np.float32(values), stored / np.float32(replicas if operation == "MEAN" else 1))
 
 
+def rows_of(replica: int, *, known_length: bool = True) -> tf.IndexedSlices:
+    shape = (9, 2) if known_length else None
+    return tf.IndexedSlices(values_of(replica, replica + 1, 2), [7] * replica + [replica], shape)
+
+
+@pytest.mark.parametrize("operation", ["SUM", "MEAN"])
+@pytest.mark.parametrize("dense", ["first", "last", "middle", "all but one"])
+def test_all_reduce_of_rows_that_are_dense_on_some_replicas_is_dense_everywhere(
+    run_everywhere: RunReplicas, dense: str, operation: str
+) -> None:
+    are_dense = {"first": {0}, "last": {4}, "middle": {2}, "all but one": {0, 2, 3, 4}}[dense]
+
+    def step(context: Any) -> Any:
+        me = context.replica_id_in_sync_group
+        mixed = values_of(me, 9, 2) if me in are_dense else rows_of(me)
+        whole = tf.IndexedSlices(np.int32([[me, 1]]), [me], (9, 2))
+        counts = np.ones((9, 2), np.int32) if me in are_dense else whole
+        found = [context.all_reduce(operation, value) for value in (mixed, {"a": rows_of(me), "b": mixed}, counts)]
+        # Rows everywhere, then again as before; and of a table of unknown length.
+        found += [context.all_reduce(operation, value) for value in (rows_of(me), mixed)]
+        return [*found, context.all_reduce(operation, rows_of(me, known_length=False))]
+
+    seen = assert_same_everywhere(run_everywhere, 5, each_replica(step))
+    first, nested, counts, rows, again, unknown = seen[0]
+    values = [values_of(r, 9, 2).numpy() if r in are_dense else rows_of(r).to_dense() for r in range(5)]
+    total = ((values[0] + values[1]) + (values[2] + values[3])) + values[4]
+    np.testing.assert_array_equal(np.float32(first[1]), total / np.float32(5) if operation == "MEAN" else total)
+    assert counts[0] == ("float64" if operation == "MEAN" else "int32")
+    assert first == again == nested["b"]
+    assert rows == nested["a"]
+    assert unknown == (*rows[:3], None)
+
+
+def test_values_that_are_dense_for_a_while_may_become_rows(run_everywhere: RunReplicas) -> None:
+    def body(strategy: Strategy) -> Seen:
+        seen: Seen = {r: [] for r in strategy.extended.hosted}
+        for step in range(6):
+
+            def replica(step: int = step) -> Any:
+                context = tf.distribute.get_replica_context()
+                assert context is not None
+                me = context.replica_id_in_sync_group
+                return _Boxed(context.all_reduce("SUM", rows_of(me) if me < step - 1 else values_of(me, 9, 2)))
+
+            local = strategy.experimental_local_results(strategy.run(replica))
+            for r, box in zip(strategy.extended.hosted, local, strict=True):
+                seen[r].append(plain(box.value))
+        return seen
+
+    seen = assert_same_everywhere(run_everywhere, 3, body)
+    assert [value[0] for value in seen[0]] == ["float32"] * 4 + ["rows"] * 2
+
+
+@pytest.mark.parametrize(
+    ("value", "match"), [(None, "zeros"), ("a", "zeros"), ([None, 1.0], "zeros"), (np.ones(2, np.bool_), "integers")]
+)
+def test_what_cannot_be_added_is_refused_before_anything_is_exchanged(
+    run_everywhere: RunReplicas, value: Any, match: str
+) -> None:
+    def body(strategy: Strategy) -> Seen:
+        with pytest.raises(TypeError, match=match):
+            each_replica(lambda context: context.all_reduce("SUM", value))(strategy)
+        return each_replica(lambda context: float(context.all_reduce("SUM", 1.0)))(strategy)
+
+    assert assert_same_everywhere(run_everywhere, 3, body) == dict.fromkeys(range(3), 3.0)
+
+
 @pytest.mark.parametrize("replicas", [1, 3, 5])
 def test_gathered_values_of_uneven_lengths_and_their_gradient(run_everywhere: RunReplicas, replicas: int) -> None:
     def step(context: Any) -> Any:

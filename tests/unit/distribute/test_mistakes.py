@@ -705,14 +705,49 @@ def test_first_apply_call_that_meets_another_call_is_told_so() -> None:
         across_processes(step)
 
 
-@pytest.mark.parametrize("calls", [(("SUM", 2), ("MEAN", 2)), (("SUM", 2), ("SUM", 3))])
-def test_values_reduced_differently_by_processes_are_told_so(calls: Any) -> None:
-    def step(rank: int) -> None:
-        operation, length = calls[rank]
-        all_reduce(operation, np.ones(length))
+ROWS = tf.IndexedSlices(np.ones((1, 2), np.float32), [0])
+VALUES_OF_ONE_RANK: dict[str, tuple[str, Any, type[MistakeError], str]] = {
+    "operation": ("MEAN", np.ones(2), errors.UnequalReduceOpsError, "by sum where {odd} does by mean"),
+    "shape": ("SUM", np.ones(3), errors.UnequalShapesError, r"float64\[2\] on {most}, float64\[3\] on {odd}"),
+    "dtype": ("SUM", np.ones(2, np.int8), errors.UnequalDtypesError, r"float64\[2\] on {most}, int8\[2\] on {odd}"),
+    "number": ("SUM", [np.ones(2)] * 3, errors.MergeOrderError, "1 values where {odd} reduces 3"),
+    "rows": ("SUM", ROWS, errors.UnequalShapesError, r"on {most}, float32\[None, 2\] on {odd}"),
+}
 
-    with pytest.raises(errors.MergeOrderError, match="another operation"):
-        across_processes(step)
+
+@pytest.mark.parametrize("odd", [0, 2])
+@pytest.mark.parametrize("what", VALUES_OF_ONE_RANK)
+def test_rank_that_reduces_other_values_is_named_on_all(what: str, odd: int) -> None:
+    operation, value, error, text = VALUES_OF_ONE_RANK[what]
+    most = r"rank 1 \(as 2 of 3\)" if odd == 0 else r"rank 0 \(as 2 of 3\)"
+
+    def process(comm: Communicator) -> None:
+        strategy = MultiWorkerMirroredStrategy(communicator=comm)
+        with pytest.raises(error, match=text.format(most=most, odd=f"rank {odd}")):
+            strategy.run(lambda: all_reduce(*((operation, value) if comm.rank == odd else ("SUM", np.ones(2)))))
+        strategy.run(lambda: all_reduce("SUM", np.ones(2)))
+
+    run_replicas(process, 3)
+
+
+@pytest.mark.parametrize("odd", [("MEAN", np.ones(2)), ("SUM", np.ones(3)), ("SUM", np.ones(4))])
+def test_values_reduced_differently_later_are_told_so_on_all(odd: Any) -> None:
+    def process(comm: Communicator) -> None:
+        strategy = MultiWorkerMirroredStrategy(communicator=comm)
+        for call in (("SUM", np.ones(2)), ("MEAN", np.ones(2)), ("SUM", np.ones(3))):
+            strategy.run(all_reduce, call)
+        with pytest.raises(errors.MergeOrderError, match=r"rank 0 \(as 2 of 3\) and rank 1 .*another operation"):
+            strategy.run(all_reduce, odd if comm.rank == 1 else ("SUM", np.ones(2)))
+
+    run_replicas(process, 3)
+
+
+def test_rows_of_tables_of_different_lengths_are_not_reduced_with_each_other(strategy: MirroredStrategy) -> None:
+    def step() -> Any:
+        return all_reduce("SUM", tf.IndexedSlices(np.ones((1, 2)), [0], (3 + replica_id(), 2)))
+
+    with pytest.raises(errors.UnequalShapesError, match=r"\[3, 2\], \[4, 2\]"):
+        strategy.run(step)
 
 
 @catches(errors.UnequalHypersError)
