@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,8 @@ def numerics_fingerprint(engine: str) -> dict[str, str]:
     Take it after :func:`distopt.blas.pin_threads`; the number of BLAS threads is part of it. Python's version is not.
     """
     fingerprint = {"machine": platform.machine(), "numpy": np.__version__, "engine": engine, "simd": _simd_features()}
-    for library in _blas_libraries():
+    for controller in _blas_controllers():
+        library = controller.info()
         fingerprint["blas"] = f"{library['internal_api']} {library['version']}"
         fingerprint["blas kernel"] = str(library.get("architecture", "unknown"))
         fingerprint["blas threads"] = str(library["num_threads"])
@@ -26,20 +28,26 @@ def numerics_fingerprint(engine: str) -> dict[str, str]:
     return fingerprint
 
 
-def _blas_libraries() -> list[dict[str, Any]]:
-    """Return the BLAS that NumPy uses. Others may be loaded as well: SciPy brings one of its own, when imported."""
-    libraries = [library for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"]
+@functools.cache
+def _blas_controllers() -> tuple[Any, ...]:
+    """Return what knows the BLAS that NumPy uses, which is found once: that looks at all libraries of the process.
+
+    Others may be loaded as well: SciPy brings one of its own, when imported.
+    """
+    controllers = threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers
     site = Path(np.__file__).resolve().parent.parent
     bundled = {site / "numpy.libs", site / "numpy" / ".dylibs", site / "numpy" / ".libs"}
-    own = [library for library in libraries if Path(library["filepath"]).parent in bundled]
-    return own or libraries[:1]
+    own = [controller for controller in controllers if Path(controller.filepath).parent in bundled]
+    return tuple(own or controllers[:1])
 
 
+@functools.cache
 def _simd_features() -> str:
     extensions: Mapping[str, Any] = dict(np.show_config(mode="dicts").get("SIMD Extensions", {}))
     return " ".join([*extensions.get("baseline", []), *extensions.get("found", [])])
 
 
+@functools.cache
 def _compiler() -> dict[str, str]:
     import llvmlite
     import llvmlite.binding

@@ -6,8 +6,6 @@ small exchange a list, and none in later steps, in which a label travels with th
 
 from __future__ import annotations
 
-import logging
-import platform
 import struct
 import weakref
 import zlib
@@ -27,7 +25,7 @@ from distopt.agreement import (
     pack_label,
 )
 from distopt.comm.communicator import Communicator
-from distopt.distribute.optimizer_settings import OptimizerSettings, describe_differing, differing
+from distopt.distribute.optimizer_settings import OptimizerSettings, differing
 from distopt.errors import (
     MergeOrderError,
     RemoteProtocolError,
@@ -36,8 +34,6 @@ from distopt.errors import (
     UnequalValuesError,
 )
 from distopt.optimizers import changes
-
-logger = logging.getLogger(__name__)
 
 SAME_CALLS = "every process must make the same variables, all_reduce and apply_gradients calls in the same order"
 
@@ -56,7 +52,6 @@ class _Told(msgspec.Struct, frozen=True, array_like=True):
     variables: tuple[tuple[str, tuple[int, ...], str], ...]
     optimizer: str
     settings: dict[str, str]
-    versions: dict[str, str]
     iterations: int
     """How many steps the optimizer has made."""
     values: tuple[int | None, ...]
@@ -193,7 +188,7 @@ class Introductions:
         variables = tuple((v.name, tuple(v.shape), v.dtype.name) for _, v in pairs_of[0])
         told_settings = {**settings.current, **{name: repr(float(value)) for name, value in hypers.items()}}
         iterations = int(optimizer.iterations.storage)
-        mine = _Told(rows, variables, type(optimizer).__name__, told_settings, versions(), iterations, ())
+        mine = _Told(rows, variables, type(optimizer).__name__, told_settings, iterations, ())
         communicator = self._communicator
         everyone = [mine]
         if communicator is not None and communicator.size > 1:
@@ -211,7 +206,6 @@ class Introductions:
         _refuse_other_values(everyone)
         if isinstance(optimizer.gradient_aggregator, GradientAggregator):
             optimizer.gradient_aggregator.check_replicas(self._num_replicas)
-        _warn_of_other_versions(everyone)
         digest = digest_of("gradients", _comparable(lists[0]))
         rows = any(told.rows for told in everyone)
         return Known(rows, pairs_of[0].variables, digest, settings, optimizer.iterations, communicator)
@@ -264,17 +258,6 @@ def _refuse_other_values(everyone: Sequence[_Told]) -> None:
                 "`strategy.scope()`, which gives all processes that of rank 0, or assign and restore on every process "
                 "alike"
             )
-
-
-def _warn_of_other_versions(everyone: Sequence[_Told]) -> None:
-    """Log what may decide bits and differs; a job that is run from a configuration compares more, and refuses it."""
-    if lines := describe_differing([told.versions for told in everyone]):
-        logger.warning("the processes may compute different bits: %s", lines)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what computes here."""
-    return {"numpy": np.__version__, "python": ".".join(platform.python_version_tuple()[:2])}
 
 
 def _comparable(described: Sequence[Described]) -> list[tuple[Any, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -152,7 +153,9 @@ def _overlap(communicator: Communicator, contexts: Sequence[Any], placement: str
 def _check_same_strategy(
     options: CommunicationOptions, placement: str, num_replicas: int, communicator: Communicator
 ) -> None:
-    """Compare what the processes were given; a collective.
+    """Compare what the processes were given; a collective. Rank 0 logs what may decide bits and differs.
+
+    A job that is run from a configuration compares that before, and refuses it.
 
     Raises: ValueError, the same on all of them, that names the one that differs from most, and both values.
     """
@@ -163,11 +166,13 @@ def _check_same_strategy(
         "placement": placement,
         "replicas": str(num_replicas),
     }
-    payloads = communicator.all_gather_bytes(msgspec.json.encode((own, numerics_fingerprint("numpy"))))
+    computes = {**numerics_fingerprint("numpy"), "python": ".".join(platform.python_version_tuple()[:2])}
+    payloads = communicator.all_gather_bytes(msgspec.json.encode((own, computes)))
     told = [msgspec.json.decode(payload, type=tuple[dict[str, str], dict[str, str]]) for payload in payloads]
     if lines := describe_differing([given for given, _ in told]):
         raise ValueError(f"the strategies of the processes differ: {lines}; make them alike on every process")
-    if lines := describe_differing([numerics for _, numerics in told]):
+    lines = describe_differing([numerics for _, numerics in told])
+    if lines and communicator.rank == 0:
         logger.warning("the processes may compute different bits: %s", lines)
 
 

@@ -27,7 +27,6 @@ from distopt.distribute import (
     MirroredStrategy,
     MultiWorkerMirroredStrategy,
     PerReplica,
-    introduction,
     multi_worker,
 )
 from distopt.distribute.inspector import LOOKS_AT_LOSSES, are_finite
@@ -607,18 +606,21 @@ def test_strategy_that_differs_from_those_of_most_processes_is_named_with_both_v
         )
 
 
-def test_numerics_that_differ_between_processes_are_logged(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("what", "most", "other"), [("blas kernel", "Haswell", "Zen"), ("numpy", "2.1.0", "2.2.0")])
+def test_numerics_that_differ_between_processes_are_logged_once(
+    what: str, most: str, other: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = iter(["Haswell", "Zen", "Haswell"])
-    monkeypatch.setattr(multi_worker, "numerics_fingerprint", lambda _: {"blas kernel": next(found)})
+    found = iter([most, other, most])
+    monkeypatch.setattr(multi_worker, "numerics_fingerprint", lambda _: {what: next(found)})
 
     def process(comm: Communicator) -> None:
         comm.shares_memory = True
-        MultiWorkerMirroredStrategy(communicator=comm)
+        strategy = MultiWorkerMirroredStrategy(communicator=comm)
+        strategy.run(lambda: apply(tf.keras.optimizers.SGD(1.0), (gradient(1, 1), variable())))
 
     run_replicas(process, 3)
-    assert re.search(r"blas kernel is Haswell on rank . \(as 2 of 3\) and Zen on rank .", caplog.text)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert re.search(rf"{what} is {most} on rank . \(as 2 of 3\) and {other} on rank .", message)
 
 
 @pytest.mark.parametrize("placement", ["replica", "sharded"])
@@ -647,15 +649,6 @@ def test_loss_of_a_process_is_told_with_the_step_of_the_optimizer(placement: str
 
     with pytest.raises(errors.PeerLostError, match=r"rank 0 .* in step 2 for rank 0"):
         run_replicas(process, 2)
-
-
-def test_versions_that_differ_between_processes_are_logged(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    found = iter(["2.1", "2.2", "2.1"])
-    monkeypatch.setattr(introduction, "versions", lambda: {"numpy": next(found)})
-    across_processes(lambda rank: apply(tf.keras.optimizers.SGD(1.0), (gradient(1, 1), variable())), 3)
-    assert re.search(r"numpy is 2\.1 on rank . \(as 2 of 3\) and 2\.2 on rank .", caplog.text)
 
 
 @pytest.mark.parametrize(
