@@ -202,14 +202,13 @@ class Layout:
         before = 0
         for run, cuts in zip(self.runs, points, strict=True):
             itemsize = run.segment.dtype.itemsize
-            for start, stop in itertools.pairwise(cuts):
-                # The middle of a piece decides: in the i-th of equal parts of all bytes, it belongs to owner i.
-                middle = before + ((start + stop) / 2 - run.start) * itemsize
-                spans = owned[min(int(middle * owners / total), owners - 1)]
-                if spans and spans[-1].segment_index == run.segment.index and spans[-1].stop == start:
-                    spans[-1] = spans[-1]._replace(stop=stop)
-                else:
-                    spans.append(Span(run.segment.index, start, stop))
+            ends = np.array(cuts, np.int64)
+            # The middle of a piece decides: in the i-th of equal parts of all bytes, it belongs to owner i.
+            middles = before + ((ends[:-1] + ends[1:]) / 2 - run.start) * itemsize
+            owner_of = np.minimum((middles * owners / total).astype(np.int64), owners - 1)
+            firsts = [0, *(np.flatnonzero(np.diff(owner_of)) + 1).tolist(), len(owner_of)]
+            for first, end in itertools.pairwise(firsts):
+                owned[owner_of[first]].append(Span(run.segment.index, cuts[first], cuts[end]))
             before += run.size * itemsize
         return tuple(tuple(spans) for spans in owned)
 
@@ -227,11 +226,12 @@ class Layout:
         for span in spans:
             run = self.run_of(span)
             size = max(1, num_bytes // self.runs[run].segment.dtype.itemsize)
-            start = span.start
-            for cut in points[run]:
-                if start < cut <= span.stop and (cut - start >= size or cut == span.stop):
-                    found.append(span._replace(start=start, stop=cut))
-                    start = cut
+            start, cuts = span.start, points[run]
+            while start < span.stop:
+                at = bisect.bisect_left(cuts, start + size)
+                cut = min(cuts[at], span.stop) if at < len(cuts) else span.stop
+                found.append(span._replace(start=start, stop=cut))
+                start = cut
         return tuple(found)
 
     def check_spans(self, spans: Sequence[Span]) -> None:
