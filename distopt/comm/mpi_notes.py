@@ -57,16 +57,16 @@ class Notes:
         self._other_label_since_s = 0.0
 
     def tell_leaving(self) -> None:
-        """Tell all others that this rank is done."""
-        self._send(_LEAVE)
+        """Tell all others that this rank is done; also those that are done themselves, as they wait for this."""
+        self._send(_LEAVE, set())
 
     def tell_end(self, reason: str) -> None:
         """Tell all others why this rank ends the job."""
-        self._send(_END + reason.encode())
+        self._send(_END + reason.encode(), self.left)
 
     def tell_wait(self, what: str) -> None:
         """Tell all others what this rank waits for; nothing when that is over."""
-        self._send(_WAIT + what.encode())
+        self._send(_WAIT + what.encode(), self.left)
 
     def let_others_speak(self, dead: Callable[[], Collection[int]]) -> None:
         """Return when all others have ended, too, but those that are ``dead``, or a moment later."""
@@ -81,7 +81,7 @@ class Notes:
 
     def exchange_labels(self, label: bytes) -> dict[int, bytes]:
         """Tell all others ``label``; return theirs, of those that tell it soon, by rank."""
-        self._send(_LABEL + label)
+        self._send(_LABEL + label, self.left)
         deadline_s = time.monotonic() + _LABELS_WITHIN_S
         others = set(range(self._size)) - {self._rank}
         while others - self.left - {peer for peer, labels in self._labels.items() if labels}:
@@ -126,9 +126,9 @@ class Notes:
                 self.ended = source, note[1:].decode(errors="replace")
             self.left.add(source)
 
-    def _send(self, note: bytes) -> None:
+    def _send(self, note: bytes, without: Collection[int]) -> None:
         buffer = np.frombuffer(note[:_MAX_BYTES], np.uint8)
-        others = [peer for peer in range(self._size) if peer != self._rank and peer not in self.left]
+        others = [peer for peer in range(self._size) if peer != self._rank and peer not in without]
         try:
             self._are_done_in_a_moment([self.comm.Isend([buffer, self._mpi.BYTE], peer) for peer in others])
         except self._mpi.Exception:

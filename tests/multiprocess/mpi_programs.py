@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
@@ -83,6 +84,14 @@ def one_rank_leaves(comm: MpiCommunicator) -> None:
     comm.barrier()
     if comm.rank != 1:
         comm.barrier()
+
+
+def ranks_are_done_one_after_the_other(comm: MpiCommunicator) -> None:
+    """Let rank 1 be done, and the others hear of that before they are."""
+    comm.barrier()
+    until_s = time.monotonic() + TIMEOUT_S
+    while comm.rank != 1 and 1 not in comm._notes.left and time.monotonic() < until_s:
+        comm._notes.read()
 
 
 def one_rank_is_absent(comm: MpiCommunicator) -> None:

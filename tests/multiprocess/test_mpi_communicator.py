@@ -84,6 +84,12 @@ def test_rank_that_exits_early_is_named_by_those_that_wait_for_it() -> None:
     assert any("rank 1 left at step 0; rank" in error and "barrier" in error for error in errors_of(result)), result
 
 
+def test_rank_that_is_done_before_others_hears_that_they_are_too() -> None:
+    result = run_job(mpirun(3, [PROGRAMS, "ranks_are_done_one_after_the_other", "3.0"]), limit_s=20.0)
+    assert result.status == 0, result
+    assert "leaving" not in result.stderr, result
+
+
 def test_rank_that_comes_late_or_never_is_named_with_phase_and_lateness() -> None:
     result = run_job(mpirun(3, [PROGRAMS, "one_rank_is_absent", "2.0"]), limit_s=20.0)
     assert result.status == 3, result
