@@ -2,7 +2,8 @@
 
 ``MPI_Finalize`` waits for all ranks and so never returns where one of them is lost. At exit a rank that has seen an
 error therefore aborts the job, and one that has not waits for the others' notes, by a deadline; only then it finalizes.
-After losses that were survived it does not finalize at all, which may hang then (Open MPI 5.0.11).
+Where the launcher lets survivors live it does not finalize at all: after losses that may hang, and a loss meanwhile
+makes it fail or crash in the other ranks (Open MPI 5.0.11).
 """
 
 from __future__ import annotations
@@ -41,12 +42,15 @@ def end_mpi() -> None:
             os.write(2, f"distopt: {error}\n".encode())
         if comm.has_failed:
             comm.abort(1)
-    if any(comm.has_lost for comm in communicators):
-        communicators[-1].meet_at_exit()
-        _leave_without_finalizing()
-        return
     mpi = communicators[0].mpi if communicators else mpi_start.initialized_here()
-    if mpi is not None and not mpi.Is_finalized():
+    if mpi is None or mpi.Is_finalized():
+        return
+    if mpi_start.initialized_here() is not None or any(comm.has_lost for comm in communicators):
+        if communicators:
+            # The last of the largest: others have a part of the ranks, or of those that are left.
+            max(reversed(communicators), key=lambda comm: comm.size).meet_at_exit()
+        _leave_without_finalizing()
+    else:
         # It keeps the interpreter's lock, so that no thread of ours could end it.
         faulthandler.dump_traceback_later(_GRACE_S, exit=True, file=sys.__stderr__ or 2)
         mpi.Finalize()

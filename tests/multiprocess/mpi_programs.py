@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -92,6 +93,13 @@ def ranks_are_done_one_after_the_other(comm: MpiCommunicator) -> None:
     until_s = time.monotonic() + TIMEOUT_S
     while comm.rank != 1 and 1 not in comm._notes.left and time.monotonic() < until_s:
         comm._notes.read()
+
+
+def one_rank_is_killed_as_all_leave(comm: MpiCommunicator) -> None:
+    """Let rank 1 be killed from outside while the processes end, which all are done."""
+    comm.finish()
+    if comm.rank == 1:
+        subprocess.Popen(["sh", "-c", f"kill -9 {os.getpid()}"])
 
 
 def one_rank_is_absent(comm: MpiCommunicator) -> None:

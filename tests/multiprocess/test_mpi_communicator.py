@@ -152,6 +152,13 @@ def test_error_of_all_ranks_is_a_status_also_where_survivors_live(num_ranks: int
     assert "DistoptError: the same everywhere" in errors_of(result), result
 
 
+def test_rank_killed_while_all_leave_changes_nothing_where_survivors_live() -> None:
+    launcher, *rest = mpirun(3, [PROGRAMS, "one_rank_is_killed_as_all_leave"])
+    result = run_job([launcher, "--with-ft", "ulfm", *rest], limit_s=20.0)
+    assert result.status == 0, result
+    assert not result.stderr.strip(), result
+
+
 def test_ranks_that_disagree_on_lengths_are_refused() -> None:
     result = run_job(mpirun(2, [PROGRAMS, "lengths_differ"]), limit_s=20.0)
     assert result.status == 3, result
