@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,11 +42,16 @@ class LocalRecorder:
         self._keep = keep_checkpoints
         self._told = _Told()
         self._has_finished = False
-        if takes_over and folder is not None:
-            self._told = _read_told(folder.metrics)
-            self._has_finished = folder.summary.is_file()
+        self._start = 0
+        if folder is not None:
+            lines = _whole_lines(folder.metrics)
+            begun = folder.read_start() if takes_over else None
+            self._start = sum(map(len, lines)) if begun is None else begun
+            self._told = _told_by(lines, self._start)
+            self._has_finished = takes_over and folder.summary.is_file()
         self._metrics = None if folder is None else folder.metrics.open("ab")
         self._progress = None if folder is None else folder.progress.open("wb", buffering=0)
+        self._write_progress("-")  # not begun
 
     def started(self, info: JobInfo) -> None:
         self._write("started", info)
@@ -55,9 +61,7 @@ class LocalRecorder:
 
     def progress(self, step: int, loss: float | None = None) -> None:
         set_step(step)
-        if self._progress is not None:
-            self._progress.seek(0)
-            self._progress.write(b"%-20d" % step)
+        self._write_progress(str(step))
         self._display.progress(step, loss)
 
     def steps(self, records: Sequence[StepRecord]) -> None:
@@ -113,6 +117,11 @@ class LocalRecorder:
             line: dict[str, Any] = {"event": event, **msgspec.to_builtins(record)}
             self._metrics.write(msgspec.json.encode(line) + b"\n")
 
+    def _write_progress(self, step: str) -> None:
+        if self._progress is not None:
+            self._progress.seek(0)
+            self._progress.write(f"{step:<20}{self._start:<20}".encode())
+
     def _flush(self) -> None:
         if self._metrics is not None:
             self._metrics.flush()
@@ -166,21 +175,28 @@ class _Line(msgspec.Struct, frozen=True):
     worker: int = -1
 
 
-def _read_told(metrics: Path) -> _Told:
-    """Return how far a file of metrics goes; a last line that is no whole one is taken away.
+def _whole_lines(metrics: Path) -> list[bytes]:
+    """Return the lines of a file of metrics; a last one that is none, of a process that was killed, is taken away.
 
-    A file that cannot be read tells nothing.
+    A file that cannot be read has none.
     """
-    told = _Told()
     try:
         with metrics.open("rb+") as file:
             lines = file.read().splitlines(keepends=True)
             if lines and not lines[-1].endswith(b"\n"):
                 file.truncate(sum(map(len, lines[:-1])))
                 lines.pop()
+            return lines
     except OSError:
-        return told
-    for line in lines:
+        return []
+
+
+def _told_by(lines: Sequence[bytes], start: int) -> _Told:
+    """Return how far metrics go, of which those before byte ``start`` are of the time before the job was resumed."""
+    told = _Told()
+    for end, line in zip(itertools.accumulate(map(len, lines)), lines, strict=True):
+        if end <= start:
+            continue
         read = msgspec.json.decode(line, type=_Line)
         if read.event == "step":
             told.is_new(read.step, read.rank)

@@ -5,7 +5,8 @@
     runs/digits-001/
         config.toml          the configuration, resolved
         metrics.jsonl        a line an event: "started", "step", "epoch", "finished"
-        progress             steps done, rewritten in place; readable after the writer was killed
+        progress             steps done, and where in metrics.jsonl this start of the job begins; rewritten in place,
+                             and readable after the writer was killed
         logs/<role>-<index>.log
         checkpoints/         see distopt.checkpoint.files
         summary.json         absent until the job has ended well
@@ -122,9 +123,16 @@ class RunFolder:
 
     def read_progress(self) -> int | None:
         """Return how many steps were done when the job last said so, or None if it never did."""
+        return self._read_progress(0)
+
+    def read_start(self) -> int | None:
+        """Return after how many bytes of the metrics the job was last started or resumed, None if it never was."""
+        return self._read_progress(1)
+
+    def _read_progress(self, word: int) -> int | None:
         try:
-            return int(self.progress.read_text(encoding="ascii"))
-        except (FileNotFoundError, ValueError):
+            return int(self.progress.read_text(encoding="ascii").split()[word])
+        except (FileNotFoundError, ValueError, IndexError):
             return None
 
     def _fill(self, config: str) -> None:

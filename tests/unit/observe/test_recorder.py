@@ -196,6 +196,41 @@ def test_recorder_that_takes_over_mends_the_last_line_and_leaves_out_what_is_tol
     assert "worker 0 is lost; the others go on at step 3, after 0.2 s" in shown.getvalue()
 
 
+def recorded(folder: RunFolder) -> list[tuple[str, int]]:
+    """Return event and step of each line."""
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    return [(line["event"], line.get("step", line.get("resumed_at_step"))) for line in lines]
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_job_that_was_killed_and_resumed_is_recorded_in_whole_lines_and_from_where_it_goes_on(
+    tmp_path: Path, begun: bool
+) -> None:
+    folder = RunFolder.create(tmp_path, "digits", "")
+    records = [StepRecord(step, 0, (0,), 0, 0, {}) for step in range(4)]
+    lost = LostWorker(worker=1, step=2, seconds=0.25)
+    first = LocalRecorder(folder, make_display(io.StringIO()), io.StringIO())
+    first.started(INFO)
+    first.steps(records[:3])
+    first.lost([lost])
+    first.close()
+    with folder.metrics.open("ab") as file:
+        file.write(b'{"event":"step","step":3,"ra')  # its process was killed
+    RunFolder.reopen(folder.path, "")
+    second = LocalRecorder(folder, make_display(io.StringIO()), io.StringIO())
+    if begun:
+        second.started(msgspec.structs.replace(INFO, resumed_at_step=1))
+        second.steps(records[1:2])
+    second.close()  # it is lost, too
+    third = LocalRecorder(folder, make_display(io.StringIO()), io.StringIO(), takes_over=True)
+    third.steps(records[1:])
+    third.lost([lost])
+    third.close()
+    again = [("started", 1)] if begun else []
+    steps = [("step", step) for step in range(3)]
+    assert recorded(folder) == [("started", 0), *steps, ("lost", 2), *again, *steps[1:], ("step", 3), ("lost", 2)]
+
+
 def test_summary_says_who_was_lost_and_is_printed_once(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "digits", "")
     printed = io.StringIO()
