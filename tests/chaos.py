@@ -4,6 +4,8 @@ Each job runs under ``mpirun --with-ft ulfm``; of its ranks all but one may be k
 from outside, or by themselves at a random point of a random kind (:mod:`tests.faults.doomed`). A job passes if it ends
 with status 0 and the hash of the job in one process, its metrics hold each step and replica once, and, on one host, the
 losses of its epochs are those of the other. The report says how many kills of which kind there were.
+
+``--resumed``: jobs that end by a kill and are resumed, and killed again meanwhile (:mod:`tests.chaos_resumed`).
 """
 
 from __future__ import annotations
@@ -148,11 +150,16 @@ def run(plan: Plan, expected: tuple[str, list[float]], directory: Path) -> list[
 
 
 def main() -> int:
+    from tests.chaos_resumed import draw as draw_resumed
+    from tests.chaos_resumed import run as run_resumed
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=3000.0, help="begin no job after that")
     parser.add_argument("--placement", choices=["replica", "sharded"])
+    parser.add_argument("--resumed", action="store_true", help="of jobs that are resumed")
+    parser.add_argument("--without-ulfm", action="store_true", help="resumed jobs of an MPI that has none")
     options = parser.parse_args()
     rng = random.Random(options.seed)
     kinds: Counter[str] = Counter()
@@ -161,7 +168,7 @@ def main() -> int:
     started_s = time.monotonic()
     output = sys.stdout
     while sum(kinds.values()) < options.kills and time.monotonic() - started_s < options.seconds:
-        plan = draw(rng)
+        plan: Any = draw_resumed(rng, can_survive=not options.without_ulfm) if options.resumed else draw(rng)
         if options.placement:
             plan = plan._replace(placement=options.placement)
         with tempfile.TemporaryDirectory() as directory:
@@ -171,7 +178,8 @@ def main() -> int:
                 with contextlib.redirect_stdout(io.StringIO()):  # the harness shows all output, for pytest
                     if plan.task not in expected:
                         expected[plan.task] = want(plan.task, Path(directory) / "expected")
-                    killed = run(plan, expected[plan.task], Path(directory))
+                    carry_out = run_resumed if options.resumed else run
+                    killed = carry_out(plan, expected[plan.task], Path(directory))
             except AssertionError as error:
                 failed += 1
                 output.write(f"job {jobs} FAILED: {error}\n")
@@ -179,8 +187,7 @@ def main() -> int:
                 continue
         kinds.update(f"{plan.placement} {kill.split()[1]}" for kill in killed)
         seconds = time.monotonic() - began_s
-        where = f"{plan.placement}, {plan.ranks} ranks on {plan.hosts}"
-        output.write(f"job {jobs}: {plan.task}, {where}: {killed}, {seconds:.1f} s\n")
+        output.write(f"job {jobs}: {plan}: {killed}, {seconds:.1f} s\n")
         output.flush()
     output.write(f"{sum(kinds.values())} kills in {jobs} jobs, {failed} failed, seed {options.seed}: ")
     output.write(", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) + "\n")

@@ -9,6 +9,12 @@
     recovery  as it goes to meet the survivors of another rank
     save      while it writes this checkpoint
     ending    as it is about to say that it is done
+    init      so many twentieths of a second after it began to initialize MPI
+    folder    while it opens the folder of the run
+    load      while it reads the state to go on from
+    prepare   as it makes the job
+    manifest  as it compares the job with the others'
+    restore   as it takes on the state to go on from
 
 It dies by SIGKILL, having noted that in the file ``LOG``. ``"hosts": 2`` in the plan: ranks take themselves to be on
 two hosts, the first half of them on one.
@@ -38,10 +44,12 @@ def die(log: Path, what: str) -> None:
 def doom(kind: str, number: int, end: Callable[[], None]) -> None:
     """Have this process call ``end`` at that point."""
     from distopt import checkpoint
+    from distopt.comm import mpi
     from distopt.comm.mpi import MpiCommunicator
     from distopt.comm.shared_memory.host_group import HostGroup
     from distopt.optimizers.owner import SpanOwner
     from distopt.optimizers.piece import Piece
+    from distopt.runtime import ranks, train
 
     def now(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         end()
@@ -54,6 +62,10 @@ def doom(kind: str, number: int, end: Callable[[], None]) -> None:
         threading.Timer(2e-5 * (number % 11), end).start()
         return call(*arguments, **options)
 
+    def sometime(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        threading.Timer(0.05 * number, end).start()
+        return call(*arguments, **options)
+
     places: dict[str, tuple[Any, str, Callable[..., Any]]] = {
         "message": (HostGroup, "_send", afterwards),
         "exchange": (MpiCommunicator, "exchange", now),
@@ -62,15 +74,22 @@ def doom(kind: str, number: int, end: Callable[[], None]) -> None:
         "recovery": (MpiCommunicator, "survivors", now),
         "save": (checkpoint, "save", meanwhile),
         "ending": (MpiCommunicator, "finish", now),
+        "init": (mpi, "load_mpi", sometime),
+        "folder": (ranks.RankOfJob, "_shared_folder", meanwhile),
+        "load": (checkpoint, "from_bytes", meanwhile),
+        "prepare": (ranks, "prepare", now),
+        "manifest": (ranks, "compare_manifests", now),
+        "restore": (train, "restore_state", now),
     }
     owner, name, how = places[kind]
     call = getattr(owner, name)
+    occasion = 0 if kind == "init" else number
     calls = 0
 
     def counted(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
-        return how(call, *arguments, **options) if calls == number + 1 else call(*arguments, **options)
+        return how(call, *arguments, **options) if calls == occasion + 1 else call(*arguments, **options)
 
     setattr(owner, name, counted)
 
@@ -78,7 +97,8 @@ def doom(kind: str, number: int, end: Callable[[], None]) -> None:
 def main() -> None:
     plan, log = json.loads(sys.argv[1]), Path(sys.argv[2])
     del sys.argv[1:3]
-    rank, size = os.environ["OMPI_COMM_WORLD_RANK"], os.environ["OMPI_COMM_WORLD_SIZE"]
+    of_launcher = "OMPI_COMM_WORLD_" if "OMPI_COMM_WORLD_RANK" in os.environ else "PMI_"
+    rank, size = os.environ[f"{of_launcher}RANK"], os.environ[f"{of_launcher}SIZE"]
     if plan.get("hosts", 1) > 1:
         host = int(rank) * int(plan["hosts"]) // int(size)
         vars(rendezvous)["_namespace"] = lambda: f"emulated host {host}"
