@@ -189,7 +189,7 @@ guard(
 )
 guard(compat, compat.v1, compat.v1.train)
 guard(keras.layers, keras.losses, keras.metrics, keras.models, keras.optimizers, keras.optimizers.schedules)
-guard(keras.callbacks, keras.utils, keras.utils.experimental)
+guard(keras.callbacks, keras.mixed_precision, keras.utils, keras.utils.experimental)
 guard(sys.modules[__name__])
 
 __all__ = [

@@ -14,6 +14,7 @@ from distopt.errors import NotOfferedError
 
 _EAGER = "operations run at once, so there is nothing to build; see distopt.compat.v1 for graphs and sessions"
 _DEVICES = "there are no devices to choose: NumPy computes on the processor, replicas are a strategy's; leave it out"
+_NO_POLICY = "layers compute in the dtype of their variables; make these float16 or bfloat16 where you want them"
 _NUMPY = "use NumPy"
 _CHECKPOINT = "use distopt.train.Checkpoint for variables and optimizers, or a job's checkpoints (`distopt train`)"
 _SAVE_IN_CALLBACK = (
@@ -228,9 +229,7 @@ UNOFFERED: dict[str, str] = {
     "distribute.coordinator": "the coordinator's schedule and join are not offered; " + _SERVER_LOOP,
     "distribute.ParameterServerStrategy": "its updates are asynchronous; use SyncParameterServerStrategy",
     # tf.train
-    "train.CheckpointManager": "keep the paths that Checkpoint.save returns, or use the checkpoints of `distopt train`",
     "train.CheckpointOptions": "there are none; leave it out",
-    "train.ExponentialMovingAverage": "use distopt.compat.v1.train.ExponentialMovingAverage, or an optimizer's use_ema",
     "train.checkpoints_iterator": "ask latest_checkpoint again",
     "train.list_variables": "restore into variables; the file is safetensors",
     # tf.errors
@@ -259,7 +258,9 @@ UNOFFERED: dict[str, str] = {
     "keras.constraints": "pass a function of the value as `constraint`",
     "keras.datasets": "nothing is downloaded; distopt.tasks.digits has real data, numpy.load reads yours",
     "keras.estimator": "use distopt.keras.Model with compile and fit",
-    "keras.mixed_precision": "use float16 or bfloat16 variables with keras.optimizers' LossScaleOptimizer",
+    "keras.mixed_precision.Policy": _NO_POLICY,
+    "keras.mixed_precision.global_policy": _NO_POLICY,
+    "keras.mixed_precision.set_global_policy": _NO_POLICY,
     "keras.models.load_model": _CHECKPOINT,
     "keras.models.save_model": _CHECKPOINT,
     "keras.models.clone_model": "call the function that builds the model again",

@@ -211,8 +211,16 @@ class Checkpoint:
 
 def latest_checkpoint(checkpoint_dir: str) -> str | None:
     """Return the path that :meth:`Checkpoint.save` returned last in a folder; ``None`` if there is none."""
-    found = sorted(Path(checkpoint_dir).glob(f"*-*{SUFFIX}"), key=lambda path: (path.stat().st_mtime_ns, path.name))
-    return str(found[-1]).removesuffix(SUFFIX) if found else None
+    found = saved_in(checkpoint_dir)
+    return found[-1] if found else None
+
+
+def saved_in(checkpoint_dir: str, name: str = "*") -> list[str]:
+    """Return the paths ``<name>-<n>`` of the checkpoints in a folder, the latest one last."""
+    found = sorted(
+        Path(checkpoint_dir).glob(f"{name}-*{SUFFIX}"), key=lambda path: (path.stat().st_mtime_ns, path.name)
+    )
+    return [str(path).removesuffix(SUFFIX) for path in found]
 
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -1,7 +1,18 @@
 """Models, layers, losses, metrics and optimizers by the names of ``tf.keras``."""
 
 from distopt import initializers
-from distopt.keras import activations, callbacks, layers, losses, metrics, models, optimizers, regularizers, utils
+from distopt.keras import (
+    activations,
+    callbacks,
+    layers,
+    losses,
+    metrics,
+    mixed_precision,
+    models,
+    optimizers,
+    regularizers,
+    utils,
+)
 from distopt.keras.layers import Input, Layer
 from distopt.keras.losses import Loss
 from distopt.keras.metrics import Metric
@@ -22,6 +33,7 @@ __all__ = [
     "layers",
     "losses",
     "metrics",
+    "mixed_precision",
     "models",
     "optimizers",
     "regularizers",
