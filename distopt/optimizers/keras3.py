@@ -17,8 +17,8 @@ from distopt.optimizers.clips import Clips, clip_pairs
 from distopt.optimizers.core import dense_gradient
 from distopt.optimizers.feature_options import FEATURE_OPTIONS, dense_pairs
 from distopt.optimizers.hypers import bias_correction, through_float32
-from distopt.optimizers.keras_legacy import Optimizer
-from distopt.optimizers.pipeline import Pairs, check_gradients
+from distopt.optimizers.keras_legacy import NO_EFFECT, Optimizer
+from distopt.optimizers.pipeline import Pair, Pairs, check_gradients
 from distopt.schedules import LearningRateSchedule
 from distopt.tensor import Tensor
 from distopt.variable import Variable
@@ -48,9 +48,13 @@ class Keras3Optimizer(Optimizer):
     ) -> None:
         if kwargs.pop("decay", None) is not None:
             warnings.warn("the argument `decay` has no effect on this optimizer", UserWarning, stacklevel=3)
-        unknown = [option for option in kwargs if option not in CLIP_OPTIONS and option not in FEATURE_OPTIONS]
+        known = (*CLIP_OPTIONS, *FEATURE_OPTIONS)
+        unknown = [option for option in kwargs if option not in (*known, *NO_EFFECT)]
         if unknown:
-            raise ValueError(f"{type(self).__name__} takes no argument {', '.join(map(repr, unknown))}")
+            raise ValueError(
+                f"{type(self).__name__} takes no argument {', '.join(map(repr, unknown))}; besides its own: "
+                f"{', '.join(known)}"
+            )
         if not isinstance(learning_rate, float | LearningRateSchedule) and not callable(learning_rate):
             raise ValueError(f"learning_rate must be a float, a schedule or a callable, not {learning_rate!r}")
         self.local_clips = Clips()
@@ -81,26 +85,26 @@ class Keras3Optimizer(Optimizer):
         if gradients:
             self.apply_gradients(zip(gradients, variables, strict=True))
 
-    def _checked(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> Pairs:
-        pairs = [(gradient, variable) for gradient, variable in grads_and_vars]
+    def _fitting(self, pairs: list[Pair]) -> Pairs:
         if not pairs:
             raise ValueError(f"{self._name} was given no gradients and variables")
         unknown = [v.name for _, v in pairs if isinstance(v, Variable) and id(v) not in self._known]
         if self._known and unknown:
             raise ValueError(f"{self._name} was built without {unknown}; make an optimizer for the new variables")
-        if not self._known:
-            self.build([variable for _, variable in pairs])
         missing = [variable.name for gradient, variable in pairs if gradient is None]
         if len(missing) == len(pairs):
             raise ValueError(f"no variable has a gradient: {missing}; does the loss depend on them?")
         if missing:
-            warnings.warn(f"there are no gradients for {missing}", UserWarning, stacklevel=4)
+            warnings.warn(f"there are no gradients for {missing}", UserWarning, stacklevel=5)
         kept = [
             (Tensor(dense_gradient(g, v)) if isinstance(g, IndexedSlices) and v.constraint is not None else g, v)
             for g, v in pairs
             if g is not None
         ]
-        return self.fits.known(kept) or check_gradients(kept)
+        checked = self.fits.known(kept) or check_gradients(kept)
+        if not self._known:
+            self.build([variable for _, variable in pairs])
+        return checked
 
     @property
     def clips_own_gradients(self) -> bool:  # type: ignore[override]  # it depends on the options here

@@ -20,6 +20,7 @@ from distopt.graph import gradients as deferred_gradients
 from distopt.nest import flatten
 from distopt.optimizers.clip_options import CLIP_OPTIONS, ClipOptions, Transformer
 from distopt.optimizers.feature_options import FEATURE_OPTIONS, FeatureOptions
+from distopt.optimizers.given_pairs import WRONG_PAIRS, wrong_pair
 from distopt.optimizers.hyper_attributes import HyperAttributes
 from distopt.optimizers.names import unique_name
 from distopt.optimizers.pipeline import (
@@ -35,6 +36,9 @@ from distopt.tensor import Operand
 from distopt.variable import Variable
 
 _OPTIONS = (*CLIP_OPTIONS, "lr", "decay", "slot_dtype")
+
+NO_EFFECT = ("jit_compile", "is_legacy_optimizer")
+"""Arguments of TensorFlow 2.11 to 2.15, also in its configurations, that say nothing here."""
 
 
 class Optimizer(RecordedUpdates, HyperAttributes, ClipOptions, FeatureOptions, SlotsAndWeights):
@@ -52,7 +56,7 @@ class Optimizer(RecordedUpdates, HyperAttributes, ClipOptions, FeatureOptions, S
     Keyword arguments that Keras 3 added, all off unless given: ``weight_decay``; ``use_ema``, ``ema_momentum`` and
     ``ema_overwrite_frequency``; ``gradient_accumulation_steps``; ``loss_scale_factor``. They are attributes, too.
     Gradients that are accumulated when a training ends, and have not made a full step, stay in the accumulators: the
-    next call, or a resumed job, goes on with them.
+    next call, or a resumed job, goes on with them. ``jit_compile`` and ``is_legacy_optimizer`` have no effect.
 
     Hypers may be read and overwritten as attributes: ``optimizer.learning_rate = 0.05``, or ``lr``.
 
@@ -73,10 +77,13 @@ class Optimizer(RecordedUpdates, HyperAttributes, ClipOptions, FeatureOptions, S
         **kwargs: Any,
     ) -> None:
         slot_dtype = kwargs.pop("slot_dtype", None)
+        for option in NO_EFFECT:
+            kwargs.pop(option, None)
         features = {option: kwargs.pop(option) for option in FEATURE_OPTIONS if option in kwargs}
         for option, value in kwargs.items():
             if option not in _OPTIONS:
-                raise TypeError(f"{type(self).__name__} takes no argument {option!r}; besides its own: {_OPTIONS}")
+                known = ", ".join([*_OPTIONS, *FEATURE_OPTIONS])
+                raise TypeError(f"{type(self).__name__} takes no argument {option!r}; besides its own: {known}")
             if value is not None and value < 0:
                 raise ValueError(f"{option} must not be negative, but is {value}")
         if "lr" in kwargs:
@@ -131,6 +138,23 @@ class Optimizer(RecordedUpdates, HyperAttributes, ClipOptions, FeatureOptions, S
         """
         pairs = self._compute_gradients(loss, var_list, grad_loss, tape)
         return self.apply_gradients(pairs, name=name)
+
+    def compute_gradients(self, loss: Any, var_list: Any, tape: GradientTape | None = None) -> list[Pair]:
+        """Return the gradients of ``loss`` with their variables, as :meth:`minimize` applies them; None for none.
+
+        Raises: as :meth:`minimize`.
+        """
+        return self._compute_gradients(loss, var_list, tape=tape)
+
+    def aggregate_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> list[Pair]:
+        """Return the pairs aggregated over the replicas, as :meth:`apply_gradients` does unless it is told not to.
+
+        Called in a replica context. Source: ``tf.keras.optimizers.Optimizer`` of TensorFlow 2.11 to 2.15.
+
+        Raises: as :meth:`apply_gradients`.
+        """
+        replica_context.current_replica("aggregate_gradients")
+        return list(self._aggregate_gradients(self._checked(grads_and_vars)))
 
     def _compute_gradients(
         self, loss: Any, var_list: Any, grad_loss: Any = None, tape: GradientTape | None = None
@@ -235,6 +259,14 @@ class Optimizer(RecordedUpdates, HyperAttributes, ClipOptions, FeatureOptions, S
     def _checked(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> Pairs:
         """Return the pairs that have a gradient, each fit for its variable."""
         pairs = list(grads_and_vars)
+        try:
+            return self._fitting(pairs)
+        except WRONG_PAIRS:
+            if (wrong := wrong_pair(pairs)) is not None:
+                raise wrong from None
+            raise
+
+    def _fitting(self, pairs: list[Pair]) -> Pairs:
         known = self.fits.known(pairs)
         return check_gradients(filter_empty_gradients(pairs)) if known is None else known
 

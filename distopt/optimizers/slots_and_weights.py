@@ -14,6 +14,14 @@ from distopt.types import Array
 from distopt.variable import Variable, VariableAggregation, VariableSynchronization
 
 
+class CallableList(list[Variable]):
+    """A list that returns itself when it is called. Source: tf_keras ``CallableList``."""
+
+    def __call__(self) -> list[Variable]:
+        """Return the list."""
+        return self
+
+
 class SlotsAndWeights(OptimizerCore):
     """An optimizer whose ``iterations``, slots and other weights can be asked for and replaced."""
 
@@ -77,9 +85,10 @@ class SlotsAndWeights(OptimizerCore):
         """``iterations``, slots and what a class keeps beside them, in the order of creation; empty before it."""
         return list(self._weights)
 
-    def variables(self) -> list[Variable]:
-        """Return ``weights``."""
-        return self.weights
+    @property
+    def variables(self) -> CallableList:
+        """``weights``: as an attribute, as Keras has them since TensorFlow 2.11, or called, as before."""
+        return CallableList(self.weights)
 
     def get_weights(self) -> list[Array]:
         """Return copies of ``weights``."""

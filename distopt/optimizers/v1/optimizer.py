@@ -21,6 +21,7 @@ from distopt.autodiff.tape import GradientTape
 from distopt.graph import GraphKeys, Operation, get_default_graph
 from distopt.graph import gradients as deferred_gradients
 from distopt.nest import flatten
+from distopt.optimizers.given_pairs import wrong_pair
 from distopt.optimizers.pipeline import GradientPath, Pair, check_gradients
 from distopt.optimizers.recorded import check_initialized
 from distopt.optimizers.v1.own_methods import OwnMethods
@@ -190,7 +191,11 @@ class Optimizer(OwnMethods, SlotsAndVariables):
             method of an optimizer of one's own; RuntimeError in a cross-replica context, and for a row-sparse gradient
             of a variable with a constraint. Nothing has changed then.
         """
-        pairs = [(gradient, variable) for gradient, variable in tuple(grads_and_vars)]
+        given = tuple(grads_and_vars)
+        try:
+            pairs = [(gradient, variable) for gradient, variable in given]
+        except (TypeError, ValueError) as error:
+            raise wrong_pair(given) or error from None
         if not pairs:
             raise ValueError("there are no variables to apply gradients to")
         present = [(gradient, variable) for gradient, variable in pairs if gradient is not None]

@@ -11,8 +11,9 @@ import pytest
 
 from distopt.aggregation import Mean
 from distopt.autodiff.tape import GradientTape
+from distopt.distribute import MirroredStrategy
 from distopt.indexed_slices import IndexedSlices
-from distopt.keras.optimizers import SGD, Adam, Optimizer, legacy
+from distopt.keras.optimizers import SGD, Adam, AdamW, Optimizer, legacy
 from distopt.schedules import ExponentialDecay, PiecewiseConstantDecay
 from distopt.tensor import Tensor
 from distopt.types import Array
@@ -423,6 +424,83 @@ def test_a_python_number_is_a_gradient_in_the_variables_dtype() -> None:
     variable = Variable(np.float64(1.0))
     SGD(1.0).apply_gradients([(0.5, variable)])
     assert variable.numpy() == 0.5
+
+
+W, G = Variable(np.zeros(2, np.float32), name="w"), np.ones(2, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([(W, G)], r"item 0 is \(variable 'w:0', a ndarray\): apply_gradients takes pairs"),
+        ([(G, W), (G, G)], r"item 1 is \(a ndarray, a ndarray\)"),
+        ([(G, W), (G, Tensor(G))], r"item 1 is \(a ndarray, a Tensor\)"),
+        ([(None, G)], r"item 0 is \(a NoneType, a ndarray\)"),
+        ([G], "item 0 is a ndarray"),
+        ([(G,)], "item 0 is a tuple of 1"),
+        ((G, W), "item 0 is a ndarray"),
+        ({"w:0": G}, "item 0 is a str"),
+    ],
+    ids=["swapped", "array", "tensor", "none", "gradients alone", "one", "one pair", "dictionary"],
+)
+@pytest.mark.parametrize("made_a_step", [False, True])
+@pytest.mark.parametrize("optimizer_class", [SGD, AdamW])
+def test_what_is_no_list_of_pairs_is_refused_by_its_item(
+    optimizer_class: Any, made_a_step: bool, pairs: Any, message: str
+) -> None:
+    optimizer = optimizer_class(0.5)
+    if made_a_step:
+        optimizer.apply_gradients([(Tensor(G), W)])
+    before = values(W)
+    with pytest.raises((ValueError, NotImplementedError), match=message):
+        optimizer.apply_gradients(pairs)
+    assert values(W) == before
+    assert int(optimizer.iterations.numpy()) == made_a_step
+
+
+def test_a_first_call_that_was_refused_has_not_built_an_optimizer_of_keras_3() -> None:
+    first, second = Variable(np.zeros(1, np.float32)), Variable(np.zeros(1, np.float32))
+    optimizer = AdamW(0.5)
+    with pytest.raises(ValueError, match="float64"):
+        optimizer.apply_gradients([(np.ones(1), first)])
+    optimizer.apply_gradients([(ones(), first), (ones(), second)])
+    assert values(first) == values(second) != [0.0]
+
+
+@pytest.mark.parametrize("optimizer_class", [SGD, AdamW])
+def test_arguments_of_tensorflow_2_11_that_say_nothing_here_are_taken(optimizer_class: Any) -> None:
+    optimizer = optimizer_class(0.5, jit_compile=True, is_legacy_optimizer=False)
+    assert "jit_compile" not in optimizer.get_config()
+    with pytest.raises((TypeError, ValueError), match=r"takes no argument 'momentun'; besides its own: .*weight_decay"):
+        optimizer_class(0.5, momentun=0.5)
+
+
+def test_variables_are_an_attribute_that_may_be_called() -> None:
+    optimizer = SGD(1.0, momentum=0.5)
+    optimizer.build([Variable(1.0, name="w")])
+    assert [v.name for v in optimizer.variables] == ["SGD/iter:0", "SGD/w/momentum:0"]
+    assert optimizer.variables() == optimizer.weights
+
+
+def test_gradients_are_computed_aggregated_and_applied_one_after_the_other() -> None:
+    strategy, optimizer = MirroredStrategy(2), SGD(1.0)
+    with strategy.scope():
+        w, unused = Variable(3.0, name="w"), Variable(0.0)
+
+    def step() -> None:
+        with GradientTape() as tape:
+            loss = w * w
+        pairs = optimizer.compute_gradients(loss, [w, unused], tape=tape)
+        assert [None if g is None else float(g) for g, _ in pairs] == [6.0, None]
+        aggregated = optimizer.aggregate_gradients(pairs)
+        assert [(float(g), v) for g, v in aggregated] == [(12.0, w)]
+        optimizer.apply_gradients(aggregated, skip_gradients_aggregation=True)
+
+    strategy.run(step)
+    assert float(w) == -9.0
+    assert [float(g) for g, _ in optimizer.compute_gradients(lambda: w * w, [w])] == [-18.0]
+    with strategy.scope(), pytest.raises(RuntimeError, match="aggregate_gradients"):
+        optimizer.aggregate_gradients([(ones()[0], w)])
 
 
 def test_an_integer_variable_cannot_be_minimized() -> None:
