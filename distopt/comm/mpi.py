@@ -34,7 +34,8 @@ from distopt.comm.early import Batch, Channel
 from distopt.comm.mpi_causes import Causes
 from distopt.comm.mpi_early import MpiBatch, MpiChannel
 from distopt.comm.mpi_notes import Notes
-from distopt.comm.mpi_start import load_mpi, unlink_shared_memory
+from distopt.comm.mpi_segments import unlink_shared_memory
+from distopt.comm.mpi_start import load_mpi
 from distopt.comm.mpi_waits import MAX_PAUSE_S, Requests, Waits
 from distopt.comm.transfers import describe_wait
 from distopt.comm.watchdog import Watchdog

@@ -1,4 +1,4 @@
-"""Loading and initializing MPI, and the names of memory that it leaves in the file system meanwhile.
+"""Loading and initializing MPI.
 
 Where the launcher lets survivors live, a rank that is lost before all have initialized MPI is missed by the others
 inside of that, and nobody tells them. There MPI is initialized by a call that gives up the interpreter's lock, and a
@@ -9,7 +9,6 @@ others, on all hosts.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import faulthandler
 import os
@@ -17,10 +16,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from distopt.comm.launcher_table import LauncherTable
+from distopt.comm.mpi_segments import shared_memory_names, unlink_shared_memory
 from distopt.comm.started_ranks import LaunchedRank, StartedRanks
 from distopt.comm.transfers import name_ranks
 from distopt.errors import EndpointError
@@ -28,9 +27,6 @@ from distopt.errors import EndpointError
 _GRACE_S: Final = 10.0
 """So much longer a process may take to say that the others have not come, and to end."""
 _ABORT_S: Final = 2.5
-
-_MPI_SEGMENTS: Final = ("/dev/shm/sm_segment.", "/dev/shm/mpich_shm_")
-"""What Open MPI and MPICH call the memory that ranks of a host share."""
 
 _LOOK_EVERY_S: Final = 0.2
 _ASK_EVERY_S: Final = 1.0
@@ -80,6 +76,8 @@ def load_mpi(timeout_s: float = 60.0) -> Any:
             mpi4py.rc.initialize = mpi4py.rc.finalize = False  # see distopt.comm.mpi_ending
         from mpi4py import MPI
 
+        if MPI.get_vendor()[0] == "MPICH":  # there, nobody comes out of MPI_Init before all of the host have mapped all
+            unlink_shared_memory()
         if own is not None and not MPI.Is_initialized():
             _started.append(StartedRanks(own, _launcher[0][1], time.monotonic()))
             _initialize(MPI, _started[0], own, timeout_s)
@@ -203,27 +201,3 @@ def _end_job(library: ctypes.CDLL) -> None:
         call = threading.Thread(target=library.PMIx_Abort, args=arguments, daemon=True)
         call.start()
         call.join(_ABORT_S)
-
-
-def unlink_shared_memory() -> None:
-    """Remove the names of the segments that MPI shares between the ranks of a host.
-
-    To be called when all have mapped them, or when nobody will. Open MPI and MPICH remove them when they finalize. So
-    they would stay for ever where that is not reached: under Open MPI if all ranks and the launcher are killed at once,
-    or one of them inside of ``MPI_Init``, under MPICH after any abort or kill.
-    """
-    for path in shared_memory_names():
-        with contextlib.suppress(OSError):  # a peer was faster
-            path.unlink()
-
-
-def shared_memory_names(maps: Path = Path("/proc/self/maps")) -> set[Path]:
-    """Return the names of the segments that this process has mapped, and of those of other ranks that Open MPI has."""
-    try:
-        lines = maps.read_text().splitlines()
-    except OSError:
-        return set()
-    # Of a segment whose name is gone, the last word is "(deleted)".
-    paths = {Path(line.split()[-1]) for line in lines if line[-1] != ")" and any(s in line for s in _MPI_SEGMENTS)}
-    # The names of a job differ in the number at the end.
-    return paths | {other for path in paths if path.suffix for other in path.parent.glob(f"{path.stem}.*")}
