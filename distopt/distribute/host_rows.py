@@ -50,6 +50,8 @@ Column = Sequence[Any]
 class Told(NamedTuple):
     """What a process tells of the rows that it contributes."""
 
+    by_rows: tuple[int, ...]
+    """Which gradients are row-sparse on all of its replicas: 1, else 0."""
     num_bytes: int
     """How much memory it writes them to."""
     counts: list[tuple[int, ...]]
@@ -171,11 +173,11 @@ class HostRows:
                 _write(written.values(), self._memory.own)
             head = _head(mine, len(columns), len(nodes), self.own_bytes, written, squares)
             heads = self._tell(head, len(columns), label)
-            with_rows = self._common(heads, len(columns))
+            told = [self._told(head, rank, len(columns), wish) for rank, head in enumerate(heads)]
+            with_rows = _positions_of_all(told)
             if with_rows == expected:
                 break
             expected = self._expected[key] = with_rows
-        told = [self._told(head, rank, len(columns), wish) for rank, head in enumerate(heads)]
         met = Met(with_rows, shapes, {i: {} for i in with_rows}, {}, told, wish)
         if self._memory.grow([told[rank].num_bytes for rank in self.group.ranks], "row-sparse gradients"):
             if not has_written:
@@ -218,30 +220,19 @@ class HostRows:
             return self.group.exchange("the rows of all are ready", label, head)
         return self._communicator.all_gather_bytes(head, label)
 
-    def _common(self, heads: Sequence[bytes], num_columns: int) -> tuple[int, ...]:
-        """Return the positions of the gradients that every replica has row-sparse."""
-        common = list(range(num_columns))
-        for flags, rank in {head[: 8 * num_columns]: rank for rank, head in enumerate(heads)}.items():
-            if len(flags) < 8 * num_columns:
-                raise RemoteProtocolError(f"rank {rank} told of {len(flags) // 8} gradients or less, not {num_columns}")
-            told = struct.unpack(f"={num_columns}q", flags)
-            common = [i for i in common if told[i]]
-        return tuple(common)
-
     def _told(self, head: bytes, rank: int, num_columns: int, wish: Wish) -> Told:
         num_nodes, num_leaves = len(self.nodes_of(rank, wish)), len(self._hosting.leaves[rank])
-        of_nodes = num_columns * num_nodes
-        num_squares = len(head) // 8 - (num_columns + 1 + 2 * of_nodes)
+        num_numbers = num_columns * (1 + 2 * num_nodes) + 1
+        num_squares = len(head) // 8 - num_numbers
         if num_squares not in (0, num_columns * num_leaves):
             raise RemoteProtocolError(
-                f"rank {rank} told of rows in {len(head)} bytes, not {len(head) - 8 * num_squares}: do all ranks apply "
-                "gradients to the same variables?"
+                f"rank {rank} told of rows in {len(head)} bytes, not {8 * num_numbers}: do all ranks apply gradients "
+                "to the same variables?"
             )
-        told = struct.unpack_from(f"={1 + 2 * of_nodes}q{num_squares}d", head, 8 * num_columns)
-        each = [told[at : at + num_columns] for at in range(1, 1 + 2 * of_nodes, num_columns)]
-        squares = told[1 + 2 * of_nodes :]
-        of_columns = [squares[at : at + num_leaves] for at in range(0, num_squares, max(num_leaves, 1))]
-        return Told(told[0], each[:num_nodes], each[num_nodes:], of_columns)
+        told = struct.unpack(f"={num_numbers}q{num_squares}d", head)
+        of_nodes = [told[at : at + num_columns] for at in range(num_columns + 1, num_numbers, num_columns)]
+        squares = [told[at : at + num_leaves] for at in range(num_numbers, len(told), max(num_leaves, 1))]
+        return Told(told[:num_columns], told[num_columns], of_nodes[:num_nodes], of_nodes[num_nodes:], squares)
 
     def _squares(self, sum_of_squares: Callable[[Array], Any], is_sparse: bool, column: Column) -> list[float]:
         """Return the sums of squares of the rows of each hosted replica."""
@@ -277,7 +268,7 @@ def _head(
     written: Mapping[tuple[int, int], WrittenRows],
     squares: Sequence[Sequence[float]],
 ) -> bytes:
-    """Return what a process tells: which gradients are row-sparse, then what :class:`Told` has.
+    """Return what a process tells: what :class:`Told` has, one after another.
 
     ``written``: by place of the node and position of the gradient.
     """
@@ -290,6 +281,12 @@ def _head(
         told[at], told[at + num_columns * num_nodes] = each.count, each.number
     sums = [square for of_column in squares for square in of_column]
     return struct.pack(f"={len(told)}q{len(sums)}d", *told, *sums)
+
+
+def _positions_of_all(told: Sequence[Told]) -> tuple[int, ...]:
+    """Return the positions of the gradients that every process has row-sparse."""
+    flags = {each.by_rows for each in told}
+    return tuple([i for i, of_processes in enumerate(zip(*flags, strict=True)) if all(of_processes)])
 
 
 def _is_row_sparse(column: Column) -> bool:

@@ -73,7 +73,7 @@ class RowArrays:
     def __init__(self, group: HostGroup) -> None:
         self._group = group
         self._of: dict[int, list[Array]] = {}
-        """By number, that of each process by its place in the group."""
+        """By number, the table in that of each process by its place in the group."""
         self._number_of: dict[int, int] = {}
         """By the identity of the variable."""
         self._own: list[tuple[int, int, int]] = []
@@ -95,7 +95,8 @@ class RowArrays:
             weakref.finalize(variable, self._drop, key)
         number = self._made = self._made + 1
         self._number_of[key] = number
-        self._of[number] = memories
+        form = Shape(num_rows, int(np.prod(shape[1:])), dtype)
+        self._of[number] = [_table_in(memory, form) for memory in memories]
         own = memories[self._group.index]
         start = own.__array_interface__["data"][0]
         self._own.append((number, start, start + own.nbytes))
@@ -117,20 +118,24 @@ class RowArrays:
 
         Raises: RemoteProtocolError for an array that is not, or no longer, known here.
         """
-        memories = self._of.get(number)
-        if memories is None or not shape.row_bytes:
+        tables = self._of.get(number)
+        if tables is None or tables[place].shape[1] != shape.width or tables[place].dtype != shape.dtype:
             raise RemoteProtocolError(
                 f"rank {self._group.ranks[place]} has its rows in array {number}, which is not known here: pass the "
                 "array to the variable that it was asked for, on all ranks"
             )
-        num_bytes = len(memories[place]) // shape.row_bytes * shape.row_bytes
-        table: Array = memories[place][:num_bytes].view(shape.dtype).reshape(-1, shape.width)
-        return table
+        return tables[place]
 
     def _drop(self, key: int) -> None:
         number = self._number_of.pop(key, 0)
         self._of.pop(number, None)
         self._own = [own for own in self._own if own[0] != number]
+
+
+def _table_in(memory: Array, form: Shape) -> Array:
+    """Return the whole rows in ``memory``, however many these are."""
+    count = len(memory) // form.row_bytes if form.row_bytes else 0
+    return memory[: count * form.row_bytes].view(form.dtype).reshape(count, form.width)
 
 
 def num_bytes_of(shape: Shape, count: int) -> int:
