@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -229,3 +230,15 @@ def test_config_in_the_repository_is_complete_and_bears_its_files_name(path: Pat
 @pytest.mark.parametrize("path", sorted((ROOT / "workers").glob("*.py")), ids=lambda path: path.name)
 def test_program_in_workers_is_under_25_lines(path: Path) -> None:
     assert len(path.read_text().splitlines()) < 25
+
+
+def test_job_of_ones_own_trains_as_the_page_shows_it(run: Run, tmp_path: Path) -> None:
+    section = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8").partition("## A job of your own")[2]
+    (task,), (job,) = (re.findall(rf"```{kind}\n(.*?)```", section.partition("\n## ")[0], re.DOTALL) for kind in
+                       ("python", "toml"))  # fmt: skip
+    (tmp_path / "line.py").write_text(task)
+    (tmp_path / "line.toml").write_text(job)
+    status, out, _ = run("train", "line.toml", "--on", "process")
+    (accuracy,) = re.findall(r"test accuracy +([\d.]+)", out)
+    assert status == 0
+    assert float(accuracy) > 0.98
