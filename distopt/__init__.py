@@ -189,6 +189,8 @@ guard(
 )
 guard(compat, compat.v1, compat.v1.train)
 guard(keras.layers, keras.losses, keras.metrics, keras.models, keras.optimizers, keras.optimizers.schedules)
+guard(data.experimental, distribute.cluster_resolver, distribute.experimental, distribute.partitioners, initializers)
+guard(keras.activations, keras.optimizers.experimental, keras.optimizers.legacy, keras.regularizers, ops)
 guard(keras.callbacks, keras.mixed_precision, keras.utils, keras.utils.experimental)
 guard(sys.modules[__name__])
 

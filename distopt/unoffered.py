@@ -23,6 +23,7 @@ _SAVE_IN_CALLBACK = (
 )
 _SMALL_KERAS = "write a subclass of distopt.keras.layers.Layer of the operations in distopt.nn and distopt.math"
 _SERVER_LOOP = "start server and workers as one job: `distopt train configs/digits-server.toml`, docs/operations.md"
+_ASYNCHRONOUS = "its updates are asynchronous, ours are synchronous; " + _SERVER_LOOP
 _BUILT_IN = "the errors are Python's and distopt.errors'"
 
 UNOFFERED: dict[str, str] = {
@@ -225,9 +226,12 @@ UNOFFERED: dict[str, str] = {
     "data.TextLineDataset": "read the file into arrays, then Dataset.from_tensor_slices",
     # tf.distribute
     "distribute.Server": _SERVER_LOOP,
-    "distribute.TPUStrategy": "use MirroredStrategy, MultiWorkerMirroredStrategy or SyncParameterServerStrategy",
+    "distribute.TPUStrategy": "use MirroredStrategy, or MultiWorkerMirroredStrategy",
+    "distribute.experimental.ParameterServerStrategy": _ASYNCHRONOUS,
+    "distribute.experimental.TPUStrategy": "use MirroredStrategy, or MultiWorkerMirroredStrategy",
+    "distribute.experimental.coordinator": "the coordinator's schedule and join are not offered; " + _SERVER_LOOP,
     "distribute.coordinator": "the coordinator's schedule and join are not offered; " + _SERVER_LOOP,
-    "distribute.ParameterServerStrategy": "its updates are asynchronous; use SyncParameterServerStrategy",
+    "distribute.ParameterServerStrategy": _ASYNCHRONOUS,
     # tf.train
     "train.CheckpointOptions": "there are none; leave it out",
     "train.checkpoints_iterator": "ask latest_checkpoint again",

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from distopt.comm.communicator import Communicator, Hosting
-from distopt.distribute.cluster_resolver import ClusterResolver
+from distopt.distribute.cluster_resolver import ClusterResolver, TFConfigClusterResolver
 from distopt.distribute.early_sums import Overlap
 from distopt.distribute.optimizer_settings import describe_differing
 from distopt.distribute.sharded import Sharded
@@ -80,12 +80,14 @@ class MultiWorkerMirroredStrategy(Strategy):
     world, through mpi4py. A variable's initial value is that of rank 0. With ``"sharded"`` on several hosts, each host
     has all variables and updates a part; to read a slot is then a collective, as its owner may be on another host.
 
-    The MPI launcher knows the cluster; a ``cluster_resolver`` is only compared with it, where it has a cluster.
+    The MPI launcher knows the cluster; a ``cluster_resolver`` is only compared with it, where it has a cluster. Of a
+    process that no launcher has started, ``TF_CONFIG`` is looked at as well: it may say that there should be others.
 
     Raises: PlacementError for a placement that needs servers; EndpointError if MPI cannot be loaded; ValueError for
     fewer than one replica, arguments of another type, a placement, number of replicas, ``bytes_per_pack``, ``overlap``
     or release of distopt that is another one on other processes, ``overlap`` where lost ranks are survived, or a
-    ``cluster_resolver`` that has another number of workers than there are ranks, or takes this one for another.
+    ``cluster_resolver`` that has another number of workers than there are ranks, or takes this one for another, or a
+    ``TF_CONFIG`` with others for a process that was started by itself.
     """
 
     def __init__(
@@ -113,6 +115,8 @@ class MultiWorkerMirroredStrategy(Strategy):
 
             timeout_s = communication_options.timeout_seconds if communication_options else None
             communicator = MpiCommunicator() if timeout_s is None else MpiCommunicator(timeout_s=timeout_s)
+            if cluster_resolver is None and communicator.size == 1:
+                _check_alone(TFConfigClusterResolver())
         if cluster_resolver is not None:
             _check_same_cluster(cluster_resolver, communicator)
         self.communicator = communicator
@@ -179,6 +183,15 @@ def _check_same_strategy(
 def release() -> str:
     """Return the release of distopt that this process runs."""
     return VERSION
+
+
+def _check_alone(resolver: ClusterResolver) -> None:
+    """Refuse a cluster of which this process, started by itself, would be one worker."""
+    if resolver.cluster_spec() and resolver.worker_count > 1:
+        raise ValueError(
+            f"TF_CONFIG says that this is one of {resolver.worker_count} workers, but it was started by itself and "
+            f"would train alone: start all of them with `mpirun -n {resolver.worker_count}`, or unset TF_CONFIG"
+        )
 
 
 def _check_same_cluster(resolver: ClusterResolver, communicator: Communicator) -> None:

@@ -129,7 +129,8 @@ class Strategy:
         if operation is ReduceOp.SUM and np.any(np.asarray(value) != 0):
             raise CountedManyTimesError(
                 f"strategy.reduce(SUM) of {value!r}, which is not a per-replica value: it would be counted "
-                f"{self.num_replicas_in_sync} times; reduce what `strategy.run` returned"
+                f"{self.num_replicas_in_sync} times; reduce what each replica has computed: what is the very same "
+                "object on all of them, `strategy.run` returns as it is"
             )
         array = np.asarray(value)
         return value if axis is None else Tensor(array.mean(axis=axis) if operation is ReduceOp.MEAN else array)

@@ -29,15 +29,22 @@ class DistributedValues:
 
 
 class PerReplica(DistributedValues):
-    """A value of its own on each replica; not usable as a tensor outside of them."""
+    """A value of its own on each replica; not usable as a tensor or number outside of them."""
 
     __slots__ = ()
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+    def _refuse(self, *_: Any) -> Any:
         raise PerReplicaAsTensorError(
             "a PerReplica value is one value a replica; use `strategy.reduce` for one result or "
             "`strategy.experimental_local_results` for all of them"
         )
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        return self._refuse()
+
+    __float__ = __int__ = __neg__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
+    __lt__ = __le__ = __gt__ = __ge__ = _refuse
 
 
 class Mirrored(DistributedValues):

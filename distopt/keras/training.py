@@ -188,8 +188,10 @@ class Model(Layer):
             return logs
         return list(logs.values()) if self._metrics else logs["loss"]
 
-    def predict(self, x: Any, batch_size: int | None = None) -> Array:
+    def predict(self, x: Any, batch_size: int | None = None, verbose: int | str = "auto") -> Array:  # noqa: ARG002
         """Return the outputs for all of ``x`` (an array, or an iterable of batches), computed in this process.
+
+        Nothing is written, whatever ``verbose`` says.
 
         Raises: ValueError if there is no batch.
         """

@@ -460,12 +460,18 @@ def test_number_assigned_on_every_replica_to_a_sum_variable_is_refused(strategy:
 def test_sum_over_replicas_of_one_value_is_refused(strategy: MirroredStrategy) -> None:
     with pytest.raises(errors.CountedManyTimesError, match="2 times"):
         strategy.reduce("SUM", 3.0, axis=None)
+    with pytest.raises(errors.CountedManyTimesError, match="the very same object"):
+        strategy.reduce("SUM", strategy.run(lambda: 3), axis=None)
 
 
 @catches(errors.PerReplicaAsTensorError)
 def test_value_of_each_replica_used_as_a_tensor_is_refused() -> None:
-    with pytest.raises(errors.PerReplicaAsTensorError, match=r"strategy\.reduce"):
-        np.asarray(PerReplica([gradient(1), gradient(2)]))
+    value = PerReplica([gradient(1), gradient(2)])
+    uses: list[Callable[[Any], Any]] = [np.asarray, tf.reduce_sum, float, lambda v: 0.0 + v, lambda v: v / 2,
+                                        lambda v: v < 1.0, lambda v: tf.constant(1.0) - v, sum]  # fmt: skip
+    for use in uses:
+        with pytest.raises(errors.PerReplicaAsTensorError, match=r"strategy\.reduce"):
+            use([value] if use is sum else value)
 
 
 # ---------------------------------------------------------------- servers, tapes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import numpy as np
@@ -298,3 +299,20 @@ def test_cluster_resolver_that_agrees_with_the_ranks_is_kept_and_another_refused
         return strategy.cluster_resolver is agreed
 
     assert run_replicas(worker, 2) == [True, True]
+
+
+def test_process_that_tf_config_counts_among_several_is_not_left_to_train_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mpi = pytest.importorskip("distopt.comm.mpi", exc_type=ImportError)
+    workers = {"worker": ["h0:1", "h1:1"]}
+
+    def replica(comm: Communicator) -> None:
+        monkeypatch.setattr(mpi, "MpiCommunicator", lambda: comm)
+        monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": workers, "task": {"type": "worker", "index": 1}}))
+        with pytest.raises(ValueError, match=r"one of 2 workers.*mpirun -n 2"):
+            MultiWorkerMirroredStrategy()
+        monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": {"worker": ["h0:1"]}, "task": {"type": "worker"}}))
+        assert MultiWorkerMirroredStrategy(replicas=2).num_replicas_in_sync == 2
+
+    run_replicas(replica, 1)

@@ -224,7 +224,7 @@ def test_metric_with_weights_of_less_than_one_in_all_is_their_mean(num_replicas:
         model.compile(SGD(0.0), "mse", [MeanAbsoluteError()])
     weight = np.linspace(0.01, 0.02, len(X))
     figures = model.evaluate(X, Y, sample_weight=weight, batch_size=13, verbose=0, return_dict=True)
-    error = np.abs(model.predict(X) - Y)[:, 0].astype(np.float64)
+    error = np.abs(model.predict(X, verbose=0) - Y)[:, 0].astype(np.float64)
     assert weight.sum() < 1
     np.testing.assert_allclose(figures["mean_absolute_error"], (error * weight).sum() / weight.sum(), rtol=1e-6)
 
