@@ -6,16 +6,16 @@ know how the ranks of their own host are. So a rank next to ``mpirun`` learns th
 only one there, and however early it was.
 
 Rules of this file: it only asks. A launcher or a library that has no answer is no error, and no proof of anything.
-Source: PMIx 5.0 standard, "PMIx_Query_info", ``PMIX_QUERY_PROC_TABLE``; the layouts of its stable ABI, which are those
-of ``pmix_types.h`` of PMIx 4 and 5.
+Source: PMIx 5.0 standard, "PMIx_Query_info", ``PMIX_QUERY_PROC_TABLE``.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final, NamedTuple
 
+from distopt.comm import pmix
 from distopt.comm.started_ranks import LaunchedRank
 from distopt.comm.transfers import name_ranks
 
@@ -27,9 +27,6 @@ _ABORTED_BY_SIGNAL: Final = 54
 
 _PROC_TABLE: Final = b"pmix.qry.ptable"
 _NAMESPACE: Final = b"pmix.nspace"
-_STRING, _DATA_ARRAY, _PROC_INFO = 3, 39, 38
-"""Types of values."""
-_MAJOR_VERSIONS: Final = (b"4", b"5")
 
 
 class LauncherRow(NamedTuple):
@@ -41,7 +38,7 @@ class LauncherRow(NamedTuple):
     state: int
 
     def __str__(self) -> str:
-        return f"rank {self.rank} (pid {self.pid} on {self.host})"
+        return f"rank {self.rank} ({f'pid {self.pid} ' if self.pid else ''}on {self.host})"
 
 
 class LauncherTable:
@@ -53,7 +50,7 @@ class LauncherTable:
     def __init__(self, library: Any, own: LaunchedRank) -> None:
         self._library, self._own = library, own
         self._rows: Sequence[LauncherRow] = ()
-        self._can_answer = hasattr(library, "PMIx_Query_info") and _version(library) in _MAJOR_VERSIONS
+        self._can_answer = hasattr(library, "PMIx_Query_info") and pmix.is_known(library)
 
     def ask(self) -> None:
         """Ask the launcher; returns when it has answered. Not before ``MPI_Init`` has been called."""
@@ -73,79 +70,52 @@ class LauncherTable:
                 return f"{row} {'was killed by a signal' if row.state == _ABORTED_BY_SIGNAL else 'has ended'}"
         return None
 
-    def absent(self) -> str | None:
-        """Return which ranks are known to run and not to have called ``MPI_Init``, in words; None if none is."""
-        rows = [row for row in self._rows if row.pid and row.state < _CONNECTED]
-        if len(rows) == 1:
-            return f"{rows[0]} has not called MPI_Init"
-        return f"{name_ranks([row.rank for row in rows])} have not called MPI_Init" if rows else None
+    @property
+    def came_here(self) -> frozenset[int]:
+        """The ranks of this host that have called ``MPI_Init`` and are not lost."""
+        here = {row.host for row in self._rows if row.rank == self._own.rank}
+        return frozenset(row.rank for row in self._rows if row.host in here and _CONNECTED <= row.state < _TERMINATED)
 
+    def first_ranks(self) -> tuple[int, frozenset[int]]:
+        """Return the first rank of this host, and that of each other one."""
+        by_host: dict[str, list[int]] = {}
+        for row in self._rows:
+            by_host.setdefault(row.host, []).append(row.rank)
+        here = min((min(ranks) for ranks in by_host.values() if self._own.rank in ranks), default=self._own.rank)
+        return here, frozenset(map(min, by_host.values())) - {here}
 
-class _Proc(ctypes.Structure):
-    _fields_ = (("namespace", ctypes.c_char * 256), ("rank", ctypes.c_uint32))
+    def names(self, ranks: Collection[int]) -> str:
+        """Return these ranks, with what is known of them, and the verb that follows: "rank 1 (pid 7 on b) has"."""
+        rows = [row for row in self._rows if row.rank in ranks]
+        return f"{rows[0]} has" if len(rows) == 1 else f"{name_ranks(sorted(ranks))} have"
 
+    def absent(self, came: Collection[int] | None = None) -> str | None:
+        """Return which ranks have not called ``MPI_Init``, in words; None if there are none, or none are known.
 
-class _Data(ctypes.Union):
-    _fields_ = (("string", ctypes.c_char_p), ("pointer", ctypes.c_void_p), ("longest", ctypes.c_uint64 * 3))
-
-
-class _Value(ctypes.Structure):
-    _fields_ = (("type", ctypes.c_uint16), ("data", _Data))
-
-
-class _Info(ctypes.Structure):
-    _fields_ = (("key", ctypes.c_char * 512), ("flags", ctypes.c_uint32), ("value", _Value))
-
-
-class _Query(ctypes.Structure):
-    _fields_ = (
-        ("keys", ctypes.POINTER(ctypes.c_char_p)),
-        ("qualifiers", ctypes.POINTER(_Info)),
-        ("num_qualifiers", ctypes.c_size_t),
-    )
-
-
-class _DataArray(ctypes.Structure):
-    _fields_ = (("type", ctypes.c_uint16), ("size", ctypes.c_size_t), ("items", ctypes.c_void_p))
-
-
-class _ProcInfo(ctypes.Structure):
-    _fields_ = (
-        ("proc", _Proc),
-        ("host", ctypes.c_char_p),
-        ("executable", ctypes.c_char_p),
-        ("pid", ctypes.c_int),
-        ("exit_code", ctypes.c_int),
-        ("state", ctypes.c_uint8),
-    )
-
-
-def _version(library: Any) -> bytes:
-    """Return the major version, as in "OpenPMIx 5.0.11"; empty if it is not that library."""
-    try:
-        call = library.PMIx_Get_version
-    except AttributeError:
-        return b""
-    call.restype = ctypes.c_char_p
-    words = (call() or b"").replace(b",", b" ").split()
-    return words[1].partition(b".")[0] if len(words) > 1 else b""
+        ``came``: the ranks of other hosts of which was heard that they have; None where that cannot be.
+        """
+        late = [row.rank for row in self._rows if row.pid and row.state < _CONNECTED]
+        unheard = [row.rank for row in self._rows if not row.pid and came is not None and row.rank not in came]
+        found = [f"{self.names(late)} not called MPI_Init"] if late else []
+        found += [f"{self.names(unheard)} not been heard of"] if unheard else []
+        return "; ".join(found) or None
 
 
 def _rows(library: Any, own: LaunchedRank) -> list[LauncherRow]:
     keys = (ctypes.c_char_p * 2)(_PROC_TABLE, None)
-    job = _Info(key=_NAMESPACE, value=_Value(type=_STRING, data=_Data(string=own.job.encode())))
-    query = _Query(keys, ctypes.pointer(job), 1)
-    results, count = ctypes.POINTER(_Info)(), ctypes.c_size_t()
+    job = pmix.Info(key=_NAMESPACE, value=pmix.Value(type=pmix.STRING, data=pmix.Data(string=own.job.encode())))
+    query = pmix.Query(keys, ctypes.pointer(job), 1)
+    results, count = ctypes.POINTER(pmix.Info)(), ctypes.c_size_t()
     call = library.PMIx_Query_info
     if call(ctypes.pointer(query), ctypes.c_size_t(1), ctypes.pointer(results), ctypes.pointer(count)) != 0:
         return []
     rows = []
     for result in results[: count.value]:
-        if result.value.type != _DATA_ARRAY or not result.value.data.pointer:
+        if result.value.type != pmix.DATA_ARRAY or not result.value.data.pointer:
             continue
-        array = _DataArray.from_address(result.value.data.pointer)
-        if array.type == _PROC_INFO and array.items:
-            for info in (_ProcInfo * array.size).from_address(array.items):
+        array = pmix.DataArray.from_address(result.value.data.pointer)
+        if array.type == pmix.PROC_INFO and array.items:
+            for info in (pmix.ProcInfo * array.size).from_address(array.items):
                 if info.proc.namespace == own.job.encode():
                     host = (info.host or b"").decode(errors="replace")
                     rows.append(LauncherRow(info.proc.rank, host, info.pid, info.state))

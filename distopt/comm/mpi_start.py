@@ -3,8 +3,9 @@
 Where the launcher lets survivors live, a rank that is lost before all have initialized MPI is missed by the others
 inside of that, and nobody tells them. There MPI is initialized by a call that gives up the interpreter's lock, and a
 thread looks meanwhile whether the ranks of this host are there (:mod:`distopt.comm.started_ranks`), and asks the
-launcher for those of other hosts (:mod:`distopt.comm.launcher_table`). If one is lost, it has the launcher end all
-others, on all hosts.
+launcher for those of other hosts (:mod:`distopt.comm.launcher_table`). As only those next to the launcher are told of
+all, the hosts tell each other who has come (:mod:`distopt.comm.host_beats`). If a rank is lost, one of the others has
+the launcher end them all, on all hosts.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from distopt.comm.host_beats import HostBeats
+from distopt.comm.launcher_board import LauncherBoard
 from distopt.comm.launcher_table import LauncherTable
 from distopt.comm.mpi_segments import shared_memory_names, unlink_shared_memory
 from distopt.comm.started_ranks import LaunchedRank, StartedRanks
@@ -30,6 +33,8 @@ _ABORT_S: Final = 2.5
 
 _LOOK_EVERY_S: Final = 0.2
 _ASK_EVERY_S: Final = 1.0
+_SAY_AFTER_S: Final = 10.0
+"""So long all wait before one of them says for whom."""
 _TURN_S: Final = 1.0
 """To say what all ranks of a host see, each waits so much longer than the one before it, which ends the others."""
 _MAX_TURN_S: Final = 3.0
@@ -130,6 +135,10 @@ class _StartWatch:
     def __init__(self, library: ctypes.CDLL, ranks: StartedRanks, own: LaunchedRank, timeout_s: float) -> None:
         self._library, self._ranks, self._own, self._timeout_s = library, ranks, own, timeout_s
         self._table = LauncherTable(library, own)
+        self._board = LauncherBoard(library, own.job)
+        self._beats = HostBeats()
+        self._hears = False
+        """Whether it knows which ranks of other hosts have come: of each host, the first that has."""
         self.ended = threading.Event()
 
     def begin(self) -> None:
@@ -138,14 +147,30 @@ class _StartWatch:
             threading.Thread(target=self._ask, name="distopt start, launcher", daemon=True).start()
 
     def _ask(self) -> None:
+        speaks_as: int | None = None
         while not self.ended.wait(_ASK_EVERY_S * (1 + self._num_before())):
             self._table.ask()
+            came = self._table.came_here
+            here, elsewhere = self._table.first_ranks()
+            if came and min(came) == self._own.rank:
+                speaks_as = here
+                self._board.put(here, self._beats.next(came))
+            elif speaks_as is not None:  # an earlier one has come
+                self._board.remove(speaks_as)
+                speaks_as = None
+            if speaks_as is not None:
+                self._beats.hear(self._board.read(sorted(elsewhere)), time.monotonic())
+            self._hears = speaks_as is not None and self._board.can_answer
+        if speaks_as is not None:
+            self._board.remove(speaks_as)
 
     def _watch(self) -> None:
         began_s = time.monotonic()
+        has_said = False
         while not self.ended.wait(_LOOK_EVERY_S):
             now_s = time.monotonic()
             turn_s = min(_MAX_TURN_S, _TURN_S * self._num_before())
+            silent, silent_s = self._beats.silent(now_s)
             if reason := self._ranks.lost(now_s):
                 self._await_segments()
                 self._end(reason, began_s, turn_s, aborts=self._others_may_live())
@@ -153,21 +178,43 @@ class _StartWatch:
                 # On its own host, if others are there, that is seen sooner and said there.
                 self._await_segments()
                 self._end(reason, began_s, turn_s + _TURN_S, aborts=self._others_may_live())
+            elif silent:
+                self._await_segments()
+                reason = f"{self._table.names(silent)} not been heard of for {silent_s:.1f} s"
+                self._end(reason, began_s, turn_s + self._turn_of_host_s(), aborts=self._others_may_live())
             elif now_s - began_s >= self._timeout_s:
-                if reason := self._table.absent():
-                    self._end(f"not all ranks came: {reason}", began_s, turn_s, aborts=True)
+                if reason := self._absent():
+                    aborts = self._others_may_live()
+                    self._end(f"not all ranks came: {reason}", began_s, turn_s + self._turn_of_host_s(), aborts=aborts)
                 here = name_ranks(self._ranks.living or (self._own.rank,))
                 reason = f"not all {self._own.size} ranks came; of this host, {here} did"
                 # Those that know more are first. Each host says who has come, and its ranks end by themselves.
                 self._end(reason, began_s, turn_s + _MAX_TURN_S, aborts=False)
+            elif now_s - began_s >= _SAY_AFTER_S and not has_said:
+                has_said = True
+                if self._hears and not self._turn_of_host_s() and (late := self._absent()):
+                    line = f"distopt: rank {self._own.rank} waits for all ranks to initialize MPI: so far, {late}\n"
+                    os.write(2, line.encode())
+
+    def _absent(self) -> str | None:
+        return self._table.absent(self._beats.came if self._hears else None)
+
+    def _turn_of_host_s(self) -> float:
+        """Return how long this host lets others say what all see: those that are heard of and have an earlier rank."""
+        silent, _ = self._beats.silent(time.monotonic())
+        return _MAX_TURN_S * any(rank < self._own.rank for rank in self._beats.came - silent)
 
     def _num_before(self) -> int:
         """Return how many ranks of this host look and ask before this one."""
         return sum(other < self._own.rank for other in self._ranks.living)
 
     def _others_may_live(self) -> bool:
+        """Return whether others may be inside of ``MPI_Init``."""
         if self._own.size_here == self._own.size:
             return self._ranks.living != (self._own.rank,)
+        if self._hears and self._table.num_lost == 0:
+            silent, _ = self._beats.silent(time.monotonic())
+            return bool((self._beats.came | self._table.came_here) - silent - {self._own.rank})
         return self._table.num_lost < self._own.size - 1
 
     def _await_segments(self) -> None:

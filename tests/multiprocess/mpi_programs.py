@@ -178,11 +178,11 @@ def say(line: str) -> None:
 def main() -> None:
     """Run one program as the train loop would: every error ends the job, and says why."""
     timeout_s = float(sys.argv[2]) if len(sys.argv) > 2 else TIMEOUT_S
-    if os.environ.get("OMPI_COMM_WORLD_RANK") == "1":
-        if sys.argv[1] == "dead_before_mpi":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if sys.argv[1] == "dead_inside_of_mpi":
-            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    rank = os.environ.get("OMPI_COMM_WORLD_RANK")
+    if (rank, sys.argv[1]) in (("1", "dead_before_mpi"), ("0", "first_dead_before_mpi")):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if (rank, sys.argv[1]) == ("1", "dead_inside_of_mpi"):
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGKILL)).start()
     comm = MpiCommunicator(timeout_s=timeout_s)
 
     def on_terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -144,6 +144,18 @@ def test_only_rank_of_a_host_that_is_lost_before_mpi_is_initialized_is_named_wit
     assert result.seconds < 10.0, result
 
 
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
+def test_only_rank_next_to_mpirun_that_never_comes_is_named_by_the_other_host() -> None:
+    with emulated_hosts(2) as hosts:
+        *inside, command = hosts.mpirun([1, 1], [sys.executable, PROGRAMS, "first_dead_before_mpi", "3.0"])
+        result = run_job([*inside, command.replace("mpirun ", "mpirun --with-ft ulfm ", 1)], limit_s=20.0)
+    assert result.status != 0, result
+    (error,) = re.findall("distopt: error: .*", result.stderr)
+    assert re.search(r"ranks came: rank 0 \(on \w+h0\) has not been heard of, before step 0; rank 1 waited", error), (
+        result
+    )
+
+
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_error_of_all_ranks_is_a_status_also_where_survivors_live(num_ranks: int) -> None:
     launcher, *rest = mpirun(num_ranks, [PROGRAMS, "every_rank_raises"])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from distopt.comm import launcher_table
+from distopt.comm import pmix
 from distopt.comm.launcher_table import LauncherTable
 from distopt.comm.started_ranks import LaunchedRank
 
@@ -32,16 +32,16 @@ class Library:
         assert [asked.keys[0], asked.keys[1]] == [b"pmix.qry.ptable", None]
         assert asked.qualifiers[0].key == b"pmix.nspace"
         assert asked.qualifiers[0].value.data.string == b"job"
-        infos = (launcher_table._ProcInfo * len(self.rows))()
+        infos = (pmix.ProcInfo * len(self.rows))()
         for info, (rank, host, pid, state) in zip(infos, self.rows, strict=True):
             info.proc.namespace, info.proc.rank = self.namespace, rank
             info.host, info.pid, info.state = host, pid, state
-        self.array = launcher_table._DataArray(38, len(self.rows), ctypes.addressof(infos))
+        self.array = pmix.DataArray(38, len(self.rows), ctypes.addressof(infos))
         self.infos = infos
-        self.results = (launcher_table._Info * 1)()
+        self.results = (pmix.Info * 1)()
         self.results[0].value.type = 39
         self.results[0].value.data.pointer = ctypes.addressof(self.array)
-        results[0] = ctypes.cast(self.results, ctypes.POINTER(launcher_table._Info))
+        results[0] = ctypes.cast(self.results, ctypes.POINTER(pmix.Info))
         count.contents.value = 1
         return self.status
 
@@ -108,3 +108,20 @@ def test_answers_that_failed_or_are_of_others_say_nothing() -> None:
     others.namespace = b"another job"
     assert table(others).lost() is None
     assert table(Library([(7, b"b", 20, KILLED)])).lost() is None
+
+
+def test_ranks_that_another_host_has_not_told_of_are_absent_and_named_with_their_host() -> None:
+    found = table(Library([(0, b"a", 0, UNKNOWN), (1, b"b", 20, CALLED_INIT), (2, b"b", 21, RUNS)]))
+    late = "rank 2 (pid 21 on b) has not called MPI_Init"
+    assert found.absent(came=()) == f"{late}; rank 0 (on a) has not been heard of"
+    assert found.absent(came={0}) == late
+
+
+def test_hosts_are_known_by_their_first_ranks_and_the_own_one_by_who_has_come() -> None:
+    library = Library([(0, b"a", 10, CALLED_INIT), (1, b"b", 0, UNKNOWN), (2, b"b", 0, UNKNOWN), (3, b"a", 11, RUNS)])
+    found = table(library, size=4)
+    assert found.first_ranks() == (0, {1})
+    assert found.came_here == {0}
+    assert found.names({1}) == "rank 1 (on b) has"
+    assert found.names({2, 1}) == "ranks 1, 2 have"
+    assert LauncherTable(object(), LaunchedRank("job", 2, 4, 2)).first_ranks() == (2, frozenset())
