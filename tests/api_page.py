@@ -31,8 +31,8 @@ The names of TensorFlow that distopt has, module by module: `import distopt as t
 Names that do the same as TensorFlow's are listed first, then those that differ, and how; last, names that only distopt
 has. Some differences are not repeated. A dtype is a `numpy.dtype`, a shape is a tuple, and there are no devices.
 Arguments about tracing, placement on devices or the name of an operation are taken and have no effect. Operands of
-different dtypes are promoted by NumPy's rules, where TensorFlow refuses them. What TensorFlow reports by errors of its
-own is a Python error or one of `tf.errors`.
+different dtypes are promoted by NumPy's rules, where TensorFlow refuses them, or casts an array to the tensor's dtype.
+What TensorFlow reports by errors of its own is a Python error or one of `tf.errors`.
 
 Shapes, dtypes, units, errors and sources of each are in its docstring (`help(tf.nn.conv2d)`). A name that is absent
 raises an error that says what to use instead. [migration.md](migration.md) shows the names at work.

@@ -6,14 +6,15 @@ as only order was changed, items are row numbers, and a batch is one indexing op
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from distopt import nest
 from distopt.data.options import Options
-from distopt.data.streams import INFINITE, Block, Numbers, Repeated, Shuffled, Sliced, Stream, Strided, rechunk
+from distopt.data.streams import INFINITE, Block, Cached, Numbers, Repeated, Shuffled, Sliced, Stream, Strided, rechunk
+from distopt.errors import NotOfferedError
 from distopt.random import Domain, next_stream
 from distopt.sampling import batch_length, num_steps
 from distopt.tensor import to_array
@@ -22,7 +23,30 @@ AUTOTUNE = -1
 INFINITE_CARDINALITY = INFINITE
 
 
-class Dataset:
+_ARRANGED = "arrange the arrays with NumPy before from_tensor_slices"
+_INSTEAD = {
+    "element_spec": "look at an element, next(iter(dataset))",
+    "enumerate": "use Python's enumerate",
+    "from_generator": "make arrays of what it yields; fit and strategies take any iterable of global batches, too",
+    "from_tensors": "use from_tensor_slices, of arrays with a first axis of length 1",
+    "reduce": "use Python's functools.reduce",
+}
+
+
+def _refuse(name: str) -> Any:
+    if name.startswith("_"):
+        raise AttributeError(f"a Dataset has no attribute {name!r}")
+    raise NotOfferedError(f"tf.data.Dataset.{name} is not offered by distopt: {_INSTEAD.get(name, _ARRANGED)}")
+
+
+class _Names(type):
+    if not TYPE_CHECKING:
+
+        def __getattr__(cls, name: str) -> Any:
+            return _refuse(name)
+
+
+class Dataset(metaclass=_Names):
     """Elements, nested structures of NumPy arrays, that can be read any number of times.
 
     Made by the static methods; the others return a new dataset and leave this one alone.
@@ -53,6 +77,27 @@ class Dataset:
     def range(*args: int) -> Dataset:
         """Return a dataset of int64 scalars; arguments as for Python's ``range``."""
         return Dataset.from_tensor_slices(np.arange(*args, dtype=np.int64))
+
+    @staticmethod
+    def zip(*datasets: Any) -> Dataset:
+        """Return a dataset of tuples with an element of each of ``datasets``, as long as the shortest.
+
+        They are arguments, or one tuple, which may hold tuples and dictionaries of datasets.
+        """
+        structure = datasets[0] if len(datasets) == 1 else datasets
+        parts: list[Dataset] = nest.flatten(structure)
+        sizes = {part.batch_size for part in parts}
+        options = parts[0].options()
+        for part in parts[1:]:
+            options = options.merge(part.options())
+        return Dataset(
+            _Zipped(parts, structure), _Elements(), options=options, batch_size=sizes.pop() if len(sizes) == 1 else None
+        )
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            return _refuse(name)
 
     def __iter__(self) -> Iterator[Any]:
         for block in self._items.blocks():
@@ -123,6 +168,21 @@ class Dataset:
         """
         del num_parallel_calls
         return Dataset(_Mapped(self, map_func), _Elements(), options=self._options, batch_size=self.batch_size)
+
+    def cache(self, filename: str = "") -> Dataset:
+        """Return the same elements, which are kept in memory when they have all been read for the first time.
+
+        So a shuffle, or a random ``map``, before it is the same in each reading. The arrays cannot be written to.
+
+        Raises: ValueError for the name of a file.
+        """
+        if filename:
+            raise ValueError(f"elements are kept in memory, not in a file {filename!r}; leave the name out")
+        return self if self._items.size == INFINITE else self._of(Cached(self._items))
+
+    def apply(self, transformation_func: Callable[[Dataset], Dataset]) -> Dataset:
+        """Return ``transformation_func(self)``."""
+        return transformation_func(self)
 
     def prefetch(self, buffer_size: int) -> Dataset:
         """Return this dataset: its elements cost too little to be made ahead."""
@@ -210,6 +270,20 @@ class _Mapped:
         for element in self._dataset:
             result = self._function(*element) if isinstance(element, tuple) else self._function(element)
             yield [nest.map_structure(np.asarray, result)]
+
+
+class _Zipped:
+    """A stream of structures with an element of each dataset."""
+
+    def __init__(self, datasets: Sequence[Dataset], structure: Any) -> None:
+        finite = [dataset.cardinality() for dataset in datasets if dataset.cardinality() != INFINITE]
+        self.size = min(finite, default=INFINITE)
+        self._datasets = datasets
+        self._structure = structure
+
+    def blocks(self) -> Iterator[Block]:
+        for elements in zip(*self._datasets, strict=False):
+            yield [nest.pack_sequence_as(self._structure, elements)]
 
 
 def _as_arrays(tensors: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+from distopt import nest
 from distopt.random import Domain, permutation, stream
 from distopt.sampling import epoch_permutation
 from distopt.types import Array
@@ -139,6 +140,31 @@ class Strided:
             position += len(block)
             if len(part):
                 yield part
+
+
+class Cached:
+    """What ``source`` yields the first time that it is read to its end. Elements that are kept cannot be written to."""
+
+    def __init__(self, source: Stream) -> None:
+        self.size = source.size
+        self._source = source
+        self._kept: list[Block] | None = None
+
+    def blocks(self) -> Iterator[Block]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        seen: list[Block] = []
+        for block in self._source.blocks():
+            seen.append(block if isinstance(block, np.ndarray) else nest.map_structure(_read_only, block))
+            yield seen[-1]
+        self._kept = seen
+
+
+def _read_only(array: Any) -> Array:
+    view = np.asarray(array).view()
+    view.flags.writeable = False
+    return view
 
 
 def rechunk(blocks: Iterator[Block], size: int, drop_remainder: bool = False) -> Iterator[Block]:

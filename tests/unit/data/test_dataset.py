@@ -10,6 +10,7 @@ import pytest
 
 from distopt import random
 from distopt.data import INFINITE_CARDINALITY, Dataset, epoch_permutation, rebatch_for_replicas
+from distopt.errors import NotOfferedError
 
 
 def as_lists(dataset: Dataset) -> list[Any]:
@@ -194,3 +195,58 @@ def test_batches_rebatched_for_replicas_are_tensorflows(
     batches = Dataset.range(num_elements).batch(batch_size)
     rebatched = [[part.tolist() for part in rebatch_for_replicas(batch, num_replicas)] for batch in batches]
     assert rebatched == expected
+
+
+def test_cache_keeps_what_the_first_whole_reading_made() -> None:
+    calls: list[int] = []
+
+    def noted(x: Any) -> Any:
+        calls.append(int(x))
+        return x + len(calls)
+
+    dataset = Dataset.range(4).shuffle(4, seed=1).map(noted).cache()
+    next(iter(dataset))
+    first = as_lists(dataset)
+    assert len(calls) == 5
+    assert as_lists(dataset) == first
+    assert as_lists(dataset.batch(3)) == [first[:3], first[3:]]
+    assert len(calls) == 5
+    with pytest.raises(ValueError, match="read-only"):
+        next(iter(dataset))[...] = 0
+
+
+def test_cache_fixes_the_order_of_a_shuffle_before_it_alone() -> None:
+    rows = Dataset.from_tensor_slices(np.arange(20))
+    kept = rows.shuffle(20, seed=3).cache()
+    assert as_lists(kept) == as_lists(kept) == as_lists(rows.shuffle(20, seed=3))
+    mixed = rows.cache().shuffle(20, seed=3)
+    assert as_lists(mixed) != as_lists(mixed)
+    assert Dataset.range(2).repeat().cache().cardinality() == INFINITE_CARDINALITY
+    with pytest.raises(ValueError, match="not in a file 'x'"):
+        rows.cache("x")
+
+
+def test_zip_yields_elements_of_all_until_one_ends() -> None:
+    pairs = Dataset.from_tensor_slices((np.arange(3), np.arange(3) * 10))
+    both = Dataset.zip((pairs, Dataset.range(5)))
+    assert [(int(x), int(y), int(i)) for (x, y), i in both] == [(0, 0, 0), (1, 10, 1), (2, 20, 2)]
+    assert len(both) == 3
+    (batch,) = Dataset.zip({"a": Dataset.range(3), "b": pairs}).batch(3)
+    assert (batch["a"].tolist(), batch["b"][1].tolist()) == ([0, 1, 2], [0, 10, 20])
+    batched = Dataset.zip(Dataset.range(5).batch(2), Dataset.range(9).batch(2))
+    assert (batched.batch_size, len(batched)) == (2, 3)
+    assert Dataset.zip(pairs.batch(2), pairs).batch_size is None
+    endless = Dataset.range(2).repeat()
+    assert Dataset.zip(endless, endless).cardinality() == INFINITE_CARDINALITY
+
+
+def test_apply_calls_a_function_of_the_dataset() -> None:
+    assert as_lists(Dataset.range(3).apply(lambda dataset: dataset.batch(2))) == [[0, 1], [2]]
+
+
+def test_names_that_are_absent_say_what_to_use() -> None:
+    with pytest.raises(NotOfferedError, match=r"Dataset.from_generator is not offered by distopt: make arrays"):
+        _ = Dataset.from_generator  # type: ignore[attr-defined]
+    with pytest.raises(NotOfferedError, match=r"Dataset.filter is not offered by distopt: arrange"):
+        _ = Dataset.range(3).filter  # type: ignore[attr-defined]
+    assert not hasattr(Dataset, "__wrapped__")
