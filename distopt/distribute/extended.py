@@ -330,17 +330,14 @@ class Extended:
                 variable.may_differ = True
         alike = all(same_bits(first, other) for other in pairs_of[1:])
         self.inspector.adopt(optimizer)
+        if optimizer.features.accumulation_steps > 1:
+            self.inspector.refuse_unlike_accumulation(path, first, alike)
         if self.inspector.looks_at_applies:
             self.inspector.before_update(path, pairs_of, alike)
         if self.inspector.looks_for_non_finite and not self.inspector.lets_copies_pass(path, pairs_of):
             return
         hypers = self._hypers_of(optimizer)
         if optimizer.features.accumulation_steps > 1:
-            if not alike:
-                raise ValueError(
-                    f"gradient_accumulation_steps={optimizer.features.accumulation_steps} adds up one gradient for all "
-                    "replicas, but they apply different ones without aggregating them"
-                )
             optimizer.finish_aggregated(first, hypers)
             self.phases.apply += time.perf_counter() - started
             return

@@ -181,6 +181,18 @@ class Inspector:
                 ),
             )
 
+    def refuse_unlike_accumulation(self, path: Any, pairs: Any, alike: bool) -> None:
+        """Refuse to add up gradients that replicas apply as they are, where these differ; arguments as above.
+
+        Raises: ValueError.
+        """
+        unlike = self.several if path.local_steps else not self._alike_everywhere(path.optimizer, pairs, alike)
+        if unlike:
+            raise ValueError(
+                f"gradient_accumulation_steps={path.optimizer.features.accumulation_steps} adds up one gradient for "
+                "all replicas, but they apply different ones without aggregating them"
+            )
+
     def _refuse_reduced(self, pairs: Any) -> None:
         for (gradient, variable), array in zip(pairs, pairs.arrays, strict=True):
             operation = mark_of(_array_of(gradient) if array is None else array)
@@ -242,7 +254,8 @@ class Inspector:
         self._compared.add(key)
         digest = hashlib.sha256()
         for gradient, _ in pairs:
-            digest.update(np.ascontiguousarray(_array_of(gradient)).view(np.uint8).data)
+            for array in (_array_of(gradient), getattr(gradient, "indices", ())):
+                digest.update(np.ascontiguousarray(array).view(np.uint8).data)
         # A process without replicas has a stand-in, whose gradients say nothing. All take part, also those that know.
         own = digest.digest() if alike else _UNLIKE
         digests = {d for d in communicator.all_gather_bytes(own if self._hosts_replicas else b"") if d}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import distopt as tf
-from distopt.aggregation import Aggregator, Mean
+from distopt.aggregation import Aggregator, LocalSteps, Mean
 from distopt.comm.communicator import Communicator
 from distopt.distribute import MirroredStrategy, MultiWorkerMirroredStrategy, Strategy
 from distopt.types import Array
@@ -120,6 +120,29 @@ def test_equal_unaggregated_gradients_keep_one_value(run: Run) -> None:
     want = expected(5, adam, aggregate=False)
     for got in on_workers(run, 5, lambda strategy: trace(strategy, adam, aggregate=False)):
         assert got == want
+
+
+@pytest.mark.parametrize("options", [{"gradient_aggregator": LocalSteps(Mean(), every=2)}, {"aggregate": False}])
+def test_gradients_that_replicas_keep_to_themselves_are_not_accumulated(run: Run, options: dict[str, Any]) -> None:
+    def body(strategy: Strategy) -> None:
+        with strategy.scope():
+            variable = tf.Variable(np.float32(0))
+        aggregate = options.get("aggregate", True)
+        hooks = {"gradient_aggregator": options["gradient_aggregator"]} if aggregate else {}
+        optimizer = tf.keras.optimizers.SGD(1.0, gradient_accumulation_steps=2, **hooks)
+
+        def step() -> None:
+            context = tf.distribute.get_replica_context()
+            assert context is not None
+            gradient = tf.Tensor(np.float32(context.replica_id_in_sync_group))
+            optimizer.apply_gradients([(gradient, variable)], experimental_aggregate_gradients=aggregate)
+
+        with pytest.raises(ValueError, match="they apply different ones without aggregating them"):
+            strategy.run(step)
+        assert float(variable.numpy()) == 0.0
+
+    body(MirroredStrategy(5))
+    on_workers(run, 5, body)
 
 
 def test_aggregator_of_ones_own_sees_one_row_a_replica(run: Run) -> None:
