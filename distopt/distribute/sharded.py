@@ -208,7 +208,7 @@ class Sharded:
         if group.index == 0:
             optimizer.finish_aggregated(zip(gradients, variables, strict=True), hypers)
         else:
-            optimizer.advance(hypers)
+            optimizer.advance(hypers, variables)
         group.exchange("the variables are updated")
         self._phases.combine += combined - started
         self._phases.apply += time.perf_counter() - combined

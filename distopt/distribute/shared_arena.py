@@ -64,7 +64,6 @@ class SharedArena:
         if not moved:
             return
         group = self._group
-        optimizer.slots.is_writer = group.index == 0
         starts = list(itertools.accumulate((padded(each.array.nbytes) for each in moved), initial=0))
         begins = [
             (start + begin * each.array.itemsize, place)
@@ -87,7 +86,7 @@ class SharedArena:
                 for variable in segment.variables:
                     variable.shared = self
             else:
-                for slot in optimizer.slots.move(segment, key, target):
+                for slot in optimizer.slots.move(segment, key, target, is_writer=group.index == 0):
                     slot.shared = _Slots(self, optimizer, gather_slots)
                 slots.add((segment.index, key))
         optimizer.forget_bindings()

@@ -298,7 +298,7 @@ class OptimizerCore(OptimizerBase):
             count[()] = 0
             self._completes_accumulation = False
             self.slots.clear(ACCUMULATOR)
-        if updated is not None and self.features.ema_momentum is not None and self.slots.is_writer:
+        if updated is not None and self.features.ema_momentum is not None:
             self._average_others({id(variable) for variable in updated}, Step(self, hypers))
         iterations = self.iterations
         iterations.check_writable()
@@ -308,7 +308,7 @@ class OptimizerCore(OptimizerBase):
     def _average_others(self, updated: set[int], step: Step) -> None:
         engine = get_engine()
         for variable in self._variables:
-            if id(variable) not in updated:
+            if id(variable) not in updated and self.slots.writes(variable, AVERAGE):
                 for replica_id in variable.replica_ids or (None,):
                     storage, slots = self._arrays(variable, replica_id)
                     take_average(engine, slots[AVERAGE].reshape(-1), storage.reshape(-1), step)

@@ -34,8 +34,8 @@ class SlotStore:
         self._weights = [] if weights is None else weights
         self.names: list[str] = []
         self.num_added = 0
-        self.is_writer = True
-        """Whether this process writes what belongs to no single owner; one does, where several map the same arrays."""
+        self._of_others: set[tuple[int, str]] = set()
+        """The buffers, by segment and name, that several processes map, and of which another one is the writer."""
 
     @property
     def variables(self) -> tuple[Variable, ...]:
@@ -118,16 +118,19 @@ class SlotStore:
         return {name: slot.storage for name, slot in self._apart.get(id(variable), {}).items()}
 
     def clear(self, name: str) -> None:
-        """Set the slots ``name`` of all variables to zero, every copy; nothing where another process does so."""
-        if not self.is_writer:
-            return
+        """Set the slots ``name`` of all variables to zero, every copy; but for those where another process does so."""
         for slots in self._by_variable.values():
             if name in slots and slots[name].is_split:
                 for replica_id in slots[name].replica_ids:
                     slots[name].copy_of(replica_id)[...] = 0
-        for buffers in self._buffers.values():
-            if name in buffers:
+        for segment, buffers in self._buffers.items():
+            if name in buffers and (segment, name) not in self._of_others:
                 buffers[name][...] = 0
+
+    def writes(self, variable: Variable, name: str) -> bool:
+        """Return whether this process writes a slot where no owner does; one does, where several map the same array."""
+        assert variable.placement is not None, "it has slots"
+        return (id(variable.placement[0]), name) not in self._of_others
 
     def arrays(self, segment: Segment) -> dict[tuple[str, int], Array]:
         """Return all live flat arrays of the variables of ``segment``: what :meth:`move` moves.
@@ -140,9 +143,13 @@ class SlotStore:
                 found[name, place_in_segment] = array.reshape(-1)
         return found
 
-    def move(self, segment: Segment, key: tuple[str, int], array: Array) -> list[Variable]:
-        """Let ``array``, which holds the values already, be one of :meth:`arrays` now; return its slot variables."""
+    def move(self, segment: Segment, key: tuple[str, int], array: Array, *, is_writer: bool = True) -> list[Variable]:
+        """Let ``array``, which holds the values already, be one of :meth:`arrays` now; return its slot variables.
+
+        ``is_writer``: whether this process writes what belongs to no single owner of those that map it.
+        """
         name, place_in_segment = key
+        (self._of_others.discard if is_writer else self._of_others.add)((id(segment), name))
         if place_in_segment >= 0:
             slot = self._apart[id(segment.variables[place_in_segment])][name]
             slot.rebind(array.reshape(slot.shape), copy=False)

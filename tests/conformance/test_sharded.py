@@ -188,6 +188,25 @@ def test_two_optimizers_that_share_variables_and_averages_of_subsets_have_the_bi
 
 
 @few
+@pytest.mark.parametrize("make", [tf.keras.optimizers.AdamW, tf.keras.optimizers.Muon])
+def test_averages_of_variables_that_no_step_has_had_yet_go_on_in_every_process(run: Run, make: Any) -> None:
+    def body(strategy: Strategy) -> list[bytes]:
+        with strategy.scope():
+            variables = [tf.Variable(np.full((5, 3), 0.5).astype(dtype)) for dtype in DTYPES]
+        optimizer = make(0.1, use_ema=True, gradient_accumulation_steps=2, weight_decay=0.01)
+        optimizer.build(variables)
+        for variable in variables:
+            variable.assign_add(np.ones((5, 3), variable.dtype))
+        for step in range(4):
+            apply(strategy, optimizer, variables[1 + step // 2 :], step)
+        return bits(optimizer, variables)
+
+    want = body(MirroredStrategy(3))
+    for got in sharded(run, 3, body):
+        assert got == want
+
+
+@few
 def test_constraints_are_applied_by_the_owner_of_the_whole_variable(run: Run) -> None:
     def body(strategy: Strategy) -> list[bytes]:
         with strategy.scope():
