@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from distopt import deferral, replica_context
+from distopt.aggregation import GradientAggregator, LocalSteps
 from distopt.clipping import values_of
 from distopt.errors import PlacementError
 from distopt.optimizers.keras_legacy import Optimizer
@@ -113,6 +114,8 @@ class ScaledOptimizer:
         check = context.strategy.extended.check
         path = GradientPath(self.inner_optimizer, aggregate)
         check(path)
+        if path.local_steps:
+            return context, False  # their average is taken by an apply call with aggregation
         try:
             check(GradientPath(self.inner_optimizer, aggregate=False))
         except PlacementError:
@@ -135,7 +138,14 @@ class ScaledOptimizer:
         return list(inner._aggregate_gradients(inner._transform_unaggregated_gradients(list(pairs))))
 
     def _agree_on(self, context: Any, pairs: Iterable[Pair], aggregated: bool) -> Any:
-        """Return whether the gradients are finite on every replica, as a value that all replicas have alike."""
+        """Return whether the gradients are finite on every replica, as a value that all replicas have alike.
+
+        What ``aggregated`` gradients are is the same on all of them, unless a hook of the user's leaves them unequal.
+        """
+        aggregator = self.inner_optimizer.gradient_aggregator
+        aggregated = (
+            aggregated and isinstance(aggregator, GradientAggregator) and not isinstance(aggregator, LocalSteps)
+        )
         is_bad = np.float32(not all(np.isfinite(values_of(gradient)).all() for gradient, _ in pairs))
         if not aggregated:
             is_bad = context.all_reduce("SUM", Tensor(np.asarray(is_bad)))

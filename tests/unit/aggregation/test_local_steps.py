@@ -8,6 +8,7 @@ import pytest
 import distopt as tf
 from distopt.aggregation import GradientAggregator, Krum, LocalSteps, Mean, Median, Sum, TopK
 from distopt.distribute import Strategy
+from distopt.optimizers import LossScaleOptimizer, LossScaleOptimizerV3
 from distopt.testing import run_strategy
 from distopt.types import Array
 
@@ -95,3 +96,34 @@ def test_local_steps_of_one_are_the_mean_of_gradients_for_plain_descent() -> Non
 def test_what_makes_no_sense_is_refused(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("scaled", [LossScaleOptimizer, LossScaleOptimizerV3])
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+def test_step_that_is_infinite_on_one_replica_is_left_out_by_all_and_copies_are_still_averaged(
+    num_workers: int, scaled: Any
+) -> None:
+    def body(strategy: Strategy) -> tuple[list[list[float]], float]:
+        with strategy.scope():
+            w = tf.Variable(np.zeros(2, np.float32))
+            inner = tf.keras.optimizers.SGD(1.0, gradient_aggregator=LocalSteps(Mean(), every=2))
+            optimizer = scaled(inner, initial_scale=4.0)
+
+        def step(number: int) -> Array:
+            context = tf.distribute.get_replica_context()
+            assert context is not None
+            replica = context.replica_id_in_sync_group
+            gradient = np.full(2, np.inf if (number, replica) == (1, 2) else replica, np.float32)
+            scale = np.float32(optimizer.loss_scale if scaled is LossScaleOptimizerV3 else 1.0)
+            optimizer.apply_gradients([(gradient * scale, w)])
+            return w.numpy()
+
+        values = [strategy.run(step, args=(number,)) for number in range(2 if scaled is LossScaleOptimizer else 3)]
+        last = strategy.experimental_local_results(values[-1])
+        return [np.asarray(value).tolist() for value in last], float(optimizer.loss_scale)
+
+    found = [value for values, _ in run_strategy(body, 3, num_workers) for value in values]
+    # Of the class of Keras 3, the average is taken after the second step that is made; the other's counts all.
+    want = [[-2.0, -2.0]] * 3 if scaled is LossScaleOptimizerV3 else [[0.0, 0.0], [-1.0, -1.0], [-2.0, -2.0]]
+    assert found == want
+    assert {scale for _, scale in run_strategy(body, 3, num_workers)} == {2.0}
