@@ -32,6 +32,17 @@ takes pairs (gradient, variable), as zip(gradients, variables) makes them")
     return None
 
 
+def returned_by(hook: Any, pairs: Any) -> Any:
+    """Return ``pairs``, which ``hook``, an aggregator or transformer, has returned.
+
+    Raises: TypeError if it has returned None.
+    """
+    if pairs is None:
+        name = getattr(hook, "__name__", repr(hook))
+        raise TypeError(f"{name} returned None; an aggregator or transformer returns the pairs (gradient, variable)")
+    return pairs
+
+
 def _describe(value: Any) -> str:
     if isinstance(value, Variable):
         return f"variable {value.name!r}"

@@ -94,7 +94,10 @@ class HyperTable:
         return self._values[name]
 
     def evaluate(self, name: str, iterations: int) -> float:
-        """Return the number a hyper stands for at ``iterations``; a callable or schedule is called."""
+        """Return the number a hyper stands for at ``iterations``; a callable or schedule is called.
+
+        Raises: TypeError if that is no number.
+        """
         if not self._created:
             self.create_variables()
         value = self._values[name]
@@ -106,7 +109,12 @@ class HyperTable:
             value = value()
         if isinstance(value, Variable):
             return float(value.storage)
-        return float(rounded(value))
+        try:
+            return float(rounded(value))
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"{name} must be a number, a variable, a schedule or a function that returns a number, but is {value!r}"
+            ) from error
 
     def evaluate_all(self, iterations: int) -> dict[str, float]:
         """Return what :meth:`evaluate` gives for every hyper, by name."""

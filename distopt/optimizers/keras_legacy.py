@@ -20,7 +20,7 @@ from distopt.graph import gradients as deferred_gradients
 from distopt.nest import flatten
 from distopt.optimizers.clip_options import CLIP_OPTIONS, ClipOptions, Transformer
 from distopt.optimizers.feature_options import FEATURE_OPTIONS, FeatureOptions
-from distopt.optimizers.given_pairs import WRONG_PAIRS, wrong_pair
+from distopt.optimizers.given_pairs import WRONG_PAIRS, returned_by, wrong_pair
 from distopt.optimizers.hyper_attributes import HyperAttributes
 from distopt.optimizers.names import unique_name
 from distopt.optimizers.pipeline import (
@@ -84,13 +84,18 @@ class Optimizer(RecordedUpdates, HyperAttributes, ClipOptions, FeatureOptions, S
             if option not in _OPTIONS:
                 known = ", ".join([*_OPTIONS, *FEATURE_OPTIONS])
                 raise TypeError(f"{type(self).__name__} takes no argument {option!r}; besides its own: {known}")
-            if value is not None and value < 0:
+            if option != "lr" and not isinstance(value, int | float | np.number | None):
+                raise TypeError(f"{option} must be a number, not {value!r}")
+            if isinstance(value, int | float | np.number) and value < 0:
                 raise ValueError(f"{option} must not be negative, but is {value}")
         if "lr" in kwargs:
             warnings.warn("the argument `lr` is deprecated, use `learning_rate`", DeprecationWarning, stacklevel=3)
         super().__init__(name or unique_name(type(self).__name__))
         self.gradient_aggregator = Sum() if gradient_aggregator is None else checked_aggregator(gradient_aggregator)
-        self.gradient_transformers: list[Transformer] = list(gradient_transformers or [])
+        transformers = [] if callable(gradient_transformers) else list(gradient_transformers or [])
+        if callable(gradient_transformers) or not all(map(callable, transformers)):
+            raise TypeError(f"gradient_transformers is a list of functions over pairs, not {gradient_transformers!r}")
+        self.gradient_transformers: list[Transformer] = transformers
         if kwargs.get("clipnorm") is not None and kwargs.get("global_clipnorm") is not None:
             raise ValueError("clipnorm and global_clipnorm exclude each other")
         self._set_features(features)
@@ -278,13 +283,13 @@ class Optimizer(RecordedUpdates, HyperAttributes, ClipOptions, FeatureOptions, S
 
     def _aggregate_gradients(self, grads_and_vars: Iterable[Pair]) -> Iterable[Pair]:
         aggregated: Iterable[Pair] = self.gradient_aggregator(list(grads_and_vars))
-        return aggregated
+        return returned_by(self.gradient_aggregator, aggregated)  # type: ignore[no-any-return]
 
     def _transform_gradients(self, grads_and_vars: Iterable[Pair]) -> Iterable[Pair]:
         # Where gradients are accumulated, their mean is clipped: that comes later.
         pairs = grads_and_vars if self.features.accumulation_steps > 1 else self.clip(grads_and_vars)
         for transform in self.gradient_transformers:
-            pairs = transform(list(pairs))
+            pairs = returned_by(transform, transform(list(pairs)))
         return pairs
 
     # Configuration.

@@ -11,6 +11,7 @@ import pytest
 
 from distopt.aggregation import Mean
 from distopt.autodiff.tape import GradientTape
+from distopt.compat.v1 import train as tensorflow1
 from distopt.distribute import MirroredStrategy
 from distopt.indexed_slices import IndexedSlices
 from distopt.keras.optimizers import SGD, Adam, AdamW, Optimizer, legacy
@@ -473,6 +474,35 @@ def test_arguments_of_tensorflow_2_11_that_say_nothing_here_are_taken(optimizer_
     assert "jit_compile" not in optimizer.get_config()
     with pytest.raises((TypeError, ValueError), match=r"takes no argument 'momentun'; besides its own: .*weight_decay"):
         optimizer_class(0.5, momentun=0.5)
+
+
+@pytest.mark.parametrize("rate", [None, "a", [0.1], np.ones(1), lambda: None, 1 + 2j])
+@pytest.mark.parametrize("optimizer_class", [SGD, tensorflow1.GradientDescentOptimizer])
+def test_learning_rate_that_is_no_number_is_named(optimizer_class: Any, rate: Any) -> None:
+    w = Variable(1.0)
+    with pytest.raises(TypeError, match=r"learning_rate must be a number, .*, but is "):
+        optimizer_class(rate).apply_gradients([(ones()[0], w)])
+    assert float(w) == 1.0
+
+
+def forgetful(pairs: Any) -> Any:
+    list(pairs)
+
+
+@pytest.mark.parametrize("option", [{"gradient_transformers": [forgetful]}, {"gradient_aggregator": forgetful}])
+def test_hook_that_returns_nothing_is_named(option: Any) -> None:
+    w, optimizer = Variable(1.0), SGD(1.0, **option)
+    with pytest.raises(TypeError, match="forgetful returned None"):
+        optimizer.apply_gradients([(ones()[0], w)])
+    assert float(w) == 1.0
+
+
+@pytest.mark.parametrize("transformers", [forgetful, [3], "ab"])
+def test_transformers_that_are_no_list_of_functions_are_refused(transformers: Any) -> None:
+    with pytest.raises(TypeError, match="list of functions over pairs, not "):
+        SGD(gradient_transformers=transformers)
+    with pytest.raises(TypeError, match="clipnorm must be a number, not 'a'"):
+        SGD(clipnorm="a")
 
 
 def test_variables_are_an_attribute_that_may_be_called() -> None:
