@@ -20,6 +20,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from distopt.observe import RunFolder
 from tests.chaos import CONFIG, KINDS, REPLICAS, STEPS, TASKS, settings
 from tests.multiprocess.harness import Job, JobResult, mpirun, run_job, start_job
 
@@ -142,11 +143,11 @@ def _pid(job: Job, rank: int) -> int | None:
 
 
 def _check_metrics(folder: Path, what: str) -> None:
-    lines: list[dict[str, Any]] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    # Survivors that go on say that they start, too, after whom they have lost.
-    events = ["", *(line["event"] for line in lines)]
-    last = max(i for i, line in enumerate(lines) if line["event"] == "started" and events[i] != "lost")
-    begun = lines[last]["resumed_at_step"]
-    computed = Counter((line["step"], r) for line in lines[last:] if line["event"] == "step" for r in line["replicas"])
+    start = RunFolder(folder).read_start()
+    text = (folder / "metrics.jsonl").read_text()
+    assert all(isinstance(json.loads(line), dict) for line in text.splitlines())
+    lines: list[dict[str, Any]] = [json.loads(line) for line in text[start:].splitlines()]
+    begun = next(line["resumed_at_step"] for line in lines if line["event"] == "started")
+    computed = Counter((line["step"], r) for line in lines if line["event"] == "step" for r in line["replicas"])
     wanted = Counter((step, replica) for step in range(begun, STEPS) for replica in range(REPLICAS))
     assert computed == wanted, f"{what}\nfrom step {begun}: {wanted - computed} missing, {computed - wanted} too many"

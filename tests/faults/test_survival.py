@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from tests import chaos
+from tests import chaos, chaos_resumed
 from tests.chaos import Plan
+from tests.chaos_resumed import Resumed
 from tests.faults.own_loop import KEEP_EVERY
 from tests.multiprocess.harness import ROOT, mpirun, run_job, start_job
 
@@ -56,6 +57,13 @@ def test_killed_ranks_are_survived_by_the_others_in_the_same_processes(
     at_the_end = {int(rank) for rank, (kind, _) in plan.by_itself.items() if kind == "ending"}  # the job may be done
     assert lost - at_the_end <= {each["worker"] for each in summary["lost"]} <= lost
     assert not (folder / "error.json").exists()
+
+
+def test_root_killed_as_a_killed_job_is_resumed_is_survived_and_all_since_then_is_recorded(tmp_path: Path) -> None:
+    everyone = {str(rank): ("update", 30) for rank in range(3)}
+    plan = Resumed("plain", "sharded", 3, True, (everyone, {"0": ("restore", 0)}), ())
+    killed = chaos_resumed.run(plan, undisturbed("plain"), tmp_path)
+    assert sorted(killed) == ["0 restore 0", "0 update 30", "1 update 30", "2 update 30"]
 
 
 def test_rank_that_is_stopped_is_ended_and_survived(tmp_path: Path) -> None:
