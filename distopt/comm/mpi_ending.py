@@ -45,11 +45,15 @@ def end_mpi() -> None:
     mpi = communicators[0].mpi if communicators else mpi_start.initialized_here()
     if mpi is None or mpi.Is_finalized():
         return
-    if mpi_start.initialized_here() is not None or any(comm.has_lost for comm in communicators):
+    has_lost = any(comm.has_lost for comm in communicators)
+    if mpi_start.initialized_here() is not None or has_lost:
         if communicators:
             # The last of the largest: others have a part of the ranks, or of those that are left.
             max(reversed(communicators), key=lambda comm: comm.size).meet_at_exit()
-        _leave_without_finalizing()
+        libc = ctypes.CDLL(None)
+        if has_lost:
+            libc.alarm(int(_GRACE_S))  # a hang ends the process, too
+        _leave_without_finalizing(libc)
     else:
         # It keeps the interpreter's lock, so that no thread of ours could end it.
         faulthandler.dump_traceback_later(_GRACE_S, exit=True, file=sys.__stderr__ or 2)
@@ -57,14 +61,12 @@ def end_mpi() -> None:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _leave_without_finalizing() -> None:
+def _leave_without_finalizing(libc: ctypes.CDLL) -> None:
     """Have this process end with its own status as soon as the interpreter has, and what MPI does at exit left out.
 
     The launcher takes that as a good end if the status is 0. ``on_exit`` is told the status, which Python keeps to
     itself, and calls ``_exit`` with it. Source: on_exit(3), of glibc.
     """
-    libc = ctypes.CDLL(None)
-    libc.alarm(int(_GRACE_S))  # a hang ends the process, too
     if not hasattr(libc, "on_exit"):
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
