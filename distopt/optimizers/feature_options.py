@@ -35,9 +35,6 @@ class FeatureOptions(OptimizerCore):
     is_wrapped = False
     """Whether a loss scale optimizer decides on its steps."""
 
-    clips_own_gradients = False
-    """Whether each replica's gradients are clipped before they are aggregated."""
-
     def _set_features(self, options: dict[str, Any]) -> None:
         """Take the arguments of ``FEATURE_OPTIONS``, all off where not given.
 
@@ -158,6 +155,11 @@ class FeatureOptions(OptimizerCore):
         """Return the loss times ``loss_scale_factor``: what gradients are taken of."""
         factor = self.features.loss_scale_factor
         return loss if factor is None else loss * factor
+
+    @property
+    def changes_own_gradients(self) -> bool:
+        """Whether each replica's gradients are changed before they are aggregated."""
+        return self.features.loss_scale_factor is not None
 
     def prepare(self, pairs: Pairs) -> Pairs:
         """Return one replica's pairs as they go to be aggregated: divided by ``loss_scale_factor``.

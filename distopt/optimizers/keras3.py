@@ -107,9 +107,8 @@ class Keras3Optimizer(Optimizer):
         return checked
 
     @property
-    def clips_own_gradients(self) -> bool:  # type: ignore[override]  # it depends on the options here
-        """Whether each replica's gradients are clipped before they are aggregated."""
-        return self.local_clips.active
+    def changes_own_gradients(self) -> bool:
+        return self.local_clips.active or super().changes_own_gradients
 
     def prepare(self, pairs: Pairs) -> Pairs:
         """Return one replica's pairs as they go to be aggregated: unscaled, clipped, dense."""

@@ -246,11 +246,11 @@ class LossScaleOptimizerV3(ScaledOptimizer):
         if not self._agree_on(context, aggregated, aggregated=True):
             context.merge_call(self._leave_out)
             return inner.iterations
-        if inner.clips_own_gradients or not takes_aggregated:
-            forget_this()
-            inner.apply_gradients(pairs, name)  # clipped before they are summed, or summed by servers
-        else:
+        if takes_aggregated:
             inner.apply_gradients(aggregated, name, experimental_aggregate_gradients=False)
+        else:
+            forget_this()
+            inner.apply_gradients(pairs, name)
         context.merge_call(self._count)
         return inner.iterations
 

@@ -105,7 +105,7 @@ class ScaledOptimizer:
         return loss * (loss.dtype.type(scale) if isinstance(loss, Operand) else scale)
 
     def _replica(self, aggregate: bool = True) -> tuple[Any, bool]:
-        """Return the current replica, and whether it can apply gradients that are aggregated already.
+        """Return the current replica, and whether it can apply gradients that were aggregated as they were given.
 
         Raises: ReplicaContextError outside of one; PlacementError for what servers cannot do.
         """
@@ -114,8 +114,6 @@ class ScaledOptimizer:
         check = context.strategy.extended.check
         path = GradientPath(self.inner_optimizer, aggregate)
         check(path)
-        if path.local_steps:
-            return context, False  # their average is taken by an apply call with aggregation
         try:
             check(GradientPath(self.inner_optimizer, aggregate=False))
         except PlacementError:
@@ -126,7 +124,8 @@ class ScaledOptimizer:
                     "or loss_scale_factor with a constant scale"
                 ) from None
             return context, False
-        return context, True
+        # The average of local steps is taken by an apply call with aggregation; what a replica has is changed before.
+        return context, not (path.local_steps or (aggregate and self.inner_optimizer.changes_own_gradients))
 
     def _remembered(self) -> Callable[[], object]:
         """Return what has the aggregator forget what it remembers from now on, where gradients are combined again."""

@@ -458,3 +458,37 @@ def test_what_a_compression_leaves_over_counts_once_where_gradients_are_looked_a
     want = body(MirroredStrategy(5))
     for got in sharded(run, 5, body):
         assert got == want
+
+
+INNER: dict[str, Callable[[], Any]] = {
+    "scaled": lambda: adam(loss_scale_factor=128.0),
+    "clipped before the sum": lambda: tf.keras.optimizers.AdamW(0.1, clipnorm=0.02),
+}
+
+
+@few
+@pytest.mark.parametrize("kind", [tf.keras.optimizers.LossScaleOptimizer, LossScaleOptimizerV3])
+@pytest.mark.parametrize("inner", INNER)
+def test_what_replicas_do_to_their_gradients_comes_before_the_sum_also_where_it_is_looked_at(
+    run: Run, inner: str, kind: Any
+) -> None:
+    def body(strategy: Strategy) -> list[bytes]:
+        with strategy.scope():
+            variable = tf.Variable(np.ones(700, np.float16))
+            optimizer = kind(INNER[inner](), initial_scale=4.0)
+
+        def step(number: int) -> None:
+            replica = int(tf.distribute.get_replica_context().replica_id_in_sync_group)
+            gradient = np.random.default_rng([number, replica]).standard_normal(700) * 10.0 ** -(number + 1)
+            optimizer.apply_gradients([(gradient.astype(np.float16), variable)])
+
+        for number in range(3):
+            strategy.run(step, args=(number,))
+        return [
+            variable.numpy().tobytes(),
+            *(value.numpy().tobytes() for value in optimizer.inner_optimizer.variables()),
+        ]
+
+    want = body(MirroredStrategy(5))
+    for got in sharded(run, 5, body):
+        assert got == want
