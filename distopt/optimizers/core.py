@@ -223,6 +223,8 @@ class OptimizerCore(OptimizerBase):
         self, piece: Piece, step: Step, gradient: Any, variable: Variable, storage: Array, slots: Sequence[Array]
     ) -> None:
         """Update one variable by what is more than one element-wise rule."""
+        if not storage.size:
+            return  # a rule over whole variables divides by their lengths
         rule = piece.treatment.rule
         if isinstance(gradient, IndexedSlices) and rule.kind is Kind.ELEMENT_WISE:
             piece.decay(step)

@@ -127,6 +127,15 @@ def test_a_whole_variable_is_never_cut_and_one_after_norms_is_cut_at_blocks() ->
     assert points[:3] == (0, BLOCK, 2 * BLOCK)
 
 
+@pytest.mark.parametrize("make", [Adafactor, Lamb, Muon])
+def test_variable_without_elements_keeps_the_slots_that_it_has_in_one_process_and_in_parts(make: Any) -> None:
+    variable = Variable(np.zeros((0, 5), np.float32))
+    optimizer = make(0.1)
+    optimizer.apply_gradients([(np.zeros((0, 5), np.float32), variable)])
+    slots = optimizer.slots.of(variable)
+    assert all(not slot.any() for slot in slots.values()), "a mean over nothing is no number"
+
+
 def test_slots_have_the_shapes_that_the_rule_declares_and_are_saved_and_hashed() -> None:
     job = made(lambda: Adafactor(0.1))
     variables = list(job.variables.values())
