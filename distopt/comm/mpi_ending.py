@@ -45,12 +45,12 @@ def end_mpi() -> None:
     mpi = communicators[0].mpi if communicators else mpi_start.initialized_here()
     if mpi is None or mpi.Is_finalized():
         return
+    libc = ctypes.CDLL(None)
     has_lost = any(comm.has_lost for comm in communicators)
-    if mpi_start.initialized_here() is not None or has_lost:
+    if has_lost or (mpi_start.initialized_here() is not None and hasattr(libc, "on_exit")):
         if communicators:
             # The last of the largest: others have a part of the ranks, or of those that are left.
             max(reversed(communicators), key=lambda comm: comm.size).meet_at_exit()
-        libc = ctypes.CDLL(None)
         if has_lost:
             libc.alarm(int(_GRACE_S))  # a hang ends the process, too
         _leave_without_finalizing(libc)
