@@ -94,7 +94,8 @@ class LauncherTable:
 
         ``came``: the ranks of other hosts of which was heard that they have; None where that cannot be.
         """
-        late = [row.rank for row in self._rows if row.pid and row.state < _CONNECTED]
+        # The launcher is told of a rank elsewhere only when all of its host have (Open MPI 5.0.11).
+        late = [row.rank for row in self._rows if row.pid and row.state < _CONNECTED and row.rank not in (came or ())]
         unheard = [row.rank for row in self._rows if not row.pid and came is not None and row.rank not in came]
         found = [f"{self.names(late)} not called MPI_Init"] if late else []
         found += [f"{self.names(unheard)} not been heard of"] if unheard else []

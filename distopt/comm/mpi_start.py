@@ -143,8 +143,7 @@ class _StartWatch:
 
     def begin(self) -> None:
         threading.Thread(target=self._watch, name="distopt start", daemon=True).start()
-        if self._own.size_here < self._own.size:
-            threading.Thread(target=self._ask, name="distopt start, launcher", daemon=True).start()
+        threading.Thread(target=self._ask, name="distopt start, launcher", daemon=True).start()
 
     def _ask(self) -> None:
         speaks_as: int | None = None
@@ -152,15 +151,15 @@ class _StartWatch:
             self._table.ask()
             came = self._table.came_here
             here, elsewhere = self._table.first_ranks()
-            if came and min(came) == self._own.rank:
+            is_first = min(came, default=None) == self._own.rank
+            if is_first and elsewhere:
                 speaks_as = here
                 self._board.put(here, self._beats.next(came))
+                self._beats.hear(self._board.read(sorted(elsewhere)), time.monotonic())
             elif speaks_as is not None:  # an earlier one has come
                 self._board.remove(speaks_as)
                 speaks_as = None
-            if speaks_as is not None:
-                self._beats.hear(self._board.read(sorted(elsewhere)), time.monotonic())
-            self._hears = speaks_as is not None and self._board.can_answer
+            self._hears = is_first and (self._board.can_answer or not elsewhere)
         if speaks_as is not None:
             self._board.remove(speaks_as)
 

@@ -115,6 +115,7 @@ def test_ranks_that_another_host_has_not_told_of_are_absent_and_named_with_their
     late = "rank 2 (pid 21 on b) has not called MPI_Init"
     assert found.absent(came=()) == f"{late}; rank 0 (on a) has not been heard of"
     assert found.absent(came={0}) == late
+    assert found.absent(came={0, 2}) is None
 
 
 def test_hosts_are_known_by_their_first_ranks_and_the_own_one_by_who_has_come() -> None:
