@@ -124,7 +124,7 @@ def test_rank_lost_before_mpi_is_initialized_ends_the_job_with_an_error_that_nam
     result = run_job([launcher, "--with-ft", "ulfm", *rest], limit_s=40.0)
     assert result.status != 0, result
     (error,) = re.findall("distopt: error: .*", result.stderr)
-    known = r"\(pid \d+\) (is gone|was killed by SIGKILL)|ended before rank [02] looked for it"
+    known = r"\(pid \d+( on \S+)?\) (is gone|was killed by (SIGKILL|a signal))|ended before rank [02] looked for it"
     assert re.search(rf"rank 1 ({known}), before step 0; rank", error), result
     assert result.seconds < 10.0, result
     if program == "dead_before_mpi":  # without ULFM the launcher ends the others, and names it
