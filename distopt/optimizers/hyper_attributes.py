@@ -65,9 +65,9 @@ class HyperAttributes(OptimizerCore):
             return value
         return Tensor(np.asarray(rounded(value), dtype))
 
-    def _serialize_hyperparameter(self, name: str) -> Any:
-        """Return the hyper as a configuration holds it: a number, or the dictionary of a schedule."""
-        value = self._hypers.raw(name)
+    def _serialize_hyperparameter(self, name: Any) -> Any:
+        """Return the hyper ``name``, or a given value, as a configuration holds it: a number, or a dictionary."""
+        value = self._hypers.raw(name) if isinstance(name, str) else name
         if isinstance(value, schedules.LearningRateSchedule):
             return schedules.serialize(value)
         return as_number(value() if callable(value) and not isinstance(value, Operand) else value)

@@ -83,3 +83,47 @@ def test_variables_that_come_later_are_refused_where_build_was_written_for_the_f
 def test_optimizer_without_a_rate_tells_what_it_lacks() -> None:
     with pytest.raises(KeyError, match="learning_rate"):
         Momentum().apply_gradients([(tf.constant(1.0), tf.Variable(1.0))])
+
+
+class MomentumOfTwo(tf.keras.optimizers.Optimizer):
+    """The same, written as for TensorFlow 2.11 to 2.15."""
+
+    def __init__(self, learning_rate: Any = 0.25, name: str = "MomentumOfTwo", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+        self._learning_rate = self._build_learning_rate(learning_rate)
+
+    def build(self, var_list: Any) -> None:
+        super().build(var_list)
+        self.momentums = [
+            self.add_variable_from_reference(model_variable=var, variable_name="m", initial_value=tf.zeros(var.shape))
+            for var in var_list
+        ]
+
+    def update_step(self, gradient: Any, variable: Any) -> None:
+        m = self.momentums[self._index_dict[self._var_key(variable)]]
+        m.assign(m * 0.5 - gradient * tf.cast(self.learning_rate, variable.dtype))
+        variable.assign_add(m)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "learning_rate": self._serialize_hyperparameter(self._learning_rate)}
+
+
+@pytest.mark.parametrize("schedule", [False, True])
+def test_update_step_of_two_arguments_asks_for_the_rate_of_the_step(schedule: bool) -> None:
+    decay = tf.keras.optimizers.schedules.ExponentialDecay(0.25, 1, 0.5)
+    rate: Any = decay if schedule else 0.25
+    w, other = tf.Variable([2.0, 3.0], name="w"), tf.Variable([2.0, 3.0])
+    optimizer, expected = MomentumOfTwo(rate, clipvalue=0.5), tf.keras.optimizers.SGD(rate, momentum=0.5, clipvalue=0.5)
+    for _ in range(3):
+        for each, variable in ((optimizer, w), (expected, other)):
+            each.apply_gradients([(tf.constant([1.0, -0.25]), variable)])
+    np.testing.assert_array_equal(w.numpy(), other.numpy())
+    assert float(optimizer.learning_rate) == (0.25 / 8 if schedule else 0.25)
+    assert [v.name for v in optimizer.variables] == ["MomentumOfTwo/iter:0", "MomentumOfTwo/w/m:0"]
+    again = MomentumOfTwo.from_config(optimizer.get_config())
+    assert again.get_config() == optimizer.get_config()
+    optimizer.learning_rate = 1.0
+    optimizer.apply_gradients([(tf.constant([0.5, 0.5]), w)])
+    assert float(optimizer.learning_rate) == 1.0
+    with pytest.raises(TypeError, match="needs the variable"):
+        optimizer.add_variable_from_reference(name="m")
