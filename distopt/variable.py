@@ -377,6 +377,10 @@ class Variable(Operand, metaclass=_OneForAllReplicas):
         """Return a key for dictionaries; the variable is one."""
         return self
 
+    def deref(self) -> Variable:
+        """Return the variable that :meth:`ref` is a key for: itself."""
+        return self
+
     def __repr__(self) -> str:
         value = self.storage
         shown = value.item() if value.ndim == 0 else value

@@ -65,7 +65,8 @@ class Checkpoint:
     """Objects that are saved and restored together, by the names of the keyword arguments.
 
     An object is a variable, an optimizer, anything with a list ``variables`` (a model), or a list, tuple or dictionary
-    of these. Each is an attribute; one that is attached later takes what an earlier :meth:`restore` kept for it.
+    of these. Each is an attribute; one that is attached later takes what an earlier :meth:`restore` kept for it. One
+    that is given without a name is ``root``.
 
     >>> import tempfile
     >>> weight = Variable(np.float32(3))
@@ -77,14 +78,14 @@ class Checkpoint:
     3.0
     """
 
-    def __init__(self, **objects: Any) -> None:
+    def __init__(self, root: Any = None, /, **objects: Any) -> None:
         self._objects: dict[str, Any] = {}
         self.pending: dict[str, Array] = {}
         """Values that were restored and not taken yet, by key."""
         self.taken: set[str] = set()
         """Keys of the values that were taken."""
         self.save_counter = Variable(0, trainable=False, dtype=np.dtype(np.int64), name="save_counter")
-        for name, value in objects.items():
+        for name, value in (objects if root is None else {"root": root, **objects}).items():
             setattr(self, name, value)
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -226,3 +226,11 @@ def test_assignment_goes_through_the_access_of_the_context() -> None:
         assert x.assign_sub(3.0) is x
     assert seen == [("assign_sub", 3.0)]
     assert float(x.numpy()) == 1.0
+
+
+def test_ref_is_a_key_that_gives_the_variable_back() -> None:
+    first, second = Variable([1.0, 2.0]), Variable([1.0, 2.0])
+    kept = {first.ref(): "first", second.ref(): "second"}
+    assert kept[second.ref()] == "second"
+    for ref, variable in zip(kept, (first, second), strict=True):
+        assert ref.deref() is variable

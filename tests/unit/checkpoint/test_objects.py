@@ -85,3 +85,17 @@ def test_an_absent_and_a_damaged_file_are_told_apart(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="damaged"):
         Checkpoint(a=variable(1)).restore(path)
+
+
+def test_an_object_without_a_name_is_the_root(tmp_path: Path) -> None:
+    def model() -> tf.keras.Sequential:
+        made = tf.keras.Sequential([tf.keras.layers.Dense(2)])
+        made.build((None, 3))
+        return made
+
+    first, second = model(), model()
+    step = tf.Variable(7, trainable=False)
+    path = Checkpoint(first, step=step).save(str(tmp_path / "model"))
+    Checkpoint(second, step=tf.Variable(0, trainable=False)).restore(path).assert_consumed()
+    assert [v.numpy().tobytes() for v in second.variables] == [v.numpy().tobytes() for v in first.variables]
+    Checkpoint(root=model(), step=step).restore(path).assert_consumed()

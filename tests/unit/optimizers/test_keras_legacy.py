@@ -459,6 +459,12 @@ def test_what_is_no_list_of_pairs_is_refused_by_its_item(
     assert int(optimizer.iterations.numpy()) == made_a_step
 
 
+@pytest.mark.parametrize("pairs", [[ones(3)], (ones(3), W), {"w:0": G}, [(G,)]])
+def test_what_is_no_list_of_pairs_is_refused_by_optimizers_of_tensorflow_1(pairs: Any) -> None:
+    with pytest.raises(ValueError, match=r"takes pairs \(gradient, variable\).* but item 0 is a"):
+        tensorflow1.GradientDescentOptimizer(0.5).apply_gradients(pairs)
+
+
 def test_a_first_call_that_was_refused_has_not_built_an_optimizer_of_keras_3() -> None:
     first, second = Variable(np.zeros(1, np.float32)), Variable(np.zeros(1, np.float32))
     optimizer = AdamW(0.5)
