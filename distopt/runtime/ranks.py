@@ -30,7 +30,7 @@ from distopt.comm.communicator import Communicator
 from distopt.comm.mpi import MpiCommunicator
 from distopt.distribute import CommunicationOptions, MultiWorkerMirroredStrategy
 from distopt.elastic.survival import carry_out, furthest
-from distopt.errors import ConfigError, ManifestMismatchError, PeerLostError
+from distopt.errors import ConfigError, JobAbortedError, ManifestMismatchError, PeerLostError
 from distopt.observe import LocalRecorder, LostWorker, RunFolder, make_display, set_step
 from distopt.protocol.manifest import content_diff, numerics_diff
 from distopt.runtime import report
@@ -75,7 +75,9 @@ def run_mpi(config: JobConfig, resume: Path | None) -> int:
         return 0
     except Exception as error:  # noqa: BLE001  whatever it is must end the other ranks too
         rank.close()
-        status = report.report(error)
+        # Before the ranks share a folder, which has one error, each would print what another one has printed.
+        was_told = isinstance(error, JobAbortedError) and not rank.has_folder
+        status = 1 if was_told else report.report(error)
         ended: MpiCommunicator = rank.communicator
         ended.abort(status, f"{type(error).__name__}: {error}")
     finally:
@@ -91,7 +93,8 @@ class RankOfJob:
         self._config = config
         self._resume = resume
         self._folder: RunFolder | None = None
-        self._has_folder = False
+        self.has_folder = False
+        """Whether it is settled where the run is recorded, and whether this rank sees that."""
         self._recorder: LocalRecorder | None = None
         self._memory = JobMemory(communicator.rank)
         self._all_workers = self._memory.workers = tuple(range(communicator.size))
@@ -212,8 +215,8 @@ class RankOfJob:
             path = str(folder.path.resolve()).encode()
         shared = RunFolder(Path(communicator.broadcast_bytes(path).decode()))
         found = shared if shared.config.is_file() else None
-        if not self._has_folder:
-            self._has_folder, self._folder = True, found
+        if not self.has_folder:
+            self.has_folder, self._folder = True, found
             report.attach(found, "rank", self._memory.worker, level=self._config.run.log_level)
         return found
 
