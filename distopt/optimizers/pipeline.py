@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from distopt.aggregation import Aggregator, GradientAggregator, LocalSteps, Sum
-from distopt.errors import GradientDtypeError, GradientShapeError
+from distopt.errors import DistoptError, GradientDtypeError, GradientShapeError
 from distopt.indexed_slices import IndexedSlices
 from distopt.tensor import Tensor
 from distopt.types import Array
@@ -198,21 +198,26 @@ def check_gradients(pairs: Iterable[Pair]) -> Pairs:
 
 def _checked(gradient: Any, variable: Any) -> Any:
     if not isinstance(variable, Variable):
-        raise NotImplementedError(f"only variables can be updated, not a {type(variable).__name__}")
+        raise NotImplementedError(
+            f"only variables can be updated, not a {type(variable).__name__}; is a pair the wrong way round?"
+        )
     if isinstance(gradient, IndexedSlices):
         _check_slices(gradient, variable)
         return gradient if gradient.dense_shape is not None else gradient.with_shape(variable.storage.shape)
-    if isinstance(gradient, Tensor | Variable):
-        array = gradient.numpy()
-    elif isinstance(gradient, np.ndarray | np.generic):
-        array = np.asarray(gradient)
-    else:
-        array = np.asarray(gradient, variable.dtype)
     storage = variable.storage
-    if array.dtype != storage.dtype:
+    try:
+        if isinstance(gradient, Tensor | Variable):
+            array = gradient.numpy()
+        else:  # an array of any library has a dtype, which is not changed
+            array = np.asarray(gradient, None if hasattr(gradient, "__array__") else storage.dtype)
+    except DistoptError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
         raise GradientDtypeError(
-            f"the gradient of variable {variable.name!r} has dtype {array.dtype}, the variable {storage.dtype}"
-        )
+            f"the gradient of variable {variable.name!r}, a {type(gradient).__name__}, is no array of numbers: {error}"
+        ) from error
+    if array.dtype != storage.dtype:
+        raise _other_dtype(variable, array.dtype)
     if array.shape != storage.shape:
         raise GradientShapeError(
             f"the gradient of variable {variable.name!r} has shape {list(array.shape)}, "
@@ -221,15 +226,21 @@ def _checked(gradient: Any, variable: Any) -> Any:
     return gradient if isinstance(gradient, Tensor) else Tensor(array)
 
 
+def _other_dtype(variable: Variable, dtype: np.dtype[Any]) -> GradientDtypeError:
+    own = variable.storage.dtype
+    return GradientDtypeError(
+        f"the gradient of variable {variable.name!r} has dtype {dtype}, the variable {own}; cast it, as by "
+        f"gradient.astype({own.name!r})"
+    )
+
+
 def _check_slices(gradient: IndexedSlices, variable: Variable) -> None:
     name, storage, values = variable.name, variable.storage, gradient.values.numpy()
     shape = storage.shape
     if variable.constraint is not None:
         raise RuntimeError(f"variable {name!r} has a constraint, so it cannot take a row-sparse gradient")
     if values.dtype != storage.dtype:
-        raise GradientDtypeError(
-            f"the gradient of variable {name!r} has dtype {values.dtype}, the variable {storage.dtype}"
-        )
+        raise _other_dtype(variable, values.dtype)
     if not shape or values.shape[1:] != shape[1:]:
         raise GradientShapeError(
             f"the rows of the gradient of variable {name!r} have shape {list(values.shape[1:])}, "

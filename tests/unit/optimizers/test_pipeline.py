@@ -10,6 +10,7 @@ from distopt.indexed_slices import IndexedSlices
 from distopt.optimizers import SGD
 from distopt.optimizers.pipeline import Fits, GradientPath, check_gradients, filter_empty_gradients
 from distopt.tensor import Tensor
+from distopt.types import Array
 from distopt.variable import Variable
 
 
@@ -141,6 +142,24 @@ def test_gradients_in_the_places_for_them_are_known_as_these() -> None:
     assert known.arrays[2] is others[2]
 
 
+class _Foreign:
+    """An array of another library."""
+
+    def __init__(self, values: Array) -> None:
+        self._values = values
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.asarray(self._values, dtype)
+
+
+def test_arrays_of_other_libraries_and_lists_are_gradients() -> None:
+    variable = Variable(np.zeros(2, np.float32))
+    optimizer = SGD(0.5)
+    for gradient in (_Foreign(np.float32([2, 4])), [2, 4]):
+        optimizer.apply_gradients([(gradient, variable)])
+    assert variable.numpy().tolist() == [-2, -4]
+
+
 def test_a_gradient_that_does_not_fit_a_known_variable_is_named_before_anything_changes() -> None:
     variables = [Variable(np.ones(shape, np.float32), name=f"v{i}") for i, shape in enumerate(SHAPES)]
     optimizer = SGD(0.5)
@@ -148,7 +167,9 @@ def test_a_gradient_that_does_not_fit_a_known_variable_is_named_before_anything_
     optimizer.apply_gradients(zip(good, variables, strict=True))
     for wrong, error, match in (
         (Tensor(np.ones((3, 2), np.float32)), GradientShapeError, r"v0:0.*\[3, 2\].*\[2, 3\]"),
-        (Tensor(np.ones((2, 3))), GradientDtypeError, "v0:0.*float64.*float32"),
+        (Tensor(np.ones((2, 3))), GradientDtypeError, r"v0:0.*float64.*float32.*astype\('float32'\)"),
+        (_Foreign(np.ones((2, 3))), GradientDtypeError, "v0:0.*float64.*float32"),
+        ([[1.0, 2.0], [3.0]], GradientDtypeError, "v0:0.*a list, is no array of numbers: "),
     ):
         with pytest.raises(error, match=match):
             optimizer.apply_gradients(zip([wrong, *good[1:]], variables, strict=True))
