@@ -270,9 +270,12 @@ class Communicator(abc.ABC):
             return totals
         return [np.asarray(total / total.dtype.type(self.size)) for total in totals]
 
-    def all_gather_bytes(self, payload: bytes, label: bytes = b"") -> list[bytes]:
-        """Return every rank's payload, in rank order; lengths may differ. ``label``: as in :meth:`combine`."""
-        return self._all_gather_bytes(payload, "all_gather_bytes", label)
+    def all_gather_bytes(self, payload: bytes, label: bytes = b"", what: str = "all_gather_bytes") -> list[bytes]:
+        """Return every rank's payload, in rank order; lengths may differ. ``label``: as in :meth:`combine`.
+
+        ``what`` names the call in errors; the same call may have another name on each rank.
+        """
+        return self._all_gather_bytes(payload, what, label)
 
     def broadcast_bytes(self, payload: bytes | None, root: int = 0) -> bytes:
         """Return ``root``'s payload on every rank; the others' own ``payload`` is not read.

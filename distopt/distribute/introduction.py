@@ -80,7 +80,7 @@ def exchange_calls(communicator: Communicator, mine: Call) -> list[Call]:
     Raises: MergeOrderError, the same on all ranks that call this, that names the one that does something else.
     """
     try:
-        payloads = communicator.all_gather_bytes(msgspec.msgpack.encode(mine), _CALL)
+        payloads = communicator.all_gather_bytes(msgspec.msgpack.encode(mine), _CALL, f"it {mine.text}")
     except RemoteProtocolError as error:
         raise MergeOrderError(
             f"rank {communicator.rank} {mine.text}, and another process does something else; {SAME_CALLS}"

@@ -225,10 +225,10 @@ class ServerCommunicator(Communicator):
                 found[leaf] = tuple(arrays)
         return found
 
-    def all_gather_bytes(self, payload: bytes, label: bytes = b"") -> list[bytes]:
+    def all_gather_bytes(self, payload: bytes, label: bytes = b"", what: str = RoundKind.GATHER.value) -> list[bytes]:
         """See :meth:`Communicator.all_gather_bytes`; goes through server 0."""
         parcel = Parcel(Node(self.rank, self.rank + 1), [np.frombuffer(payload, np.uint8)])
-        ((_, arrays),) = self._round(RoundKind.GATHER, self.size, [[parcel]], label=label)
+        ((_, arrays),) = self._round(RoundKind.GATHER, self.size, [[parcel]], label=label, what=what)
         if len(arrays) != self.size:
             raise RemoteProtocolError(f"{self._servers[0]} gathered {len(arrays)} payloads from {self.size} workers")
         return [array.tobytes() for array in arrays]
@@ -268,8 +268,9 @@ class ServerCommunicator(Communicator):
         label: bytes = b"",
         *,
         withdraws: bool = False,
+        what: str = "",
     ) -> list[Answer]:
-        """Push ``parcels[s]`` to server s; return what each of these servers answers.
+        """Push ``parcels[s]`` to server s; return what each of these servers answers. ``what`` names it in errors.
 
         Raises: Withdrawn where a worker withdraws, once the round is over.
         """
@@ -295,7 +296,7 @@ class ServerCommunicator(Communicator):
                 link.send(Pull(head=head, sender=self.rank, withdraws=withdraws))
         sent_s = time.perf_counter()
         results = []
-        for server, (pulled, arrays) in enumerate(self._await(range(len(parcels)), kind.value, Pulled)):
+        for server, (pulled, arrays) in enumerate(self._await(range(len(parcels)), what or kind.value, Pulled)):
             if pulled.number != self._numbers[server]:
                 raise RemoteProtocolError(
                     f"{self._servers[server]} answered round {pulled.number}, not {self._numbers[server]}"
