@@ -7,6 +7,7 @@ the loss divides by the true size of the global batch. So the loop can start at 
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +23,33 @@ from distopt.checkpoint.collect import collect_state, has_state_of_replicas, loc
 from distopt.comm.communicator import Communicator
 from distopt.distribute import Strategy
 from distopt.distribute.datasets import hosted_rows
+from distopt.distribute.optimizer_settings import describe_differing
 from distopt.distribute.values import PerReplica
-from distopt.errors import DistoptError, ReplicaError
+from distopt.errors import DistoptError, ManifestMismatchError, ReplicaError
 from distopt.observe import EpochMetrics, JobInfo, Recorder, StepRecord, Summary, log_progress
 from distopt.runtime.job import Job
 from distopt.runtime.ledger import LossLedger, Sums, united
 from distopt.runtime.memory import JobMemory, Kept
 from distopt.types import Array
+
+_ROWS_COMPARED = 64
+
+
+def _described(kind: str, *arrays: Array) -> dict[str, str]:
+    """Return what processes compare of the samples of one kind: how many, of which shapes, and what some hold."""
+    num_samples = len(arrays[0])
+    rows = np.linspace(0, num_samples - 1, min(num_samples, _ROWS_COMPARED)).astype(np.intp)
+    digest = 0
+    for array in arrays:
+        looked_at = np.ascontiguousarray(array[rows])
+        digest = zlib.crc32(
+            repr(looked_at.tolist()).encode() if looked_at.dtype.hasobject else looked_at.tobytes(), digest
+        )
+    return {
+        f"number of {kind} samples": str(num_samples),
+        f"kind of {kind} sample": " and ".join(f"{array.dtype.name}{list(array.shape[1:])}" for array in arrays),
+        f"digest of {len(rows)} {kind} samples": f"{digest:08x}",
+    }
 
 
 @dataclass
@@ -75,8 +96,26 @@ class TrainLoop:
 
         Raises: ReplicaError if the task's code fails on a replica; what the transports raise.
         """
+        self._compare_data()
         with random.draw_from(self._job.streams):
             return self._run(resume)
+
+    def _compare_data(self) -> None:
+        """Refuse to train on data that are not those of the other processes, by their lengths and some of their rows.
+
+        Raises: ManifestMismatchError that names the rank that differs from most; the same on every process.
+        """
+        communicator: Communicator | None = self._strategy.extended.communicator
+        if communicator is None or communicator.size == 1:
+            return
+        own = {
+            **_described("training", self._x, self._y),
+            **_described("test", self._test_x, self._test_y),
+        }
+        told = communicator.all_gather_bytes(msgspec.json.encode(own), what="comparing the data")
+        lines = describe_differing([msgspec.json.decode(of_rank, type=dict[str, str]) for of_rank in told])
+        if lines:
+            raise ManifestMismatchError(f"the data of the processes differ: {lines}; give all of them the same")
 
     def _run(self, resume: TrainingState | None) -> Summary:
         job, config = self._job, self._job.config

@@ -14,7 +14,7 @@ import pytest
 from distopt.checkpoint import DataPosition, TrainingState, from_bytes, state_hash, to_bytes
 from distopt.checkpoint.collect import collect_state, restore_state
 from distopt.distribute import MirroredStrategy
-from distopt.errors import ReplicaError
+from distopt.errors import ManifestMismatchError, ReplicaError
 from distopt.observe import EpochMetrics, JobInfo, StepRecord, Summary
 from distopt.optimizers.engine import set_default_engine
 from distopt.replica_context import get_replica_context
@@ -285,3 +285,22 @@ def test_variable_synchronized_on_read_is_saved_as_its_sum_and_restored_as_share
     assert all(value is None for value, _, _ in others)
     assert [copy for _, local, _ in (first, *others) for copy in local] == [[1.5, 2.0]] * 4
     assert first[2] == run_strategy(saved, 4, 1)[0][2]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda x, y: (x[:-3], y[:-3]), r"number of training samples is \d+ on rank 0 \(as 2 of 3\) and \d+ on rank 1"),
+        (lambda x, y: (x, y[::-1]), r"digest of 64 training samples is \w+ on rank 0 \(as 2 of 3\) and \w+ on rank 1"),
+        (lambda x, y: (x.astype(np.float64), y), r"kind of training sample is float32\[64\] .* and float64\[64\]"),
+    ],
+)
+def test_data_that_differ_on_one_rank_are_refused_by_all_before_the_first_step(change: Any, match: str) -> None:
+    def process(strategy: Any) -> None:
+        job = build_job(load_config(CONFIG, []))
+        data = job.task.train_data()
+        job.task.train_data = lambda: change(*data) if strategy.extended.rank == 1 else data
+        with pytest.raises(ManifestMismatchError, match=match):
+            TrainLoop(job, strategy, Hooks()).run()
+
+    run_strategy(process, num_replicas=3, num_workers=3)
