@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from distopt import checkpoint
-from distopt.aggregation import Aggregator
+from distopt.aggregation import Aggregator, LocalSteps
 from distopt.checkpoint.collect import restore_state
 from distopt.comm.communicator import Hosting
 from distopt.comm.zmq.client import ServerCommunicator
@@ -132,7 +132,8 @@ def run_server(config: JobConfig, coordinator: str, index: int, lifeline: Lifeli
             if control.resume:
                 restore_state(checkpoint.from_bytes(control.resume, "the coordinator's checkpoint"), job)
             owner = _owner(job, assignment)
-            aggregator = job.optimizer.gradient_aggregator
+            chosen = job.optimizer.gradient_aggregator
+            aggregator = chosen.average if isinstance(chosen, LocalSteps) else chosen
             aggregators = [aggregator] if isinstance(aggregator, Aggregator) else []
             loop = ServerLoop(control, listener, assignment, owner, aggregators)
             control.begin()
