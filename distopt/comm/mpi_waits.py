@@ -125,7 +125,7 @@ class Waits:
         """Return what this rank is waiting for, as part of a message."""
         owner, wait = self._owner, self.current
         if wait is None:
-            return f"rank {owner.rank} waited for nothing"
+            return f"rank {owner.rank} was not waiting"
         now_s, missing = time.monotonic(), wait.missing()
         waiting = describe_wait(owner.rank, owner.step, now_s - wait.started_s, missing, wait.what)
         if self._late is None or not isinstance(wait, Requests) or wait.everyone:
