@@ -44,10 +44,13 @@ def test_mpi_ranks_have_the_bits_of_one_process_with_every_aggregator_and_compre
 
 SERVERS = Deployment("cluster", workers=2, servers=2, placement="server")
 SERVER = Deployment("cluster", workers=3, servers=1, placement="server")
+SERVERS_REDUCE = Deployment("cluster", workers=2, servers=2, placement="replica")
 
 
 @pytest.mark.parametrize(
-    ("variant", "deployment"), [("median_of_int8", SERVERS), ("krum_of_top_k", SERVER)], ids=["2 servers", "1 server"]
+    ("variant", "deployment"),
+    [("median_of_int8", SERVERS), ("krum_of_top_k", SERVER), ("local_steps_of_median", SERVERS_REDUCE)],
+    ids=["2 servers", "1 server", "reducing servers"],
 )
 def test_servers_have_the_bits_of_one_process_and_its_residuals(variant: str, deployment: Deployment) -> None:
     want = run_cell(Cell("sgd-momentum", variant, "compiled", ONE_PROCESS))
