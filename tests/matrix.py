@@ -86,7 +86,7 @@ class Deployment:
         """Whether this deployment must refuse ``variant`` before step 0."""
         in_parts = self.placement == "sharded" or (self.placement == "server" and self.servers > 1)
         if variant == "local_steps_of_median":
-            return self.placement != "replica"
+            return self.placement in ("sharded", "server")
         return variant in _REFUSALS and in_parts
 
 
