@@ -204,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--turns", type=int, default=TURNS, help="draws of rows, in turns")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--optimizers", nargs="*", choices=list(OPTIMIZERS), default=list(OPTIMIZERS))
-    parser.add_argument("--slots", nargs="*", default=["2", "1,1", "2,2"], help="ranks of each host, such as 2,2")
+    parser.add_argument("--slots", nargs="*", default=["2", "1,1"], help="ranks of each host, such as 2,2")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.inside:

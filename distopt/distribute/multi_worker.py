@@ -39,7 +39,7 @@ class CommunicationOptions:
 
     ``timeout_seconds``: the longest wait for the other ranks in one collective; default: the communicator's.
     ``bytes_per_pack``: how long the pieces are in which gradients and variables go from host to host, each on its way
-    while the next is worked on; 0 is for 512 kB. The same on all processes. No bit depends on it.
+    while the next is worked on; 0 is for 1 MB. The same on all processes. No bit depends on it.
     ``overlap``: let what a host tells the others of a piece leave as soon as its gradients exist, while the backward
     pass goes on. The same on all processes. No bit depends on it; see docs/operations.md for where it pays.
 

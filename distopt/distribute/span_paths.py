@@ -21,7 +21,7 @@ from distopt.distribute.early_sums import EarlySums, Overlap
 from distopt.distribute.shared_gradients import SharedGradients
 from distopt.types import Array
 
-CHUNK_BYTES: Final = 1 << 19
+CHUNK_BYTES: Final = 1 << 20
 """Long enough that a message costs little beside its bytes, short enough to stay in the cache."""
 
 

@@ -216,7 +216,7 @@ class CommunicationConfig(Section, frozen=True, kw_only=True):
     """How the ranks of an MPI job tell each other gradients and variables, from host to host; no bit depends on it."""
 
     bytes_per_pack: Count = 0
-    """How long the pieces are, each on its way while the next is worked on. 0: 512 kB."""
+    """How long the pieces are, each on its way while the next is worked on. 0: 1 MB."""
     overlap: bool = False
     """Let a piece leave as soon as its gradients exist, while the backward pass goes on."""
 
