@@ -100,10 +100,8 @@ class CheckpointManager:
             if check_interval and self._last_step is not None and step - self._last_step < self._interval:
                 return None
             self._last_step = step
-        counter = self._checkpoint.save_counter
-        counter.assign_add(1)
-        number = int(counter.numpy() if checkpoint_number is None else checkpoint_number)
-        path = self._checkpoint.write(str(Path(self._directory, f"{self._name}-{number}")))
+        number = None if checkpoint_number is None else int(checkpoint_number)
+        path = self._checkpoint.save(str(Path(self._directory, self._name)), number=number)
         self._kept = [kept for kept in self._kept if kept != path] + [path]
         self._remove_old()
         return path

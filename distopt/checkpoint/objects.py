@@ -94,15 +94,15 @@ class Checkpoint:
             self._objects[name] = value
             self._take()
 
-    def save(self, file_prefix: str) -> str:
-        """Write everything to ``<file_prefix>-<n>``, n one more than the last time, and return that path.
+    def save(self, file_prefix: str, *, number: int | None = None) -> str:
+        """Write everything to ``<file_prefix>-<n>``, and return that path.
 
-        When this returns, the file is on the disk.
+        n is ``number``, or how often this was called. When this returns, the file is on the disk.
 
         Raises: CheckpointError if it cannot be written.
         """
         self.save_counter.assign_add(1)
-        return self.write(f"{file_prefix}-{int(self.save_counter.numpy())}")
+        return self.write(f"{file_prefix}-{int(self.save_counter.numpy()) if number is None else number}")
 
     def write(self, file_prefix: str) -> str:
         """Write everything to ``file_prefix``, and return it.
