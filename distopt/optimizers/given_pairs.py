@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from distopt.optimizers.pipeline import name_of
 from distopt.variable import Variable
 
 WRONG_PAIRS = (TypeError, ValueError, IndexError, AttributeError, NotImplementedError)
@@ -38,8 +39,8 @@ def returned_by(hook: Any, pairs: Any) -> Any:
     Raises: TypeError if it has returned None.
     """
     if pairs is None:
-        name = getattr(hook, "__name__", repr(hook))
-        raise TypeError(f"{name} returned None; an aggregator or transformer returns the pairs (gradient, variable)")
+        wanted = "an aggregator or transformer returns the pairs (gradient, variable)"
+        raise TypeError(f"{name_of(hook)} returned None; {wanted}")
     return pairs
 
 
