@@ -36,7 +36,6 @@ from distopt.distribute.owners import (
     Phases,
     check_path,
     densified,
-    num_bytes_of,
     num_bytes_of_all,
     refuse_split,
     same_variables,
@@ -170,7 +169,7 @@ class Sharded:
             steps.paths.collect(label, withdraws=False, differs=True)
             traffic.bytes_received += steps.paths.num_bytes_read
             traffic.bytes_sent += steps.paths.num_bytes_told
-        num_bytes = sum([num_bytes_of(gradient) for pairs in pairs_of for gradient, _ in pairs])
+        num_bytes = num_bytes_of_all([gradient for gradient, _ in pairs] for pairs in pairs_of)
         inspector.note_gradients(path, num_bytes, variables, before)
         if not group.holds_all:
             self._latest[optimizer] = _Latest(steps, tables, own_rows)
