@@ -11,9 +11,11 @@ within 10 s, with a status and one error.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -127,10 +129,9 @@ def _by_restarts(plan: Resumed, runs: Path) -> tuple[JobResult, list[str]]:
 
 def _wait(job: Job, seconds: float) -> bool:
     """Wait; return whether the job is still there."""
-    until_s = time.monotonic() + seconds
-    while job.process.poll() is None and time.monotonic() < until_s:
-        time.sleep(0.01)
-    return job.process.poll() is None
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        job.process.wait(seconds)
+    return job.process.returncode is None
 
 
 def _pid(job: Job, rank: int) -> int | None:
