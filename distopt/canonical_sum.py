@@ -28,8 +28,9 @@ would mean: the sign of a zero survives.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -144,32 +145,34 @@ def add_nodes(tree: SumTree, sums: Mapping[Node, Array], wanted: Node | None = N
             return present
         out[...] = present
         return out
-    plan = _Plan(tree, sums, node)
+    plan = _planned(tree, frozenset(sums), node)
+    terms = [sums[given] for given in plan.nodes]
     if out is None:
-        out = np.empty_like(plan.terms[0])
-    if out.size >= _COMPILED_FROM and len(plan.terms) > 2 and sum_loops.can_add(out, plan.terms):
-        sum_loops.add(plan.sum_of, plan.terms, out)
+        out = np.empty_like(terms[0])
+    if out.size >= _COMPILED_FROM and len(terms) > 2 and sum_loops.can_add(out, terms):
+        sum_loops.add(plan.sum_of, terms, out)
         return out
-    if out.ndim != 1 or len(out) <= _BLOCK or len(plan.terms) < 3:
-        plan.run(plan.terms, out, [np.empty_like(out) for _ in range(plan.num_temporaries)])
+    if out.ndim != 1 or len(out) <= _BLOCK or len(terms) < 3:
+        plan.run(terms, out, [np.empty_like(out) for _ in range(plan.num_temporaries)])
         return out
     # Sums of sums stay in the cache: each input is read once and the result written once.
     temporaries = [np.empty_like(out, shape=_BLOCK) for _ in range(plan.num_temporaries)]
     for start in range(0, len(out), _BLOCK):
         block = slice(start, start + _BLOCK)
         length = len(out[block])
-        plan.run([term[block] for term in plan.terms], out[block], [t[:length] for t in temporaries])
+        plan.run([term[block] for term in terms], out[block], [t[:length] for t in temporaries])
     return out
 
 
 class _Plan:
-    """The additions that make up one node from ``terms``, in order: a left operand is added up where the sum goes."""
+    """The additions that make up one node from terms, in order: a left operand is added up where the sum goes."""
 
-    def __init__(self, tree: SumTree, sums: Mapping[Node, Array], node: Node) -> None:
-        self.terms: list[Array] = []
+    def __init__(self, tree: SumTree, given: Set[Node], node: Node) -> None:
+        self.nodes: list[Node] = []
+        """Of which of the ``given`` ones a term is wanted, in order."""
         self.num_temporaries = 0
         self._tree = tree
-        self._sums = sums
+        self._given = given
         self._additions: list[tuple[int, int, int]] = []
         """Operands and result by index: from 0 up a term, ``-1 - k`` buffer k, of which buffer 0 is the result."""
         _, self.sum_of = self._visit(node, 0)
@@ -185,10 +188,9 @@ class _Plan:
 
     def _visit(self, node: Node, buffer: int) -> tuple[int, Additions]:
         """Plan the sum of ``node`` into ``buffer``, those after it being free; return where it is, and of what."""
-        present = self._sums.get(node)
-        if present is not None:
-            self.terms.append(present)
-            return len(self.terms) - 1, len(self.terms) - 1
+        if node in self._given:
+            self.nodes.append(node)
+            return len(self.nodes) - 1, len(self.nodes) - 1
         if node.stop - node.start < 2:
             raise ValueError(f"no contribution covers {node}")
         left_node, right_node = self._tree.children(node)
@@ -197,6 +199,9 @@ class _Plan:
         right, of_right = self._visit(right_node, buffer + (left < 0))
         self._additions.append((left, right, -1 - buffer))
         return -1 - buffer, (of_left, of_right)
+
+
+_planned = functools.lru_cache(maxsize=1024)(_Plan)
 
 
 def additions(tree: SumTree, nodes: Sequence[Node]) -> Additions:

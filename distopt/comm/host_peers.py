@@ -188,12 +188,6 @@ class HostPeers:
             os.close(descriptor)
 
 
-def are_on_one_host(identities: Sequence[bytes]) -> bool:
-    """Return whether all ranks can watch each other; the same on each of them."""
-    hosts = {identity.partition(b" ")[0] for identity in identities}
-    return len(hosts) == 1 and b"" not in hosts
-
-
 def _lost(peer: _Peer, how: str) -> LostPeer:
     return LostPeer(peer.rank, peer.pid, how)
 

@@ -63,9 +63,6 @@ _MAX_PAUSE_OF_MANY_BYTES_S: Final = 1e-4
 """While many bytes are on their way; they move only while MPI is called."""
 _MANY_BYTES: Final = 1 << 20
 
-_EXCHANGE_COST_BYTES_ON_ONE_HOST: Final = 1 << 20
-"""Measured with 8 ranks on 2 cores: 0.8 ms for an exchange, whether of 1 KB or of 0.5 MB a rank."""
-
 _TURN_S: Final = 1.5
 """So much later than the ranks before it a rank says who was lost before all knew each other."""
 
@@ -145,8 +142,6 @@ class MpiCommunicator(Communicator):
             self.barrier()  # now everyone has heard from everyone, and so has mapped what it shares with them
             unlink_shared_memory()
             mpi_start.all_have_started()
-        if host_peers.are_on_one_host(identities):
-            self.exchange_cost_bytes = _EXCHANGE_COST_BYTES_ON_ONE_HOST
 
     def _duplicate(self, comm: MPI.Intracomm) -> MPI.Intracomm:
         duplicate, request = comm.Idup()

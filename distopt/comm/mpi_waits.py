@@ -19,8 +19,8 @@ from distopt.errors import CollectiveTimeoutError
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-_YIELDS: Final = 100
-"""So many times the core is offered to others before a wait begins to sleep."""
+_SPIN_S: Final = 1e-3
+"""For so long the core is offered to others before a wait begins to sleep: most of what a short exchange takes."""
 
 _MIN_PAUSE_S: Final = 20e-6
 MAX_PAUSE_S: Final = 1e-3
@@ -79,15 +79,13 @@ class Waits:
         self.current = wait
         self.statuses = statuses = [self._mpi.Status() for _ in wait.requests]
         test_all = self._mpi.Request.Testall
-        yields = 0
         looked_s = wait.started_s
         deadline_s = wait.started_s + self._owner.timeout_s
         while not test_all(wait.requests, statuses):
-            if yields < _YIELDS:
-                yields += 1
+            now_s = time.monotonic()
+            if now_s - wait.started_s < _SPIN_S:
                 os.sched_yield()
                 continue
-            now_s = time.monotonic()
             if now_s - looked_s >= _LOOK_EVERY_S:
                 if now_s - looked_s > _GAP_S:
                     deadline_s += now_s - looked_s

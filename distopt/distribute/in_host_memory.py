@@ -153,7 +153,7 @@ class _Gradients:
         size, num_nodes = group.size, sum(len(contributed[rank]) for rank in group.ranks)
         # Each process reads all contributions; or a part of them, writes a part of the totals, and reads these.
         bytes_saved_by_parts = num_bytes * (size * num_nodes - num_nodes - 2 - size) // size
-        self.in_parts = not group.holds_all or bytes_saved_by_parts > communicator.exchange_cost_bytes
+        self.in_parts = not group.holds_all or bytes_saved_by_parts > communicator.meeting_cost_bytes
         extra_bytes = num_bytes if self.in_parts else 0
         self.shared = SharedGradients(layout, hosting, communicator, summed=summed, extra_bytes=extra_bytes)
         self.paths = SpanPaths(hosting, communicator, self.shared, chunk_bytes, anywhere=True, overlap=overlap)

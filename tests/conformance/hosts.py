@@ -30,7 +30,7 @@ def on_hosts(
         if comm._host_group is not None:
             comm._host_group.close()
         comm._host_group = meet_on_host(comm, namespace=f"host {host_of[comm.rank]}")
-        comm.shares_memory, comm.exchange_cost_bytes = True, 0
+        comm.shares_memory, comm.exchange_cost_bytes, comm.meeting_cost_bytes = True, 0, 0
         options = CommunicationOptions(bytes_per_pack=chunk_bytes, overlap=overlap)
         strategy = MultiWorkerMirroredStrategy(None, options, replicas=replicas, communicator=comm, placement=placement)
         found = body(strategy)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from distopt.comm.host_peers import HostPeers, are_on_one_host, identity
+from distopt.comm.host_peers import HostPeers, identity
 from distopt.comm.process_ends import IS_GONE
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="peers are watched on Linux only")
@@ -59,13 +59,6 @@ def test_peers_on_other_hosts_or_unknown_are_not_watched() -> None:
 
 def test_peers_of_a_rank_that_is_unknown_are_not_watched() -> None:
     assert HostPeers(0, [b"", b"", identity()]).ranks == ()
-
-
-def test_are_on_one_host_only_if_all_are_known_and_alike() -> None:
-    own = identity()
-    assert are_on_one_host([own, own])
-    assert not are_on_one_host([own, b"other:1 1 1"])
-    assert not are_on_one_host([b"", b""])
 
 
 def test_peer_that_is_killed_is_lost_and_named(child: subprocess.Popen[bytes]) -> None:
