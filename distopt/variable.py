@@ -18,6 +18,7 @@ from distopt import deferral, replica_context
 from distopt.assignments import OPERATIONS, operand
 from distopt.autodiff.nodes import Recording, recordings, state
 from distopt.errors import TapeError
+from distopt.nans import same_bits
 from distopt.tensor import Operand, Tensor, to_array
 from distopt.types import Array, Shape
 
@@ -362,8 +363,7 @@ class Variable(Operand, metaclass=_OneForAllReplicas):
     def merge_equal_copies(self) -> None:
         """Forget the copies if all have the same bits; else they stay."""
         copies = list((self._copies or {}).values())
-        first = self.storage.tobytes()
-        if all(copy.tobytes() == first for copy in copies):
+        if all(same_bits(self.storage, copy) for copy in copies):
             self.merge()
 
     def merge(self) -> None:

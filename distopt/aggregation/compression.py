@@ -185,7 +185,8 @@ class Int8(Compression):
         scales = code[: 4 * count].copy().view(np.float32)
         padded = np.zeros((count, self.block), np.float32)
         padded.reshape(-1)[:size] = code[4 * count :].view(np.int8)
-        return (padded * scales[:, None]).reshape(-1)[:size].astype(dtype)
+        with np.errstate(invalid="ignore"):  # of an infinite scale
+            return (padded * scales[:, None]).reshape(-1)[:size].astype(dtype)
 
     def _blocks(self, size: int) -> int:
         return -(-size // self.block)

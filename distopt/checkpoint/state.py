@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from distopt.nans import same_bits, with_one_nan
 from distopt.types import Array
 
 Copies: TypeAlias = tuple[Array, ...]
@@ -59,8 +60,9 @@ def state_hash(state: TrainingState) -> str:
         slot 0.0 float32 [64,256] copies 1\\n <bytes>      slot 0 of variable 0, in creation order
         extra seed uint64 [] copies 1\\n <bytes>           sorted by name, names in UTF-8
 
-    Copies that all have the same bits count as one, so a split that changed nothing does not change the hash. Names of
-    variables, the data position and the job do not enter: they are not bits that a step computes.
+    A NaN enters as ``np.nan``, whatever its sign and payload: see :mod:`distopt.nans`. Copies that all have the same
+    bits count as one, so a split that changed nothing does not change the hash. Names of variables, the data position
+    and the job do not enter: they are not bits that a step computes.
 
     >>> state = TrainingState(iterations=0, variables=(), position=DataPosition(epoch=0, step=0), job_digest="")
     >>> state_hash(state) == hashlib.sha256(b"iterations 0\\n").hexdigest()
@@ -88,13 +90,12 @@ def _framed(label: str, copies: Copies) -> Iterator[bytes]:
     shape = ",".join(str(length) for length in first.shape)
     yield f"{label} {first.dtype.name} [{shape}] copies {len(distinct)}\n".encode()
     for copy in distinct:
-        yield little_endian_bytes(copy)
+        yield little_endian_bytes(with_one_nan(copy))
 
 
 def collapse(copies: Sequence[Array]) -> Copies:
-    """Return ``copies``, or the first alone if all have the same bits (so ``-0.0`` is not ``0.0``, a NaN is itself)."""
-    first = little_endian_bytes(copies[0])
-    if all(little_endian_bytes(copy) == first for copy in copies[1:]):
+    """Return ``copies``, or the first alone if all have the same bits: ``-0.0`` is not ``0.0``, a NaN is any NaN."""
+    if all(same_bits(copies[0], copy) for copy in copies[1:]):
         return (copies[0],)
     return tuple(copies)
 

@@ -29,6 +29,7 @@ from distopt.distribute.replica_greenlets import ReplicaGreenlets
 from distopt.distribute.variable_access import CrossReplicaAccess
 from distopt.errors import UnequalHypersError
 from distopt.indexed_slices import IndexedSlices
+from distopt.nans import same_bits
 from distopt.optimizers.pipeline import Pairs, check_gradients
 from distopt.replica_context import Context
 from distopt.types import Array, ReduceOp
@@ -328,7 +329,7 @@ class Extended:
             self._written_alone = first.key
             for variable in variables:
                 variable.may_differ = True
-        alike = all(same_bits(first, other) for other in pairs_of[1:])
+        alike = all(same_gradients(first, other) for other in pairs_of[1:])
         self.inspector.adopt(optimizer)
         if optimizer.features.accumulation_steps > 1:
             self.inspector.refuse_unlike_accumulation(path, first, alike)
@@ -392,13 +393,13 @@ class Extended:
         return result
 
 
-def same_bits(first: Any, second: Any) -> bool:
+def same_gradients(first: Any, second: Any) -> bool:
     """Return whether two lists of pairs, of the same variables, hold bit-equal gradients."""
     for (a, _), (b, _) in zip(first, second, strict=True):
         if a is b:
             continue
         left, right = _parts(a), _parts(b)
-        if any(x.shape != y.shape or x.tobytes() != y.tobytes() for x, y in zip(left, right, strict=True)):
+        if not all(same_bits(x, y) for x, y in zip(left, right, strict=True)):
             return False
     return True
 

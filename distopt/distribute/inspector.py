@@ -35,6 +35,7 @@ from distopt.errors import (
 )
 from distopt.indexed_slices import IndexedSlices
 from distopt.marks import mark, mark_of, marked
+from distopt.nans import with_one_nan
 from distopt.types import Array
 
 logger = logging.getLogger(__name__)
@@ -255,7 +256,7 @@ class Inspector:
         digest = hashlib.sha256()
         for gradient, _ in pairs:
             for array in (_array_of(gradient), getattr(gradient, "indices", ())):
-                digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+                digest.update(np.ascontiguousarray(with_one_nan(np.asarray(array))).view(np.uint8).data)
         # A process without replicas has a stand-in, whose gradients say nothing. All take part, also those that know.
         own = digest.digest() if alike else _UNLIKE
         digests = {d for d in communicator.all_gather_bytes(own if self._hosts_replicas else b"") if d}

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from distopt.aggregation import GradientAggregator
 from distopt.agreement import (
@@ -33,6 +32,7 @@ from distopt.errors import (
     UnequalStepsError,
     UnequalValuesError,
 )
+from distopt.nans import with_one_nan
 from distopt.optimizers import changes
 
 SAME_CALLS = "every process must make the same variables, all_reduce and apply_gradients calls in the same order"
@@ -245,7 +245,7 @@ def _refuse_other_optimizers(everyone: Sequence[_Told]) -> None:
 
 
 def _digest_of_value(variable: Any) -> int | None:
-    return None if variable.may_differ else zlib.crc32(variable.storage.reshape(-1).view(np.uint8))
+    return None if variable.may_differ else zlib.crc32(with_one_nan(variable.storage).tobytes())
 
 
 def _refuse_other_values(everyone: Sequence[_Told]) -> None:

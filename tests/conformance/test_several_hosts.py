@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 import distopt as tf
+from distopt.aggregation import Int8, Mean, Sum
 from distopt.comm.communicator import Communicator
 from distopt.distribute import CommunicationOptions, MirroredStrategy, MultiWorkerMirroredStrategy, Strategy
 from distopt.errors import UnequalHypersError
+from distopt.nans import with_one_nan
+from distopt.optimizers import set_default_engine
 from tests.conformance.hosts import count_deaths, on_hosts, refused_by_all
 from tests.conformance.test_sharded import DTYPES, REFUSED, apply, bits, rows_begin_on_replica_0
 from tests.conformance.test_strategies import OPTIMIZERS, adam, expected, sgd, trace
@@ -77,6 +80,58 @@ def test_two_optimizers_averages_and_constraints_have_the_bits_of_one_process(ru
     want = body(MirroredStrategy(3))
     for got in on_hosts(run, host_of, 3, body):
         assert got == want
+
+
+NOT_NUMBERS = np.array([0x7F800000, 0xFF800000, 0x7FC00001, 0xFFC00002, 0x7FC12345, 0xFFC00000], np.uint32).view(
+    np.float32
+)
+"""Infinities, and NaNs of both signs with several payloads."""
+
+
+@pytest.mark.parametrize("placement", ["sharded", "replica"])
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_gradients_that_are_no_numbers_have_the_bits_of_one_process_but_for_those_of_a_nan(
+    run: Run, host_of: str, placement: str
+) -> None:
+    makers: list[Any] = [
+        lambda: sgd(gradient_aggregator=Sum().compressed(Int8())),
+        lambda: sgd(gradient_aggregator=Mean(), clipvalue=0.5),
+        lambda: sgd(clipnorm=0.5),
+        lambda: adam(global_clipnorm=0.5),
+    ]
+
+    def body(strategy: Strategy) -> list[bytes]:
+        found: list[bytes] = []
+        for number, make in enumerate(makers):
+            with strategy.scope():
+                variables = [tf.Variable(np.full(shape, 0.5, np.float32)) for shape in ((4099,), (3,), (37, 5))]
+            optimizer = make()
+
+            def replica(number: int = number, variables: list[Any] = variables, optimizer: Any = optimizer) -> None:
+                context = tf.distribute.get_replica_context()
+                assert context is not None
+                rng = np.random.default_rng([number, context.replica_id_in_sync_group])
+                pairs = []
+                for variable in variables:
+                    values = rng.standard_normal(variable.shape).astype(np.float32)
+                    some = rng.random(variable.shape) < 0.3
+                    values[some] = rng.choice(NOT_NUMBERS, np.count_nonzero(some))
+                    pairs.append((tf.Tensor(values), variable))
+                optimizer.apply_gradients(pairs)
+
+            for _ in range(2):
+                strategy.run(replica)
+            arrays = [*(variable.numpy() for variable in variables), *optimizer.get_weights()]
+            found += [with_one_nan(array).tobytes() for array in arrays]
+        return found
+
+    set_default_engine("numpy")  # whose additions pass on either NaN, by the number of elements
+    try:
+        want = body(MirroredStrategy(5))
+        for got in on_hosts(run, host_of, 5, body, placement):
+            assert got == want
+    finally:
+        set_default_engine("compiled")
 
 
 def test_bytes_per_pack_of_another_rank_is_refused_by_all(run: Run) -> None:

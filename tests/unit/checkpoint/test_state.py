@@ -86,6 +86,20 @@ def test_state_hash_of_equal_copies_is_that_of_one() -> None:
     assert state_hash(_with_value(nan, nan.copy(), nan.copy())) == state_hash(_with_value(nan))
 
 
+@pytest.mark.parametrize(("dtype", "bits"), [(np.float32, np.uint32), (ml_dtypes.bfloat16, np.uint16)])
+def test_state_hash_takes_any_nan_for_the_same_and_keeps_what_is_a_number(dtype: Any, bits: Any) -> None:
+    values = np.array([1.0, np.nan, -0.0], dtype)
+    other = values.copy()
+    other.view(bits)[1] |= bits(1) << bits(8 * values.itemsize - 1) | bits(5)
+    number = values.copy()
+    number[2] = 0.0
+
+    assert other.tobytes() != values.tobytes()
+    assert state_hash(_with_value(other)) == state_hash(_with_value(values))
+    assert state_hash(_with_value(values, other)) == state_hash(_with_value(values))
+    assert state_hash(_with_value(number)) != state_hash(_with_value(values))
+
+
 def test_state_hash_ignores_memory_order_and_byte_order() -> None:
     value = np.arange(6, dtype=np.float32).reshape(2, 3)
     for other in (np.asfortranarray(value), value.astype(">f4"), np.repeat(value, 2, axis=1)[:, ::2]):

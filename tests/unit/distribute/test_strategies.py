@@ -66,6 +66,18 @@ def test_gradients_reduced_by_hand_and_applied_unaggregated_leave_one_value(stra
     assert variable.numpy().tolist() == [-3.0, -3.0]
 
 
+def test_unaggregated_gradients_that_differ_in_the_sign_of_a_nan_leave_one_value(strategy: MirroredStrategy) -> None:
+    variable = tf.Variable(np.zeros(2, np.float32))
+    optimizer = tf.keras.optimizers.SGD(1.0)
+
+    def step() -> None:
+        pairs = [(float32([1.0, np.nan if replica_id() else -np.nan]), variable)]
+        optimizer.apply_gradients(pairs, experimental_aggregate_gradients=False)
+
+    strategy.run(step)
+    assert not variable.is_split
+
+
 def test_row_sparse_gradients_of_replicas_are_concatenated_then_summed(strategy: MirroredStrategy) -> None:
     """F100's gradients, with an optimizer of this release: rows [0, 0] and [0, 1] with values [1, 2] each."""
     variable = tf.Variable(np.zeros((3, 1), np.float32))
