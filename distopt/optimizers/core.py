@@ -149,6 +149,7 @@ class OptimizerCore(OptimizerBase):
         means: list[Pair] = []
         for gradient, variable in pairs:
             self.build([variable])
+            self.split_slots([variable])
             flat = flattened(dense_gradient(gradient, variable))
             for replica_id in variable.replica_ids or (0,):
                 accumulator = self.slots.copy_of(variable, replica_id)[ACCUMULATOR]
@@ -311,6 +312,7 @@ class OptimizerCore(OptimizerBase):
         engine = get_engine()
         for variable in self._variables:
             if id(variable) not in updated and self.slots.writes(variable, AVERAGE):
+                self.split_slots([variable])
                 for replica_id in variable.replica_ids or (None,):
                     storage, slots = self._arrays(variable, replica_id)
                     take_average(engine, slots[AVERAGE].reshape(-1), storage.reshape(-1), step)

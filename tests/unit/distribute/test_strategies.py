@@ -51,6 +51,28 @@ def test_apply_gradients_without_aggregation_lets_copies_diverge(strategy: Mirro
     assert strategy.experimental_local_results(read) == (-2.5, -5.0)
 
 
+def test_copies_that_another_optimizer_has_split_accumulate_a_gradient_once_and_move_their_own_averages(
+    strategy: MirroredStrategy,
+) -> None:
+    first, second = tf.Variable(np.zeros(2, np.float32)), tf.Variable(np.zeros(2, np.float32))
+    accumulating = tf.keras.optimizers.SGD(1.0, gradient_accumulation_steps=2)
+    averaging = tf.keras.optimizers.SGD(1.0, use_ema=True, ema_momentum=0.5)
+    averaging.build([first, second])
+
+    def split() -> None:
+        pairs = [(float32([1.0 + replica_id()] * 2), second)]
+        tf.keras.optimizers.SGD(1.0).apply_gradients(pairs, experimental_aggregate_gradients=False)
+
+    def step() -> None:
+        accumulating.apply_gradients([(float32([1.0, 1.0]), second)])
+        averaging.apply_gradients([(float32([1.0, 1.0]), first)])
+
+    strategy.run(split)
+    strategy.run(step)
+    assert copies(accumulating.slots.get(second, "gradient_accumulator")) == [[2.0, 2.0], [2.0, 2.0]]
+    assert copies(averaging.slots.get(second, "average")) == [[-1.0, -1.0], [-2.0, -2.0]]
+
+
 def test_gradients_reduced_by_hand_and_applied_unaggregated_leave_one_value(strategy: MirroredStrategy) -> None:
     variable = tf.Variable(np.zeros(2, np.float32))
     optimizer = tf.keras.optimizers.SGD(1.0)
