@@ -91,15 +91,19 @@ class GradientAggregator(abc.ABC):
 
     def __call__(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
         """Aggregate one replica's pairs over all replicas; called in a replica context."""
+        return self.over_replicas(grads_and_vars, may_sum_rows=False)
+
+    def over_replicas(self, grads_and_vars: Iterable[tuple[Any, Any]], *, may_sum_rows: bool) -> list[tuple[Any, Any]]:
+        """Do what calling it does; ``may_sum_rows``: rows are summed before they are divided, as owners do it."""
         pairs = list(grads_and_vars)
         context = replica_context.current_replica(f"the aggregator {self.name!r}")
         gradients, variables = [gradient for gradient, _ in pairs], [variable for _, variable in pairs]
-        combined = context.merge_call(_combine_across_replicas, (self, gradients, variables))
+        combined = context.merge_call(_combine_across_replicas, (self, gradients, variables, may_sum_rows))
         return list(zip(combined, variables, strict=True))
 
 
-def _combine_across_replicas(strategy: Any, aggregator: Any, gradients: Any, variables: Any) -> Any:
-    return strategy.extended.combine(aggregator, gradients, variables)
+def _combine_across_replicas(strategy: Any, aggregator: Any, gradients: Any, variables: Any, may_sum_rows: Any) -> Any:
+    return strategy.extended.combine(aggregator, gradients, variables, may_sum_rows)
 
 
 def checked_aggregator(aggregator: Any) -> Any:

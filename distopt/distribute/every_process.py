@@ -171,11 +171,14 @@ class EveryProcess:
             return False
         return not inspector.lets_pass(gradients, pairs_of, int(optimizer.iterations.storage))
 
-    def aggregate(self, aggregator: Aggregator, columns: Sequence[Sequence[Any]]) -> list[Any]:
+    def aggregate(
+        self, aggregator: Aggregator, columns: Sequence[Sequence[Any]], *, may_sum_rows: bool = False
+    ) -> list[Any]:
         """Return the aggregate over all replicas of each gradient; ``columns[i]`` has those of each hosted replica.
 
         Gradients that are row-sparse on all replicas stay so under an aggregator that sums: their rows in replica
-        order, duplicates kept. One that some replica has dense is made dense, wherever that replica is.
+        order, duplicates kept; with ``may_sum_rows``, each row once. One that some replica has dense is made dense,
+        wherever that replica is.
 
         Raises: UnequalShapesError, UnequalDtypesError, UnequalReduceOpsError or MergeOrderError where replicas differ;
             TypeError for what cannot be added.
@@ -184,10 +187,11 @@ class EveryProcess:
         for column in columns:
             check_alike(column)
         have_rows = any_rows(columns)
+        combine_rows = self._combine_rows(may_sum=may_sum_rows)
         if not aggregator.sums:
             return self.aggregate_by(aggregator, columns, None)
         if self._communicator is None or self._communicator.size == 1:
-            return self.aggregate_by(aggregator, columns, self._combine_rows(may_sum=False) if have_rows else None)
+            return self.aggregate_by(aggregator, columns, combine_rows if have_rows else None)
         firsts = [column[0] for column in columns]
         label = label_of_values(aggregator, firsts)
         if not self._values.may_be_rows(label, aggregator, firsts, have_rows=have_rows):
@@ -195,7 +199,7 @@ class EveryProcess:
                 return self.aggregate_by(aggregator, columns, None, label, withdraws=have_rows)
             except Withdrawn:
                 self._values.begin_rows(label)
-        return self.aggregate_by(aggregator, columns, self._combine_rows(may_sum=False), label)
+        return self.aggregate_by(aggregator, columns, combine_rows, label)
 
     def _combine_rows(self, *, may_sum: bool) -> Combine:
         """Return what brings rows together: their sums, if nothing looks at them before, or as they were stored."""

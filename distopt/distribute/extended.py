@@ -146,7 +146,9 @@ class Extended:
             state.watcher, state.listener = watcher, listener
             self.phases.gradient += time.perf_counter() - started - self._merging_s
 
-    def combine(self, aggregator: GradientAggregator, gradients: Any, variables: Sequence[Any]) -> list[Any]:
+    def combine(
+        self, aggregator: GradientAggregator, gradients: Any, variables: Sequence[Any], may_sum_rows: bool
+    ) -> list[Any]:
         """Return the aggregate over all replicas of the gradients of ``variables``; called through ``merge_call``."""
         self.inspector.before_hook(aggregator, gradients)
         columns: Sequence[Sequence[Any]]
@@ -161,7 +163,7 @@ class Extended:
             combined: list[Any] = self.every_process.combine_whole(aggregator, pairs_of)
             self._note_reduction("gradients (hook)", aggregator, columns, before)
             return combined
-        return self._aggregate("gradients (hook)", aggregator, columns)
+        return self._aggregate("gradients (hook)", aggregator, columns, may_sum_rows=may_sum_rows)
 
     def all_reduce_arrays(self, operation: ReduceOp | str, value: Any) -> Array:
         """Return ``value`` (an array, or one a hosted replica) reduced over all replicas."""
@@ -173,10 +175,12 @@ class Extended:
         aggregator: Aggregator,
         columns: Sequence[Sequence[Any]],
         noted: Aggregator | None = None,
+        *,
+        may_sum_rows: bool = False,
     ) -> list[Any]:
         """Return the aggregate of each column, and leave a receipt; ``noted`` is what it is for, where that differs."""
         before = self.book.traffic()
-        totals = self.every_process.aggregate(aggregator, columns)
+        totals = self.every_process.aggregate(aggregator, columns, may_sum_rows=may_sum_rows)
         self._note_reduction(what, noted or aggregator, columns, before)
         return totals
 

@@ -133,7 +133,10 @@ class ScaledOptimizer:
         return (lambda: None) if memory is None else functools.partial(memory.go_back, memory.kept())
 
     def _aggregated(self, pairs: Iterable[Pair]) -> list[Pair]:
+        """Return what one replica's pairs come to over all replicas: the bits that owners would update with."""
         inner = self.inner_optimizer
+        if GradientPath(inner, aggregate=True).may_sum_rows:
+            return inner.gradient_aggregator.over_replicas(pairs, may_sum_rows=True)
         return list(inner._aggregate_gradients(inner._transform_unaggregated_gradients(list(pairs))))
 
     def _agree_on(self, context: Any, pairs: Iterable[Pair], aggregated: bool) -> Any:

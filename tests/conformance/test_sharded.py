@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import distopt as tf
-from distopt.aggregation import Compression, Int8, Sum, TopK
+from distopt.aggregation import Compression, Int8, Mean, Sum, TopK
 from distopt.comm.communicator import Communicator
 from distopt.comm.shared_memory import segments
 from distopt.distribute import MirroredStrategy, MultiWorkerMirroredStrategy, Strategy
@@ -454,6 +454,30 @@ def test_what_a_compression_leaves_over_counts_once_where_gradients_are_looked_a
         for number in range(4):
             strategy.run(step, args=(number,))
         return [variable.numpy().tobytes(), *(value.numpy().tobytes() for value in inner.variables())]
+
+    want = body(MirroredStrategy(5))
+    for got in sharded(run, 5, body):
+        assert got == want
+
+
+@few
+@pytest.mark.parametrize("kind", [tf.keras.optimizers.LossScaleOptimizer, LossScaleOptimizerV3])
+def test_rows_of_a_scaled_loss_are_added_before_the_mean_is_taken_also_where_it_is_looked_at(
+    run: Run, kind: Any
+) -> None:
+    def body(strategy: Strategy) -> list[bytes]:
+        with strategy.scope():
+            table = tf.Variable(np.ones((6, 3), np.float32))
+            inner = tf.keras.optimizers.SGD(0.1, 0.9, gradient_aggregator=Mean())
+            optimizer = kind(inner, initial_scale=4.0)
+
+        def step(number: int) -> None:
+            replica = int(tf.distribute.get_replica_context().replica_id_in_sync_group)
+            optimizer.apply_gradients([(rows(number, replica), table)])
+
+        for number in range(3):
+            strategy.run(step, args=(number,))
+        return bits(inner, [table])
 
     want = body(MirroredStrategy(5))
     for got in sharded(run, 5, body):

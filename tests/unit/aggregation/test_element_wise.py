@@ -38,8 +38,11 @@ class OneReplica:
     def merge_call(self, merge_fn: Any, args: Any = (), kwargs: Any = None) -> Any:
         return merge_fn(self.strategy, *args)
 
-    def combine(self, aggregator: Aggregator, gradients: list[Any], variables: list[Any]) -> list[Any]:
+    def combine(
+        self, aggregator: Aggregator, gradients: list[Any], variables: list[Any], may_sum_rows: bool
+    ) -> list[Any]:
         assert len(variables) == len(gradients)
+        assert not may_sum_rows
         self.combined.append(aggregator)
         return [aggregator.combine(np.stack([g, g])) for g in gradients]
 
