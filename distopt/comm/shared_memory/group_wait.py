@@ -65,7 +65,12 @@ class GroupWait:
         if self._late is None:
             self._late = LateRanks(self._communicator, self.what, self.started_s)
         self._late.note(self._ranks, missing, now_s)
-        self._communicator.look(missing, str(self))
+        try:
+            self._communicator.look(missing, str(self))
+        except PeerLostError:
+            if self.missing() == missing:
+                raise
+            return  # one of them has come, and may have left in peace, since it was looked who is missing
         if now_s >= self._deadline_s:
             raise CollectiveTimeoutError(str(self))
 
