@@ -119,7 +119,7 @@ class EveryProcess:
                 return None
         else:
             columns = [[pairs[i][0] for pairs in pairs_of] for i in range(len(variables))]
-            combine_rows = self._combine_rows(may_sum=path.may_sum_rows) if by_rows else None
+            combine_rows = self.combine_rows(may_sum=path.may_sum_rows) if by_rows else None
             gradients = self.aggregate_by(path.aggregator, columns, combine_rows, label, withdraws=begins_rows)
             combined = time.perf_counter()
             num_bytes = num_bytes_of_all(columns)
@@ -187,7 +187,7 @@ class EveryProcess:
         for column in columns:
             check_alike(column)
         have_rows = any_rows(columns)
-        combine_rows = self._combine_rows(may_sum=may_sum_rows)
+        combine_rows = self.combine_rows(may_sum=may_sum_rows)
         if not aggregator.sums:
             return self.aggregate_by(aggregator, columns, None)
         if self._communicator is None or self._communicator.size == 1:
@@ -201,7 +201,7 @@ class EveryProcess:
                 self._values.begin_rows(label)
         return self.aggregate_by(aggregator, columns, combine_rows, label)
 
-    def _combine_rows(self, *, may_sum: bool) -> Combine:
+    def combine_rows(self, *, may_sum: bool) -> Combine:
         """Return what brings rows together: their sums, if nothing looks at them before, or as they were stored."""
         return functools.partial(sum_rows if may_sum else gather_rows, self._hosting, self._rank, self._communicator)
 

@@ -99,7 +99,7 @@ class EveryProcessInHostMemory(EveryProcess):
             self._group.exchange("the parts of all are added up", label)
         return gradients.totals
 
-    def _combine_rows(self, *, may_sum: bool) -> Combine:
+    def combine_rows(self, *, may_sum: bool) -> Combine:
         rows = self._own_rows()
         return rows.sum if may_sum else rows.gather
 

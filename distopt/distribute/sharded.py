@@ -19,7 +19,6 @@ the next gradients can be written where these were.
 
 from __future__ import annotations
 
-import functools
 import time
 import weakref
 from collections.abc import Sequence
@@ -40,7 +39,6 @@ from distopt.distribute.owners import (
     refuse_split,
     same_variables,
 )
-from distopt.distribute.row_exchange import gather_rows
 from distopt.distribute.sharded_rows import ShardedRows
 from distopt.distribute.shared_arena import SharedArena
 from distopt.distribute.span_paths import CHUNK_BYTES, ROWS, spans_of_ranks, told_of
@@ -198,8 +196,8 @@ class Sharded:
         self._share(optimizer, pairs_of[0])
         columns = [[pairs[i][0] for pairs in pairs_of] for i in range(len(variables))]
         before = self._inspector.book.traffic()
-        gather = functools.partial(gather_rows, self._hosting, self._communicator.rank, self._communicator)
-        gradients = self._every_process.aggregate_by(path.aggregator, columns, gather if by_rows else None, label)
+        combine_rows = self._every_process.combine_rows(may_sum=path.may_sum_rows) if by_rows else None
+        gradients = self._every_process.aggregate_by(path.aggregator, columns, combine_rows, label)
         num_bytes = num_bytes_of_all(columns)
         self._inspector.note_gradients(path, num_bytes, variables, before)
         combined = time.perf_counter()

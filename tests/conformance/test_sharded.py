@@ -484,6 +484,27 @@ def test_rows_of_a_scaled_loss_are_added_before_the_mean_is_taken_also_where_it_
         assert got == want
 
 
+@few
+def test_rows_beside_a_variable_listed_twice_are_added_before_the_mean_is_taken(run: Run) -> None:
+    def body(strategy: Strategy) -> list[bytes]:
+        with strategy.scope():
+            table, other = tf.Variable(np.ones((6, 3), np.float32)), tf.Variable(np.ones(5, np.float32))
+        optimizer = tf.keras.optimizers.SGD(0.1, 0.9, gradient_aggregator=Mean())
+
+        def step(number: int) -> None:
+            replica = int(tf.distribute.get_replica_context().replica_id_in_sync_group)
+            twice = [(gradient(number, replica, (5,)), other)] * 2
+            optimizer.apply_gradients([(rows(number, replica), table), *twice])
+
+        for number in range(3):
+            strategy.run(step, args=(number,))
+        return bits(optimizer, [table, other])
+
+    want = body(MirroredStrategy(5))
+    for got in sharded(run, 5, body):
+        assert got == want
+
+
 INNER: dict[str, Callable[[], Any]] = {
     "scaled": lambda: adam(loss_scale_factor=128.0),
     "clipped before the sum": lambda: tf.keras.optimizers.AdamW(0.1, clipnorm=0.02),
