@@ -39,3 +39,8 @@ def test_an_optimizer_of_tensorflow_1_can_be_named_in_a_job() -> None:
     for refused in ("optimizer.clipnorm=1.0", transformers):
         with pytest.raises(ConfigError, match=r"MomentumOptimizer.*unexpected keyword"):
             build_job(load_config(CONFIG, (*chosen, refused)))
+
+
+def test_job_that_a_process_makes_again_is_the_same_as_that_of_others() -> None:
+    config = load_config(CONFIG, ("optimizer={name='Lamb', learning_rate=0.01}",))
+    assert manifest(build_job(config)) == manifest(build_job(config))
