@@ -162,7 +162,7 @@ from distopt.variable import Variable, VariableAggregation, VariableSynchronizat
 
 distribute.cluster_resolver.read_tf_config_with(environment.tf_config)
 kernels.find_cache_home_with(environment.cache_home)
-mpi_start.launched_as(environment.launched_rank, environment.launched_rank)
+mpi_start.launched_as(environment.launched_rank, environment.launched_rank, environment.last_words)
 elastic.loop.launched_as(environment.lets_survivors_live, environment.end_process)
 
 __version__ = VERSION

@@ -5,6 +5,7 @@ from outside, or by themselves at a random point of a random kind (:mod:`tests.f
 with status 0 and the hash of the job in one process, its metrics hold each step and replica once, and, on one host, the
 losses of its epochs are those of the other. The report says how many kills of which kind there were.
 
+``--early``: all kills are within a second after MPI was initialized, most of them while the ranks connect.
 ``--resumed``: jobs that end by a kill and are resumed, and killed again meanwhile (:mod:`tests.chaos_resumed`).
 """
 
@@ -64,14 +65,16 @@ class Plan(NamedTuple):
     """So many are emulated."""
 
 
-def draw(rng: random.Random) -> Plan:
-    """Return a random plan."""
+def draw(rng: random.Random, *, early: bool = False) -> Plan:
+    """Return a random plan; ``early``: of kills soon after MPI was initialized."""
     placement = rng.choice(["replica", "sharded"])
     task = rng.choice(list(TASKS))
-    ranks = rng.randint(2, 4)
+    ranks = rng.choice([3, 5]) if early else rng.randint(2, 4)
     plan = Plan(task, placement, ranks, {}, {}, hosts=rng.choice([1, 1, 1, 2]))
     for rank in rng.sample(range(ranks), rng.randint(1, ranks - 1)):
-        if rng.random() < 0.3:
+        if early:
+            plan.by_itself[str(rank)] = "start", round(10 ** rng.uniform(0, 3))
+        elif rng.random() < 0.3:
             plan.from_outside[rank] = rng.uniform(0.0, 1.5)
         else:
             kind = rng.choice(list(KINDS))
@@ -158,6 +161,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=3000.0, help="begin no job after that")
     parser.add_argument("--placement", choices=["replica", "sharded"])
+    parser.add_argument("--early", action="store_true", help="within a second after MPI was initialized")
     parser.add_argument("--resumed", action="store_true", help="of jobs that are resumed")
     parser.add_argument("--without-ulfm", action="store_true", help="resumed jobs of an MPI that has none")
     options = parser.parse_args()
@@ -168,7 +172,11 @@ def main() -> int:
     started_s = time.monotonic()
     output = sys.stdout
     while sum(kinds.values()) < options.kills and time.monotonic() - started_s < options.seconds:
-        plan: Any = draw_resumed(rng, can_survive=not options.without_ulfm) if options.resumed else draw(rng)
+        plan: Any = (
+            draw_resumed(rng, can_survive=not options.without_ulfm)
+            if options.resumed
+            else draw(rng, early=options.early)
+        )
         if options.placement:
             plan = plan._replace(placement=options.placement)
         with tempfile.TemporaryDirectory() as directory:

@@ -162,6 +162,16 @@ class Communicator(abc.ABC):
         self.close()
 
     @property
+    def rank_at_start(self) -> int:
+        """The rank that this process had before others were lost as all connected."""
+        return self.rank
+
+    @property
+    def size_at_start(self) -> int:
+        """So many ranks there were before some were lost as all connected."""
+        return self.size
+
+    @property
     def host_group(self) -> HostGroup:
         """The ranks of this host, which can share memory; the first use is a collective."""
         if self._host_group is None:

@@ -76,6 +76,7 @@ class MpiCommunicator(Communicator):
     Units: a wait lasts at most ``timeout_s``; a rank of this host that is stopped is lost after ``stopped_timeout_s``.
 
     ``survives_losses``: whether the launcher lets ranks live when one is lost, so that they can have :meth:`survivors`.
+    Ranks that are lost while all connect are left out: ``rank_at_start`` and ``size_at_start`` count them, too.
     ``end_process`` gets the process id of a rank of this host that is stopped, which would go on when others have its
     part.
 
@@ -103,11 +104,8 @@ class MpiCommunicator(Communicator):
         self._begun: list[MPI.Request] = []
         """What was under way when a wait failed."""
         self._has_agreed = False
-        self.has_lost = False
-        """Whether the job has lost ranks. ``MPI_Finalize`` then may never return (Open MPI 5.0.11)."""
         parent = self.mpi.COMM_WORLD if comm is None else comm
-        self.rank = parent.Get_rank()
-        self.size = parent.Get_size()
+        self._at_start: Final = (parent.Get_rank(), parent.Get_size())
         self.traffic = Traffic()
         self.step = 0
         self.timeout_s = timeout_s
@@ -116,13 +114,16 @@ class MpiCommunicator(Communicator):
         self._closed = False
         self._waits = Waits(self.mpi, self, lambda what: self._notes.tell_wait(what))
         self._watchdog = Watchdog(timeout_s + _GRACE_S, self._end_stuck)
-        self._comm = parent  # until it is duplicated, for an abort
-        self._notes = Notes(self.mpi, parent)
-        self._causes = Causes(self.mpi, self, parent, self._notes, end_process)
         self._channel: MpiChannel | None = None
+        self._begin_with(parent)
         mpi_ending.communicators.append(self)
         try:
-            self._connect(parent)
+            if survives_losses:
+                with mpi_start.survive_crashes(self._crash()):
+                    mpi_survivors.join(self.mpi, parent, self._connect, self._watchdog)
+            else:
+                self._connect(parent)
+            self._causes.comm = self._comm
         except BaseException as error:
             self.has_failed = True
             unlink_shared_memory()
@@ -130,24 +131,44 @@ class MpiCommunicator(Communicator):
                 time.sleep(_TURN_S * min(self.rank, 2))  # an earlier one says so, and ends this one
             raise
 
-    def _connect(self, parent: MPI.Intracomm) -> None:
+    @property
+    def rank_at_start(self) -> int:
+        return self._at_start[0]
+
+    @property
+    def size_at_start(self) -> int:
+        return self._at_start[1]
+
+    def _begin_with(self, comm: MPI.Intracomm) -> None:
+        """Take the ranks of ``comm`` for those that there are; nothing is known of them yet."""
+        self.rank, self.size = comm.Get_rank(), comm.Get_size()
+        self.has_failed = False
+        self.has_lost = self._at_start[1] > self.size
+        """Whether the job has lost ranks. ``MPI_Finalize`` then may never return (Open MPI 5.0.11)."""
+        self._comm = comm  # until it is duplicated, for an abort
+        self._notes = Notes(self.mpi, comm)
+        self._causes = Causes(self.mpi, self, comm, self._notes, self._end_process)
+
+    def _connect(self, comm: MPI.Intracomm) -> None:
         """Make communicators of our own, and find out who is on this host."""
-        duplicates = [self._duplicate(parent) for _ in range(2)]
+        self._causes.host_peers.close()
+        mpi_ending.undone.append(self._begun)
+        self._begin_with(comm)
+        duplicates = [self._duplicate(comm) for _ in range(2)]
         self._comm = duplicates[0]
-        self._notes = Notes(self.mpi, duplicates[1])
-        self._causes = Causes(self.mpi, self, self._comm, self._notes, self._end_process)
+        self._notes = self._causes.notes = Notes(self.mpi, duplicates[1])
         identities = self.all_gather_bytes(host_peers.identity())
         self._causes.host_peers = host_peers.HostPeers(self.rank, identities, stopped_timeout_s=self._stopped_timeout_s)
-        if self.size == self.mpi.COMM_WORLD.Get_size():
+        if self.survives_losses or self.size == self.mpi.COMM_WORLD.Get_size():
             self.barrier()  # now everyone has heard from everyone, and so has mapped what it shares with them
             unlink_shared_memory()
             mpi_start.all_have_started()
 
     def _duplicate(self, comm: MPI.Intracomm) -> MPI.Intracomm:
-        duplicate, request = comm.Idup()
-        wait = Requests("making a communicator", time.monotonic(), [request], [self.rank], tuple(range(self.size)))
-        self._waits.complete(wait, lambda _: self._causes.look_for_losses(self._waits.situation()))
-        return duplicate
+        try:
+            return self._waits.duplicated(comm, lambda: self._causes.look_for_losses(self._waits.situation()))
+        except self.mpi.Exception as error:
+            raise self._causes.translated(error, self._waits.statuses, "making a communicator", b"") from error
 
     def channel(self) -> Channel:
         if self._channel is None:
@@ -340,28 +361,20 @@ class MpiCommunicator(Communicator):
         try:
             if not self._has_agreed:
                 mpi_survivors.agree(mpi, comm, False)
-            while True:
+            with mpi_start.survive_crashes(self._crash()):
                 comm = mpi_survivors.shrink(mpi, comm)
-                found: MpiCommunicator | None = None
-                others = list(mpi_ending.communicators)
-                try:
-                    found = MpiCommunicator(
-                        comm,
-                        timeout_s=timeout_s,
-                        stopped_timeout_s=self._stopped_timeout_s,
-                        survives_losses=True,
-                        end_process=self._end_process,
-                    )
-                except (mpi.Exception, PeerLostError):
-                    mpi_survivors.revoke(mpi, comm)
-                if mpi_survivors.agree(mpi, comm, found is not None) and found is not None:
-                    mpi_ending.undone.append(self._begun)
-                    found.has_lost = True
-                    return found
-                for made in [made for made in mpi_ending.communicators if made not in others]:
-                    made._give_up()
         finally:
             watchdog.close()
+        mpi_ending.undone.append(self._begun)
+        found = MpiCommunicator(
+            comm,
+            timeout_s=timeout_s,
+            stopped_timeout_s=self._stopped_timeout_s,
+            survives_losses=True,
+            end_process=self._end_process,
+        )
+        found.has_lost = True
+        return found
 
     def _give_up(self) -> None:
         """Leave without a word to the others."""
@@ -399,6 +412,9 @@ class MpiCommunicator(Communicator):
                     f"rank {self.rank} expected {length} bytes from rank {peer} at step {self.step} "
                     f"and got {count}: {what}"
                 )
+
+    def _crash(self) -> str:
+        return f"a rank was lost at step {self.step} as MPI made a communicator, and MPI crashed on all others"
 
     def _end_stuck(self, what: str) -> None:
         message = f"distopt: rank {self.rank} is stuck inside MPI at step {self.step}, its wait overdue: {what}\n"

@@ -47,7 +47,8 @@ class Causes:
         notes: Notes,
         end_process: Callable[[int], object] | None,
     ) -> None:
-        self._mpi, self._owner, self._comm, self._notes = mpi, owner, comm, notes
+        self._mpi, self._owner = mpi, owner
+        self.comm, self.notes = comm, notes
         self._end_process = end_process
         self.host_peers = HostPeers(0, [b""])
 
@@ -55,7 +56,7 @@ class Causes:
         """Raise if it is in vain to wait for the ranks ``missing``; ``waiting`` says what for."""
         self._read_notes(waiting)
         self.raise_if_aborted(waiting)
-        if left := sorted(self._notes.left.intersection(missing)):
+        if left := sorted(self.notes.left.intersection(missing)):
             raise PeerLostError(f"{name_ranks(left)} left at step {self._owner.step}; {waiting}")
         if lost := self.host_peers.first_lost():
             if self._end_process is not None and not self.host_peers.first_dead():
@@ -67,17 +68,17 @@ class Causes:
 
     def raise_if_aborted(self, waiting: str) -> None:
         """Raise if another rank has said that it ends the job."""
-        if self._notes.ended is not None:
+        if self.notes.ended is not None:
             self._owner.fail()
-            source, reason = self._notes.ended
+            source, reason = self.notes.ended
             raise JobAbortedError(f"rank {source} ended the job: {reason}; {waiting}")
 
     def known_end(self, now: str) -> DistoptError | None:
         """Return what is known of why a wait failed: the reason that another rank gave, or its death."""
         with contextlib.suppress(self._mpi.Exception):  # MPICH refuses to receive once a rank is dead
-            self._notes.read()
-        if self._notes.ended is not None:
-            source, reason = self._notes.ended
+            self.notes.read()
+        if self.notes.ended is not None:
+            source, reason = self.notes.ended
             return JobAbortedError(f"rank {source} ended the job: {reason}; {now}")
         if dead := self.host_peers.first_dead():
             return PeerLostError(f"{dead} at step {self._owner.step}; {now}")
@@ -86,8 +87,8 @@ class Causes:
     def labels_differ(self, label: bytes) -> MistakeError:
         """Return the error for labels that differ, having told all others mine and heard theirs."""
         owner = self._owner
-        theirs = self._notes.exchange_labels(label)
-        if set(range(owner.size)) - {owner.rank} - self._notes.left - theirs.keys():
+        theirs = self.notes.exchange_labels(label)
+        if set(range(owner.size)) - {owner.rank} - self.notes.left - theirs.keys():
             owner.fail()  # somebody is elsewhere: what is under way can no longer be told apart
         return labels_mismatch({owner.rank: label, **theirs}) or MergeOrderError(
             f"rank {owner.rank} met another call than its own at step {owner.step}; every process must make the same "
@@ -97,7 +98,7 @@ class Causes:
     def translated(self, error: Exception, statuses: Sequence[MPI.Status], what: str, label: bytes) -> DistoptError:
         """Return our error for MPI's; ``statuses`` are those of the requests that failed."""
         where = f"rank {self._owner.rank} at step {self._owner.step}: {what}: {error}"
-        if self._owner.survives_losses and mpi_survivors.has_losses(self._comm):
+        if self._owner.survives_losses and mpi_survivors.has_losses(self.comm):
             return PeerLostError(f"{self._who_is_lost()}; {where}")
         codes = [getattr(error, "Get_error_class", lambda: None)()]
         if codes == [self._mpi.ERR_IN_STATUS]:
@@ -117,7 +118,7 @@ class Causes:
         ``waiting`` says what for.
         """
         step = self._owner.step
-        if self._owner.survives_losses and mpi_survivors.has_losses(self._comm):
+        if self._owner.survives_losses and mpi_survivors.has_losses(self.comm):
             raise PeerLostError(f"{self._who_is_lost()} at step {step}; {waiting}")
         if lost := mpi_start.lost():
             raise PeerLostError(f"{lost} at step {step}; {waiting}")
@@ -134,15 +135,15 @@ class Causes:
         if self._mpi.COMM_WORLD.Get_size() == 1 or self.host_peers.dead():
             return True
         with contextlib.suppress(self._mpi.Exception):
-            if mpi_survivors.has_losses(self._comm):
+            if mpi_survivors.has_losses(self.comm):
                 return True
-        return any(rank < self._owner.rank for rank in self._notes.left)
+        return any(rank < self._owner.rank for rank in self.notes.left)
 
     def _who_is_lost(self) -> str:
         """Say who is lost, of whom MPI knows that somebody is."""
         if known := self.host_peers.first_dead() or mpi_start.lost():
             return str(known)
-        ranks = mpi_survivors.lost_ranks(self._mpi, self._comm)
+        ranks = mpi_survivors.lost_ranks(self._mpi, self.comm)
         if not ranks:
             return "another rank is lost"  # one that knows which has said so
         return f"{name_ranks(ranks)} {'is' if len(ranks) == 1 else 'are'} lost"
@@ -154,7 +155,7 @@ class Causes:
         """
         self.look_for_losses(waiting)
         try:
-            self._notes.read()
+            self.notes.read()
         except self._mpi.Exception as error:
             raise self.known_end(waiting) or PeerLostError(
                 f"MPI failed at step {self._owner.step}: {error}; {waiting}"

@@ -10,6 +10,7 @@ the launcher end them all, on all hosts.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import os
@@ -39,22 +40,31 @@ _TURN_S: Final = 1.0
 """To say what all ranks of a host see, each waits so much longer than the one before it, which ends the others."""
 _MAX_TURN_S: Final = 3.0
 
+_OUT_WITHIN_S: Final = 0.5
+"""If a rank is lost that had left ``MPI_Init``, so soon the others have left it, too."""
+
+_CRASH_S: Final = 2.0
+"""The time within which ranks that have crashed end, one after the other."""
+
 _SEGMENTS_WITHIN_S: Final = 1.5
 """So soon the ranks inside of ``MPI_Init`` have made their segments; nobody would remove one that is made later."""
 
 ReadRank = Callable[[Mapping[str, str]], LaunchedRank | None]
+LastWords = Callable[[Callable[[], str | None]], contextlib.AbstractContextManager[None]]
 _started: list[StartedRanks] = []
 """Those of this host, until all ranks know each other."""
+_here: list[StartedRanks] = []
+"""Those of this host."""
 _initialized: list[Any] = []
-_launcher: list[tuple[Callable[[], LaunchedRank | None], ReadRank]] = []
+_launcher: list[tuple[Callable[[], LaunchedRank | None], ReadRank, LastWords]] = []
 
 
-def launched_as(own: Callable[[], LaunchedRank | None], read: ReadRank) -> None:
+def launched_as(own: Callable[[], LaunchedRank | None], read: ReadRank, last_words: LastWords) -> None:
     """Set how it is found out which rank this process is, and which a process is that has another environment.
 
-    None: the launcher itself tells of ranks that are lost.
+    None: the launcher itself tells of ranks that are lost. ``last_words``: what makes a crash ask for an error.
     """
-    _launcher[:] = [(own, read)]
+    _launcher[:] = [(own, read, last_words)]
 
 
 def lets_survivors_live() -> bool:
@@ -85,6 +95,7 @@ def load_mpi(timeout_s: float = 60.0) -> Any:
             unlink_shared_memory()
         if own is not None and not MPI.Is_initialized():
             _started.append(StartedRanks(own, _launcher[0][1], time.monotonic()))
+            _here[:] = _started
             _initialize(MPI, _started[0], own, timeout_s)
     except (ImportError, RuntimeError, OSError) as error:
         raise EndpointError(
@@ -103,8 +114,28 @@ def lost() -> str | None:
 
 def all_have_started() -> None:
     """Look at processes no more: all ranks know each other."""
-    while _started:
-        _started.pop().close()
+    _started.clear()
+
+
+def survive_crashes(words: str) -> contextlib.AbstractContextManager[None]:
+    """Have crashes of MPI be losses that others survive, and an error, ``words``, where nobody else of this host lives.
+
+    Until the ranks of a communicator have met for the last time, it has no collectives, but is among those that are
+    told of a loss, and calls them (Open MPI 5.0.11, ``ompi_comm_revoke_local``). So a loss while it is being made may
+    crash all others at once. A launcher that lets survivors live takes that for a good end of the job. So they crash
+    one after the other, and the last one ends with a status.
+    """
+    if not _here:
+        return contextlib.nullcontext()
+    ((launched, _, last_words),) = _launcher
+    own = launched()
+    assert own is not None, "it has looked for others"
+
+    def ask() -> str | None:
+        time.sleep(_CRASH_S * own.rank / own.size)
+        return None if set(_here[0].living) - {own.rank} else words
+
+    return last_words(ask)
 
 
 def initialized_here() -> Any:
@@ -224,7 +255,7 @@ class _StartWatch:
 
     def _end(self, reason: str, began_s: float, turn_s: float, *, aborts: bool) -> None:
         """End this process, and if ``aborts`` all others, unless another one does that within ``turn_s``."""
-        if self.ended.wait(turn_s):
+        if self.ended.wait(_OUT_WITHIN_S + turn_s):
             return
         unlink_shared_memory()
         rank, waited_s = self._own.rank, time.monotonic() - began_s

@@ -5,8 +5,9 @@ end with an error, on all ranks; *agree* and *shrink* work in spite of losses, a
 
 Rules of this file:
 
-- On each communicator every rank agrees exactly once, on whether the job is done. Who finishes says yes, who has seen a
-  loss says no. So a rank that has all it needs and one that misses something never part.
+- On each communicator every rank agrees exactly once: on one that others are made of, whether these connect all; on
+  such a one, whether the job is done. Who has come so far says yes, who has seen a loss says no. So a rank that has all
+  it needs and one that misses something never part.
 - ``agree`` and ``shrink`` block until all survivors have come; the caller's watchdog limits them. Their variants that
   do not block corrupted memory where a rank was lost (Open MPI 5.0.11).
 
@@ -16,10 +17,18 @@ Source: Bland et al. 2013, "Post-failure recovery of MPI communication capabilit
 from __future__ import annotations
 
 import contextlib
+import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
+
+from distopt.comm import mpi_start
+from distopt.comm.watchdog import Watchdog
+from distopt.errors import PeerLostError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+logger = logging.getLogger(__name__)
 
 
 def has_losses(comm: MPI.Intracomm) -> bool:
@@ -60,3 +69,30 @@ def shrink(mpi: Any, comm: MPI.Intracomm) -> MPI.Intracomm:
             return cast("MPI.Intracomm", comm.Shrink())
         except mpi.Exception:  # another loss meanwhile
             continue
+
+
+def join(mpi: Any, comm: MPI.Intracomm, connect: Callable[[MPI.Intracomm], object], watchdog: Watchdog) -> None:
+    """Return when ``connect(comm)`` has gone well on all ranks, or that with a communicator of those that are left.
+
+    ``connect`` must fail where another rank has failed and so has revoked what it was given.
+
+    Raises: PeerLostError, or what ``connect`` raises, if it fails though nobody is lost.
+    """
+    while True:
+        failure: Exception | None = None
+        try:
+            connect(comm)
+        except (mpi.Exception, PeerLostError) as error:
+            failure = error
+            revoke(mpi, comm)
+        watchdog.begin("meeting all ranks that are there")
+        all_have_connected = agree(mpi, comm, failure is None)
+        left = comm if all_have_connected else shrink(mpi, comm)
+        watchdog.end()
+        mpi_start.all_have_started()  # all have left MPI_Init: MPI tells them who is lost from now on
+        if all_have_connected:
+            return
+        if left.Get_size() == comm.Get_size():
+            raise failure or PeerLostError("another rank could not connect, though nobody is lost")
+        logger.warning("%s", failure or "a rank is lost that had connected")
+        comm = left

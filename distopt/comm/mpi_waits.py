@@ -103,6 +103,24 @@ class Waits:
         self.end()
         return statuses
 
+    def duplicated(self, comm: MPI.Intracomm, look: Callable[[], object]) -> MPI.Intracomm:
+        """Return a new communicator of the ranks of ``comm``, which all call this; ``look`` as for :meth:`complete`.
+
+        All meet before they make it, so that it takes no longer than it must: see ``mpi_start.survive_crashes``.
+
+        Raises: CollectiveTimeoutError.
+        """
+        self._complete_alone(comm.Ibarrier(), MAX_PAUSE_S, look)
+        duplicate, request = comm.Idup()
+        self._complete_alone(request, _MIN_PAUSE_S, look)
+        return duplicate
+
+    def _complete_alone(self, request: MPI.Request, max_pause_s: float, look: Callable[[], object]) -> None:
+        owner, what = self._owner, "making a communicator"
+        everyone = tuple(range(owner.size))
+        wait = Requests(what, time.monotonic(), [request], [owner.rank], everyone, max_pause_s=max_pause_s)
+        self.complete(wait, lambda _: look())
+
     def end(self) -> None:
         """Note that the wait is over."""
         self.current = None

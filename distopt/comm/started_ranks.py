@@ -90,14 +90,6 @@ class StartedRanks:
         verb = "is" if len(self._seen) == 1 else "are"
         return f"of the {own.size_here} ranks of this host only {name_ranks(self.living)} {verb} there"
 
-    def close(self) -> None:
-        """Look no more; a second call does nothing."""
-        for seen in self._seen.values():
-            if seen.pidfd >= 0:
-                os.close(seen.pidfd)
-        self._seen = {}
-        self._daemon = 0
-
     def _daemon_of(self, pid: int) -> int:
         """Return the first ancestor that is not of this rank, 0 where it cannot be seen."""
         try:

@@ -160,7 +160,7 @@ def run(
         raise ValueError(f"keep_every_steps must be 1 or more, not {keep_every_steps}")
     if communicator is None:
         communicator = _world(timeout_s)
-    count = communicator.size if replicas is None else replicas
+    count = communicator.size_at_start if replicas is None else replicas
     state = State(keep_every_steps)
     streams = random.current_streams()
     drawn = streams.taken()

@@ -1,8 +1,8 @@
 """What code outside of the runtime asks of the process's environment.
 
 ``distopt/__init__.py`` hands :func:`tf_config` to ``distopt.distribute.cluster_resolver``, which only parses its text,
-:func:`cache_home` to ``distopt.kernels``, :func:`launched_rank` to ``distopt.comm.mpi_start``, and the others to
-``distopt.elastic``.
+:func:`cache_home` to ``distopt.kernels``, :func:`launched_rank` and :func:`~distopt.runtime.signals.last_words` to
+``distopt.comm.mpi_start``, and the others to ``distopt.elastic``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import signal
 from collections.abc import Mapping
 
 from distopt.comm.started_ranks import LaunchedRank
+from distopt.runtime.signals import last_words as last_words
 
 
 def tf_config() -> str | None:

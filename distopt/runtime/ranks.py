@@ -96,10 +96,10 @@ class RankOfJob:
         self.has_folder = False
         """Whether it is settled where the run is recorded, and whether this rank sees that."""
         self._recorder: LocalRecorder | None = None
-        self._memory = JobMemory(communicator.rank)
-        self._all_workers = self._memory.workers = tuple(range(communicator.size))
+        self._memory = JobMemory(communicator.rank_at_start)
+        self._all_workers = self._memory.workers = tuple(range(communicator.size_at_start))
         self._loop: TrainLoop | None = None
-        self._missed_s = 0.0
+        self._missed_s = time.monotonic()
 
     def run(self) -> None:
         """Train to the end, without the ranks that are lost meanwhile if the communicator survives that.

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Final
 
 INTERRUPTED = 130
 """Exit status of a job that was stopped by Ctrl-C (128 + SIGINT)."""
+
+_BYTES_OF_SIGACTION: Final = 512
+"""More than it takes anywhere."""
 
 
 class StopRequest:
@@ -63,6 +68,32 @@ def ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+@contextlib.contextmanager
+def last_words(ask: Callable[[], str | None]) -> Iterator[None]:
+    """Have a segmentation fault within a ``with`` block end the process with status 1 and the error ``ask()``.
+
+    Where that is None, it goes its way.
+
+    Source: sigaction(2), by which all is put back as it was.
+    """
+    libc = ctypes.CDLL(None)
+    before = ctypes.create_string_buffer(_BYTES_OF_SIGACTION)
+
+    def crashed(number: int) -> None:
+        if error := ask():
+            os.write(2, f"distopt: error: {error}\n".encode())
+            os._exit(1)
+        libc.sigaction(number, before, None)  # and what has crashed is done again
+
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(crashed)
+    libc.sigaction(signal.SIGSEGV, None, before)
+    libc.signal(signal.SIGSEGV, handler)
+    try:
+        yield
+    finally:
+        libc.sigaction(signal.SIGSEGV, before, None)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@
     save      while it writes this checkpoint
     ending    as it is about to say that it is done
     init      so many twentieths of a second after it began to initialize MPI
+    start     so many milliseconds after MPI was initialized
     folder    while it opens the folder of the run
     load      while it reads the state to go on from
     prepare   as it makes the job
@@ -66,6 +67,11 @@ def doom(kind: str, number: int, end: Callable[[], None]) -> None:
         threading.Timer(0.05 * number, end).start()
         return call(*arguments, **options)
 
+    def soon(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        result = call(*arguments, **options)
+        threading.Timer(0.001 * number, end).start()
+        return result
+
     places: dict[str, tuple[Any, str, Callable[..., Any]]] = {
         "message": (HostGroup, "_send", afterwards),
         "exchange": (MpiCommunicator, "exchange", now),
@@ -75,6 +81,7 @@ def doom(kind: str, number: int, end: Callable[[], None]) -> None:
         "save": (checkpoint, "save", meanwhile),
         "ending": (MpiCommunicator, "finish", now),
         "init": (mpi, "load_mpi", sometime),
+        "start": (mpi, "load_mpi", soon),
         "folder": (ranks.RankOfJob, "_shared_folder", meanwhile),
         "load": (checkpoint, "from_bytes", meanwhile),
         "prepare": (ranks, "prepare", now),
@@ -83,7 +90,7 @@ def doom(kind: str, number: int, end: Callable[[], None]) -> None:
     }
     owner, name, how = places[kind]
     call = getattr(owner, name)
-    occasion = 0 if kind == "init" else number
+    occasion = 0 if kind in ("init", "start") else number
     calls = 0
 
     def counted(*arguments: Any, **options: Any) -> Any:

@@ -41,11 +41,13 @@ def undisturbed(task: str) -> tuple[str, list[float]]:
         (Plan("clipped", "sharded", 4, {"1": ("block", 31), "3": ("recovery", 0)}, {}), {1, 3}),
         # State that a replica has for itself, and a rank that is done when it dies.
         (Plan("dropout", "sharded", 3, {"0": ("update", 25), "1": ("ending", 0)}, {}), {0, 1}),
+        # The root in the second exchange of all, and another in that of the others without it.
+        (Plan("plain", "sharded", 3, {"0": ("exchange", 1), "2": ("exchange", 3)}, {}), {0, 2}),
         # What is not ended in place: rows, and two hosts with a rule after norms and accumulated gradients.
         (Plan("rows", "sharded", 3, {"1": ("update", 31), "2": ("message", 150)}, {}), {1, 2}),
         (Plan("lamb", "sharded", 4, {"0": ("message", 120), "2": ("update", 30)}, {}, hosts=2), {0, 2}),
     ],
-    ids=["replica", "sharded", "dropout", "rows", "lamb on two hosts"],
+    ids=["replica", "sharded", "dropout", "connecting", "rows", "lamb on two hosts"],
 )
 def test_killed_ranks_are_survived_by_the_others_in_the_same_processes(
     tmp_path: Path, plan: Plan, lost: set[int]

@@ -129,8 +129,6 @@ def test_real_processes_are_seen_and_missed() -> None:
         child.kill()
         child.wait()
         found = ranks.lost(1.0)
-        ranks.close()
-        ranks.close()
         assert ranks.living == ()
     # How it ended, Linux tells from 6.15 on.
     assert found in (f"rank 1 (pid {child.pid}) was killed by SIGKILL", f"rank 1 (pid {child.pid}) is gone")

@@ -156,6 +156,14 @@ def test_at_most_as_many_steps_as_said_are_made_again(keep: int) -> None:
     assert max(done) == STEPS
 
 
+def test_replicas_are_by_default_as_many_as_processes_before_any_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(strategy: Any, state: State) -> int:
+        return int(strategy.num_replicas_in_sync)
+
+    monkeypatch.setattr(Communicator, "size_at_start", property(lambda communicator: communicator.size + 1))
+    assert run_replicas(lambda communicator: run(train, communicator=communicator), 2) == [3, 3]
+
+
 def test_loss_that_is_not_survived_is_the_error_of_every_process() -> None:
     with pytest.raises(PeerLostError, match="rank 1 was killed"):
         run_replicas(lambda c: run(dense, replicas=2, communicator=c), 2, faults=FaultPlan().kill(rank=1, exchange=9))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -36,6 +38,35 @@ def test_ignore_interrupts_drops_one_that_was_held_back() -> None:
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, earlier)
+
+
+CRASH = """
+import ctypes, resource
+from distopt.runtime.signals import last_words
+
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+with last_words(lambda: {words!r}):
+    if {inside}:
+        ctypes.string_at(0)
+ctypes.string_at(0)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="for MPI jobs that survive losses")
+@pytest.mark.parametrize(
+    ("inside", "words", "status", "errors"),
+    [
+        (True, "MPI crashed", 1, "distopt: error: MPI crashed\n"),
+        (True, None, -signal.SIGSEGV, ""),
+        (False, "MPI crashed", -signal.SIGSEGV, ""),
+    ],
+)
+def test_crash_has_last_words_inside_of_the_block_alone(
+    inside: bool, words: str | None, status: int, errors: str
+) -> None:
+    program = CRASH.format(inside=inside, words=words)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60.0)
+    assert (result.returncode, result.stderr) == (status, errors)
 
 
 @pytest.mark.parametrize(
