@@ -174,11 +174,16 @@ class OptimizerBase(Changing, SavedState):
                     self.slots.add(variable, name, self.initial_slot(name), shape, dtype)
 
     def _create_feature_slots(self, var_list: Sequence[Variable]) -> None:
-        """Create accumulators, at zero, and averages, at the variables' values, if the optimizer has them."""
+        """Create accumulators, at zero, and averages, at the values of the variables, if the optimizer has them."""
         for name in self.features.slots:
             for variable in var_list:
+                is_new = name not in self.slots.variables_of(variable)
                 value, dtype = variable.storage if name == AVERAGE else "zeros", self.features.wider(variable.dtype)
                 self.slots.add(variable, name, value, dtype=dtype)
+                if is_new and name == AVERAGE and variable.is_split:
+                    self.split_slots([variable])
+                    for replica_id in variable.replica_ids:
+                        self.slots.copy_of(variable, replica_id)[name][...] = variable.copy_of(replica_id)
         if self.features.accumulation_steps > 1 and self._accumulated is None:
             name = f"{self._name}/gradients_accumulated"
             self._accumulated = Variable(0, trainable=False, dtype=np.dtype(np.int64), name=name)

@@ -71,6 +71,9 @@ def test_copies_that_another_optimizer_has_split_accumulate_a_gradient_once_and_
     strategy.run(step)
     assert copies(accumulating.slots.get(second, "gradient_accumulator")) == [[2.0, 2.0], [2.0, 2.0]]
     assert copies(averaging.slots.get(second, "average")) == [[-1.0, -1.0], [-2.0, -2.0]]
+    late = tf.keras.optimizers.SGD(1.0, use_ema=True)
+    late.build([second])
+    assert copies(late.slots.get(second, "average")) == [[-1.0, -1.0], [-2.0, -2.0]]
 
 
 def test_gradients_reduced_by_hand_and_applied_unaggregated_leave_one_value(strategy: MirroredStrategy) -> None:
