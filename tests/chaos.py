@@ -144,6 +144,7 @@ def run(plan: Plan, expected: tuple[str, list[float]], directory: Path) -> list[
         result = job.wait()
     killed += log.read_text().splitlines() if log.exists() else []
     assert result.status == 0, f"{plan}\n{killed}\n{result}"
+    assert (directory / "runs").exists(), f"{plan}\n{killed}\nno run folder\n{result}"
     found, losses, computed = read(next((directory / "runs").iterdir()))
     assert found == expected[0], f"{plan}\n{killed}\nanother hash\n{result}"
     assert computed == Counter((s, r) for s in range(STEPS) for r in range(REPLICAS)), f"{plan}\n{killed}\n{computed}"

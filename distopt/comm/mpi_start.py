@@ -122,8 +122,8 @@ def survive_crashes(words: str) -> contextlib.AbstractContextManager[None]:
 
     Until the ranks of a communicator have met for the last time, it has no collectives, but is among those that are
     told of a loss, and calls them (Open MPI 5.0.11, ``ompi_comm_revoke_local``). So a loss while it is being made may
-    crash all others at once. A launcher that lets survivors live takes that for a good end of the job. So they crash
-    one after the other, and the last one ends with a status.
+    crash all others at once. A launcher that lets survivors live takes that for a good end of the job. So they end
+    one after the other, the last one with a status.
     """
     if not _here:
         return contextlib.nullcontext()
@@ -133,7 +133,10 @@ def survive_crashes(words: str) -> contextlib.AbstractContextManager[None]:
 
     def ask() -> str | None:
         time.sleep(_CRASH_S * own.rank / own.size)
-        return None if set(_here[0].living) - {own.rank} else words
+        if set(_here[0].living) == {own.rank}:
+            return words
+        os.write(2, f"distopt: MPI crashed on rank {own.rank} as it made a communicator\n".encode())
+        return None
 
     return last_words(ask)
 

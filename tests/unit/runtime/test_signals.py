@@ -57,7 +57,7 @@ ctypes.string_at(0)
     ("inside", "words", "status", "errors"),
     [
         (True, "MPI crashed", 1, "distopt: error: MPI crashed\n"),
-        (True, None, -signal.SIGSEGV, ""),
+        (True, None, -signal.SIGKILL, ""),
         (False, "MPI crashed", -signal.SIGSEGV, ""),
     ],
 )
