@@ -74,7 +74,7 @@ def ignore_interrupts() -> None:
 def last_words(ask: Callable[[], str | None]) -> Iterator[None]:
     """Have a segmentation fault within a ``with`` block end the process with status 1 and the error ``ask()``.
 
-    Where that is None, the process is killed at once, without what other handlers would do.
+    Where that is None, or fails, the process is killed at once, without what other handlers would do.
 
     Source: sigaction(2), by which all is put back as it was.
     """
@@ -82,10 +82,12 @@ def last_words(ask: Callable[[], str | None]) -> Iterator[None]:
     before = ctypes.create_string_buffer(_BYTES_OF_SIGACTION)
 
     def crashed(number: int) -> None:  # noqa: ARG001
-        if error := ask():
-            os.write(2, f"distopt: error: {error}\n".encode())
-            os._exit(1)
-        os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            if error := ask():
+                os.write(2, f"distopt: error: {error}\n".encode())
+                os._exit(1)
+        finally:  # also where nobody reads what is written: what has crashed would be done again, for ever
+            os.kill(os.getpid(), signal.SIGKILL)
 
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(crashed)
     libc.sigaction(signal.SIGSEGV, None, before)

@@ -45,7 +45,7 @@ import ctypes, resource
 from distopt.runtime.signals import last_words
 
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-with last_words(lambda: {words!r}):
+with last_words(lambda: {words}):
     if {inside}:
         ctypes.string_at(0)
 ctypes.string_at(0)
@@ -56,14 +56,13 @@ ctypes.string_at(0)
 @pytest.mark.parametrize(
     ("inside", "words", "status", "errors"),
     [
-        (True, "MPI crashed", 1, "distopt: error: MPI crashed\n"),
-        (True, None, -signal.SIGKILL, ""),
-        (False, "MPI crashed", -signal.SIGSEGV, ""),
+        (True, "'MPI crashed'", 1, "distopt: error: MPI crashed\n"),
+        (True, "None", -signal.SIGKILL, ""),
+        (True, "1 / 0", -signal.SIGKILL, ""),
+        (False, "'MPI crashed'", -signal.SIGSEGV, ""),
     ],
 )
-def test_crash_has_last_words_inside_of_the_block_alone(
-    inside: bool, words: str | None, status: int, errors: str
-) -> None:
+def test_crash_has_last_words_inside_of_the_block_alone(inside: bool, words: str, status: int, errors: str) -> None:
     program = CRASH.format(inside=inside, words=words)
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60.0)
     assert (result.returncode, result.stderr) == (status, errors)
