@@ -91,7 +91,8 @@ class LoopbackServers(ServerCommunicator):
             if owner.code_bytes is not None:
                 sums = {node: owner.decode(code) for node, (code,) in sums.items()}
             flat = combining.aggregate(sums, self.hosting, owner.aggregator, next(iter(sums.values())))
-            partials.append(owner.partials(flat, hypers))
+            own = owner.partials(flat, hypers)
+            partials += [] if own is None else [own]
             finishes.append(_apply(owner, flat, hypers))
         joined = np.concatenate(partials) if partials else np.empty(0)
         return [Answer(*finish(joined)) for finish in finishes]

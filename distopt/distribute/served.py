@@ -59,11 +59,14 @@ class ServedSpans:
         assert self._codes is not None, "no codes are pushed here"
         return tuple(self._rows.flat_spans(self._spans, self._codes.decode(code)))
 
-    def partials(self, flat_spans: Sequence[Array], hypers: Mapping[str, float]) -> Array:
-        """Begin an update, and return the sums of squares of these spans' blocks that it needs."""
+    def partials(self, flat_spans: Sequence[Array], hypers: Mapping[str, float]) -> Array | None:
+        """Begin an update, and return the sums of squares of these spans' blocks that it needs.
+
+        None if it needs none, or there are no spans; spans of empty variables alone have no blocks, but are waited for.
+        """
         self._optimizer.follow(hypers)
         partials: Array = self._owner.partials(flat_spans, hypers)
-        return partials
+        return partials if self._spans and self._owner.exchanges else None
 
     def apply(self, step: int, flat_spans: Sequence[Array], hypers: Mapping[str, float], all_partials: Array) -> None:  # noqa: ARG002
         """Clip and update; ``all_partials`` has the sums of all servers, in the order of the blocks."""

@@ -316,7 +316,7 @@ class ServerLoop:
             owner.apply(round_.head.step, flat_spans, round_.hypers, all_partials)
             return Contributed((), tuple(owner.variables()))
 
-        return (partials if partials.size else None), finish
+        return partials, finish
 
     def _updated(self, round_: Round, answer: Contributed) -> None:
         self._updates += 1

@@ -27,8 +27,8 @@ class SpanOwner(Protocol):
         """Return the flat spans of one replica's contribution."""
         ...
 
-    def partials(self, flat_spans: Sequence[Array], hypers: Mapping[str, float]) -> Array:
-        """Begin an update; return the sums of squares that it needs, by block; empty where it needs no norms."""
+    def partials(self, flat_spans: Sequence[Array], hypers: Mapping[str, float]) -> Array | None:
+        """Begin an update; return the sums of squares that it needs, by block; None if no server waits for any."""
         ...
 
     def apply(self, step: int, flat_spans: Sequence[Array], hypers: Mapping[str, float], all_partials: Array) -> None:

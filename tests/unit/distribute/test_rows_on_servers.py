@@ -71,6 +71,23 @@ def _engine() -> Iterator[None]:
     set_default_engine("compiled")
 
 
+def test_a_server_of_an_empty_variable_alone_takes_part_in_the_exchange_of_norms() -> None:
+    set_default_engine("numpy")
+
+    def fresh() -> list[Any]:
+        return [tf.Variable(np.ones(0, np.float32)), tf.Variable(np.ones(70, np.float64))]
+
+    job = Job(lambda: tf.keras.optimizers.SGD(0.1, global_clipnorm=0.3), fresh)
+
+    def body(strategy: Any) -> bytes:
+        with strategy.scope():
+            variables, optimizer = fresh(), job.make()
+        strategy.run(lambda: optimizer.apply_gradients([(np.ones(v.shape, v.dtype), v) for v in variables]))
+        return bytes(variables[1].numpy().tobytes())
+
+    assert job.run(1, 2, body) == [body(MirroredStrategy(REPLICAS))]
+
+
 CASES = [("compiled", name) for name in OPTIMIZERS] + [("numpy", name) for name in NUMPY_TOO]
 
 

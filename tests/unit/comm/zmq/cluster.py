@@ -57,9 +57,9 @@ class GradientDescent:
     def decode(self, code: Array) -> tuple[Array, ...]:
         raise AssertionError("nothing is compressed here")
 
-    def partials(self, flat_spans: Sequence[Array], hypers: Mapping[str, float]) -> Array:
+    def partials(self, flat_spans: Sequence[Array], hypers: Mapping[str, float]) -> Array | None:
         if not self.norm or not flat_spans:
-            return np.empty(0, np.float32)
+            return None
         return np.concatenate([np.square(flat).reshape(-1, 100).sum(1) for flat in flat_spans])
 
     def apply(self, step: int, flat_spans: Sequence[Array], hypers: Mapping[str, float], all_partials: Array) -> None:

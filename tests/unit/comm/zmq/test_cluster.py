@@ -54,7 +54,8 @@ def descended(num_replicas: int, *, norm: bool = False, mean: bool = False) -> A
         if mean:
             total = Mean().finish(total, num_replicas)
         hypers = {"learning_rate": 0.1 / (step + 1)}
-        owner.apply(step, [total], hypers, owner.partials([total], hypers))
+        partials = owner.partials([total], hypers)
+        owner.apply(step, [total], hypers, np.empty(0) if partials is None else partials)
     return owner.variables()[0]
 
 
