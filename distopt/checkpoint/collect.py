@@ -27,6 +27,7 @@ from distopt.types import Array
 from distopt.variable import VariableAggregation, VariableSynchronization
 
 _DRAWN = "random."
+_COLLECT = "collecting the state of all"
 """What the names begin with of how much was drawn, by domain, seed and replica."""
 
 
@@ -86,10 +87,10 @@ def collect_state(
         return _with_extras(own, remembered)  # the same memory on every rank
     split = any(len(copies) > 1 for v in own.variables for copies in (v.value, *v.slots.values())) or keeps_copies
     digest = b"split" if split else hashlib.sha256(state_hash(own).encode()).digest()
-    digests = communicator.all_gather_bytes(digest if extended.hosted else b"")
+    digests = communicator.all_gather_bytes(digest if extended.hosted else b"", what=_COLLECT)
     if len({d for d in digests if d}) == 1 and b"split" not in digests:
         return _with_extras(own, remembered) if wanted else None
-    parts = communicator.all_gather_bytes(encoding.to_bytes(own) if extended.hosted else b"")
+    parts = communicator.all_gather_bytes(encoding.to_bytes(own) if extended.hosted else b"", what=_COLLECT)
     if not wanted:
         return None
     states = [encoding.from_bytes(part, f"the state of rank {r}") if part else None for r, part in enumerate(parts)]
@@ -103,7 +104,7 @@ def state_everywhere(job: Trained, strategy: Strategy, position: DataPosition) -
     """
     communicator: Any = strategy.extended.communicator
     has_all = strategy.placement == "replica" and not has_state_of_replicas(job)
-    if all(communicator.all_gather_bytes(b"1" if has_all else b"")):
+    if all(communicator.all_gather_bytes(b"1" if has_all else b"", what=_COLLECT)):
         return _with_extras(local_state(job, position), _drawn(job, {None}))
     state = collect_state(job, strategy, position, everywhere=True)
     assert state is not None, "asked for on every process"
@@ -134,7 +135,7 @@ def _remembered(job: Trained, strategy: Strategy) -> dict[str, Array]:
     nowhere = DataPosition(epoch=0, step=0)
     payload = encoding.to_bytes(TrainingState(iterations=0, variables=(), extras=own, position=nowhere, job_digest=""))
     found: dict[str, Array] = {}
-    for rank, part in enumerate(communicator.all_gather_bytes(payload)):
+    for rank, part in enumerate(communicator.all_gather_bytes(payload, what=_COLLECT)):
         found |= encoding.from_bytes(part, f"what rank {rank} remembers").extras
     return found
 

@@ -122,7 +122,7 @@ class BetweenHosts:
         for host, partner in self._first_partners[rank].items():
             if not self._has_chunks(rank, host):
                 receives.append(Receive(partner, _NOTHING))
-        what = "partial sums of the other hosts"
+        what = "partial sums of the gradients of the other hosts"
         return self._communicator.exchange(sends(), receives, what, label, withdraws=withdraws) or withdraws
 
     def early_sends(self) -> list[tuple[Chunk, Node, int]]:
@@ -155,7 +155,7 @@ class BetweenHosts:
                     yield Send(owner, _NOTHING)
 
         receives = [Receive(partner, _NOTHING) for partner in self._first_partners[self._communicator.rank].values()]
-        what = "partial sums of the other hosts, of which some may have left early"
+        what = "partial sums of the gradients of the other hosts, of which some may have left early"
         heard = self._communicator.exchange(sends(), receives, what, label, withdraws=withdraws, batch=batch)
         return heard or withdraws
 

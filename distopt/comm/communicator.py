@@ -78,6 +78,12 @@ class Communicator(abc.ABC):
     timeout_s: float = 60.0
     """How long a wait for other ranks lasts at most."""
 
+    num_exchanges: int = 0
+    """How many it has begun. All ranks make the same ones, so equal numbers are of one and the same."""
+
+    num_meetings: int = 0
+    """How many exchanges the ranks of this host have begun beside it, likewise."""
+
     has_failed: bool = False
     """Whether a wait ended with an error, so that nothing more can be exchanged."""
 
@@ -117,7 +123,8 @@ class Communicator(abc.ABC):
 
         Between two ranks buffers arrive in the order in which they were sent. A rank may send to itself.
         ``sends`` may make each buffer when it is asked for it: those before are on their way meanwhile.
-        ``what`` names the collective in errors: "rank 2 waited 8.0 s in step 17 for ranks 0, 3: <what>".
+        ``what`` names the collective in errors: "rank 2 waited 8.0 s in step 17 for ranks 0, 3: <what>". Where there is
+        no label, it is the same on all ranks, and tells them apart that do something else.
 
         ``label``: an encoded :class:`~distopt.agreement.Label`, or nothing. It and ``withdraws`` belong to every
         buffer that is sent, and cost no message of their own.
@@ -125,8 +132,8 @@ class Communicator(abc.ABC):
         ``batch``: messages that were begun before, or while ``sends`` is asked; they are done, too, when this returns,
         or raises a MistakeError.
 
-        Raises: the MistakeError of two labels that differ, on every rank that hears from one with another label, also
-            where the buffers then do not fit; RemoteProtocolError for buffers that do not fit under one label.
+        Raises: the MistakeError of two labels, or calls, that differ, on every rank that hears from one in another
+            call, also where the buffers then do not fit; RemoteProtocolError for buffers that do not fit in one call.
         """
 
     def channel(self) -> Channel:
@@ -214,6 +221,7 @@ class Communicator(abc.ABC):
         label: bytes = b"",
         *,
         withdraws: bool = False,
+        what: str = "combine",
     ) -> list[Array]:
         """Return the aggregate of all replicas' contributions, the same bits on every rank.
 
@@ -227,7 +235,7 @@ class Communicator(abc.ABC):
         ``label``: an encoded :class:`~distopt.agreement.Label`, or nothing on every rank. It travels in the messages
         of the arrays, so that ranks that combine different things find out. ``withdraws``, which takes a label: this
         rank has nothing in the form that the others expect, which it could not know; then all ranks get Withdrawn, and
-        nobody reads what its contributions contain.
+        nobody reads what its contributions contain. ``what`` names the call in errors.
 
         Raises: ValueError for contributions that are not as described, before anything is sent; the MistakeError of
         labels that differ; Withdrawn.
@@ -243,13 +251,13 @@ class Communicator(abc.ABC):
         num_nodes = sum(len(of_rank) for of_rank in nodes)
         num_bytes = sum(array.nbytes for array in like)
         if combining.bytes_saved_by_parts(num_bytes, num_nodes, self.size) <= self.exchange_cost_bytes:
-            collected = self._collect(mine, nodes, combining.whole(like, self.size), like, label, withdraws)
+            collected = self._collect(mine, nodes, combining.whole(like, self.size), like, label, what, withdraws)
             return combining.aggregate(collected, hosting, aggregator, like, out=results)
         parts = combining.even_parts(like, self.size)
-        collected = self._collect(mine, nodes, parts, like, label, withdraws)
+        collected = self._collect(mine, nodes, parts, like, label, what, withdraws)
         own = [result[part] for result, part in zip(results, parts[self.rank], strict=True)]
         combining.aggregate(collected, hosting, aggregator, own, out=own)
-        self._spread(results, parts)
+        self._spread(results, parts, what)
         return results
 
     def gather(
@@ -265,7 +273,7 @@ class Communicator(abc.ABC):
         mine = {contribution.node: contribution.arrays for contribution in contributions}
         if self.size == 1:
             return mine
-        return self._collect(mine, hosting.leaves, combining.whole(like, self.size), like, label)
+        return self._collect(mine, hosting.leaves, combining.whole(like, self.size), like, label, "gather")
 
     def all_reduce(self, reduce_op: ReduceOp | str, arrays: Sequence[Array]) -> list[Array]:
         """Return the canonical sum (or mean) over *ranks* of each array; shapes and dtypes are alike everywhere.
@@ -289,7 +297,7 @@ class Communicator(abc.ABC):
     def all_gather_bytes(self, payload: bytes, label: bytes = b"", what: str = "all_gather_bytes") -> list[bytes]:
         """Return every rank's payload, in rank order; lengths may differ. ``label``: as in :meth:`combine`.
 
-        ``what`` names the call in errors; the same call may have another name on each rank.
+        ``what`` names the call in errors; with a label, the same call may have another name on each rank.
         """
         return self._all_gather_bytes(payload, what, label)
 
@@ -350,13 +358,14 @@ class Communicator(abc.ABC):
         parts: combining.Parts,
         like: Sequence[Array],
         label: bytes,
+        what: str,
         withdraws: bool = False,
     ) -> combining.Sums:
         """Send each rank its parts of what is mine; return my parts of the contributions of all.
 
         Raises: as :meth:`exchange`; Withdrawn.
         """
-        what = f"combine: parts of {len(like)} arrays from all replicas"
+        what = f"{what}: parts of {len(like)} arrays from all replicas"
         sends = [
             Send(peer, array[part])
             for peer in self._others()
@@ -389,14 +398,14 @@ class Communicator(abc.ABC):
             raise Withdrawn
         return collected
 
-    def _spread(self, results: Sequence[Array], parts: combining.Parts) -> None:
+    def _spread(self, results: Sequence[Array], parts: combining.Parts, what: str) -> None:
         """Send my parts of the results to all; receive theirs."""
         sends = []
         receives = []
         for peer in self._others():
             sends += [Send(peer, r[p]) for r, p in zip(results, parts[self.rank], strict=True) if p.start < p.stop]
             receives += [Receive(peer, r[p]) for r, p in zip(results, parts[peer], strict=True) if p.start < p.stop]
-        self.exchange(sends, receives, f"combine: results of {len(results)} arrays from their owners")
+        self.exchange(sends, receives, f"{what}: results of {len(results)} arrays from their owners")
 
     def _all_gather_bytes(self, payload: bytes, what: str, label: bytes = b"") -> list[bytes]:
         frame = _frame(payload)

@@ -35,6 +35,7 @@ from distopt.sampling import batch_length, batch_sizes_for_worker, replica_chunk
 from distopt.tensor import to_array
 
 _INFINITE = -1
+_NEXT = "the next batch of a dataset"
 
 
 class Optional:
@@ -253,7 +254,7 @@ def _of_all(extended: Any, flag: bool) -> list[bool]:
     """Return ``flag`` of every process."""
     if extended.communicator is None:
         return [flag]
-    return [payload == b"1" for payload in extended.communicator.all_gather_bytes(b"1" if flag else b"0")]
+    return [payload == b"1" for payload in extended.communicator.all_gather_bytes(b"1" if flag else b"0", what=_NEXT)]
 
 
 def _known_to_all(like: Any, extended: Any) -> Any:
@@ -264,7 +265,7 @@ def _known_to_all(like: Any, extended: Any) -> Any:
     if like is not None:
         leaves = gathering.encode(dict(enumerate(flatten(_no_rows(like)))))
         payload = msgspec.msgpack.encode((map_structure(lambda _: 0, like), leaves))
-    told = [payload for payload in extended.communicator.all_gather_bytes(payload) if payload]
+    told = [payload for payload in extended.communicator.all_gather_bytes(payload, what=_NEXT) if payload]
     if like is not None or not told:
         return like
     structure, leaves = msgspec.msgpack.decode(told[0], type=tuple[Any, bytes])

@@ -35,6 +35,9 @@ from distopt.distribute.span_paths import CHUNK_BYTES
 from distopt.optimizers.terms import Terms
 from distopt.types import Array
 
+_APPLY, _VALUES = "apply_gradients", "a reduction of values"
+"""What is waited for, as errors name it."""
+
 
 class EveryProcess:
     """Placement ``replica``: gradients are all-reduced, then every process makes the same update."""
@@ -189,17 +192,17 @@ class EveryProcess:
         have_rows = any_rows(columns)
         combine_rows = self.combine_rows(may_sum=may_sum_rows)
         if not aggregator.sums:
-            return self.aggregate_by(aggregator, columns, None)
+            return self.aggregate_by(aggregator, columns, None, what=_VALUES)
         if self._communicator is None or self._communicator.size == 1:
             return self.aggregate_by(aggregator, columns, combine_rows if have_rows else None)
         firsts = [column[0] for column in columns]
         label = label_of_values(aggregator, firsts)
         if not self._values.may_be_rows(label, aggregator, firsts, have_rows=have_rows):
             try:
-                return self.aggregate_by(aggregator, columns, None, label, withdraws=have_rows)
+                return self.aggregate_by(aggregator, columns, None, label, withdraws=have_rows, what=_VALUES)
             except Withdrawn:
                 self._values.begin_rows(label)
-        return self.aggregate_by(aggregator, columns, combine_rows, label)
+        return self.aggregate_by(aggregator, columns, combine_rows, label, what=_VALUES)
 
     def combine_rows(self, *, may_sum: bool) -> Combine:
         """Return what brings rows together: their sums, if nothing looks at them before, or as they were stored."""
@@ -213,6 +216,7 @@ class EveryProcess:
         label: bytes = b"",
         *,
         withdraws: bool = False,
+        what: str = _APPLY,
     ) -> list[Any]:
         """Aggregate, bringing rows together by ``combine_rows``; None where no process has rows, or nobody said so.
 
@@ -234,7 +238,7 @@ class EveryProcess:
             flat_of = [[flattened(a) for a in row] for row in zip(*dense.values(), strict=True)]
             if not label and self._communicator is not None:
                 label = label_of_values(aggregator, [a[0] for a in dense.values()])
-            totals = self.combine(aggregator, flat_of, label, withdraws=withdraws)
+            totals = self.combine(aggregator, flat_of, label, withdraws=withdraws, what=what)
             for i, total in zip(dense, totals, strict=True):
                 results[i] = total.reshape(dense[i][0].shape)
         return results
@@ -246,18 +250,21 @@ class EveryProcess:
         label: bytes = b"",
         *,
         withdraws: bool = False,
+        what: str = _APPLY,
     ) -> list[Array]:
         """Return the aggregate over all replicas of each flat array; ``flat_of`` has those of each hosted replica.
 
-        ``label``: what the other processes must take it to be of, too; see :mod:`distopt.agreement`. ``withdraws``, and
-        what is raised: as :meth:`~distopt.comm.communicator.Communicator.combine`.
+        ``label``: what the other processes must take it to be of, too; see :mod:`distopt.agreement`. ``withdraws``,
+        ``what`` and what is raised: as :meth:`~distopt.comm.communicator.Communicator.combine`.
         """
         parts = contributions(self._hosting, self._rank, flat_of, summed=aggregator.sums)
         if self._communicator is None:
             sums = {part.node: part.arrays for part in parts}
             return combining.aggregate(sums, self._hosting, aggregator, like=flat_of[0])
         with self._exchange():
-            return self._communicator.combine(parts, self._hosting, aggregator, flat_of[0], label, withdraws=withdraws)
+            return self._communicator.combine(
+                parts, self._hosting, aggregator, flat_of[0], label, withdraws=withdraws, what=what
+            )
 
     def combine_whole(self, aggregator: GradientAggregator, pairs_of: Sequence[Any]) -> list[Array]:
         """Return what ``aggregator``, of whatever kind, makes of the contributions of all replicas, by variable.

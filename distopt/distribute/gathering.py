@@ -50,7 +50,7 @@ def of_all_replicas(own: Mapping[int, Array], communicator: Communicator | None)
     """Return the arrays of all replicas, in replica order; ``own`` has those that this process hosts."""
     everyone = dict(own)
     if communicator is not None and communicator.size > 1:
-        for payload in communicator.all_gather_bytes(encode(own)):
+        for payload in communicator.all_gather_bytes(encode(own), what="a gathering of values"):
             everyone.update(decode(payload))
     return [everyone[replica] for replica in sorted(everyone)]
 

@@ -218,7 +218,7 @@ class HostRows:
         longest = 8 * (num_columns * (1 + 3 * most_replicas) + 1)
         if self.group.holds_all and longest <= MAX_PAYLOAD_BYTES:
             return self.group.exchange("the rows of all are ready", label, head)
-        return self._communicator.all_gather_bytes(head, label)
+        return self._communicator.all_gather_bytes(head, label, "the rows of all are ready")
 
     def _told(self, head: bytes, rank: int, num_columns: int, wish: Wish) -> Told:
         num_nodes, num_leaves = len(self.nodes_of(rank, wish)), len(self._hosting.leaves[rank])

@@ -82,7 +82,9 @@ class EveryProcessInHostMemory(EveryProcess):
         differs = withdraws or gradients.paths.write(pairs_of)
         with self._exchange():
             # A replica of some process may begin to have rows with this step, which the others could not know.
-            told = self._group.exchange("the gradients of all are ready", label, told_of(withdraws, differs))
+            told = self._group.exchange(
+                "apply_gradients: the gradients of all are ready", label, told_of(withdraws, differs)
+            )
             if gradients.paths.collect(label, withdraws=ROWS in told, differs=any(told)):
                 raise Withdrawn
         traffic = self._ranks.traffic
@@ -96,7 +98,7 @@ class EveryProcessInHostMemory(EveryProcess):
             return gradients.shared.aggregate(path.aggregator, gradients.whole, gradients.totals)
         with self._exchange():
             gradients.paths.spread(gradients.add_own(path.aggregator), gradients.totals_of)
-            self._group.exchange("the parts of all are added up", label)
+            self._group.exchange("apply_gradients: the parts of all are added up", label)
         return gradients.totals
 
     def combine_rows(self, *, may_sum: bool) -> Combine:
@@ -112,7 +114,7 @@ class EveryProcessInHostMemory(EveryProcess):
         if not self._holds_memory:
             return
         started = time.perf_counter()
-        self._group.exchange("the gradients of all are used", label)
+        self._group.exchange("apply_gradients: the gradients of all are used", label)
         # The caller takes this for a part of the update.
         waited = time.perf_counter() - started
         self._phases.wait += waited

@@ -40,6 +40,7 @@ from distopt.types import Array
 
 logger = logging.getLogger(__name__)
 _UNLIKE = b"unlike"
+_CHECKS = "apply_gradients: checks of the gradients"
 
 LOOKS_AT_LOSSES = 17
 """In so many runs of a strategy, from its first on, it is looked at how losses are scaled; then in every 17th, a prime,
@@ -259,7 +260,7 @@ class Inspector:
                 digest.update(np.ascontiguousarray(with_one_nan(np.asarray(array))).view(np.uint8).data)
         # A process without replicas has a stand-in, whose gradients say nothing. All take part, also those that know.
         own = digest.digest() if alike else _UNLIKE
-        digests = {d for d in communicator.all_gather_bytes(own if self._hosts_replicas else b"") if d}
+        digests = {d for d in communicator.all_gather_bytes(own if self._hosts_replicas else b"", what=_CHECKS) if d}
         return _UNLIKE not in digests and len(digests) <= 1
 
     # ------------------------------------------------------------ after the aggregation
@@ -297,7 +298,9 @@ class Inspector:
         ]
         communicator = self._communicator
         if communicator is not None and communicator.size > 1:
-            reports = communicator.all_gather_bytes(msgspec.json.encode(found if self._hosts_replicas else []))
+            reports = communicator.all_gather_bytes(
+                msgspec.json.encode(found if self._hosts_replicas else []), what=_CHECKS
+            )
             found = [line for report in reports for line in msgspec.json.decode(report, type=list[str])]
         where = ", ".join(found) or "the sum over the replicas alone, whose terms are all finite"
         if self.checks.non_finite == "raise":
@@ -312,7 +315,7 @@ class Inspector:
         found = not are_finite(gradient for pairs in pairs_of for gradient, _ in pairs)
         if communicator is not None and communicator.size > 1:
             # What is not aggregated differs between processes, so they have to ask each other.
-            found = any(map(any, communicator.all_gather_bytes(bytes([found]))))
+            found = any(map(any, communicator.all_gather_bytes(bytes([found]), what=_CHECKS)))
         return not found or self.lets_pass([np.array(np.nan)], pairs_of, step)
 
     def refuse_non_finite_here(self, pairs_of: Sequence[Any], step: int) -> None:

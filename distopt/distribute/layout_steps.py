@@ -85,7 +85,7 @@ class LayoutSteps:
             own = owner.partials(gradients, hypers) if self._spans else by_block[:0]
             by_block[self._blocks] = own.reshape(-1, owner.num_sums)
             self.paths.exchange_sums(own, by_block)
-            self._group.exchange("the sums of squares of all are ready")
+            self._group.exchange("apply_gradients: the sums of squares of all are ready")
 
     def totals(self) -> list[Any]:
         """Return the sum of squares of each variable, which have been exchanged."""

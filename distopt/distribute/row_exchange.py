@@ -90,7 +90,7 @@ def _all_gather(
     label: bytes,
 ) -> list[RowsByNode | None]:
     """Return of each column the rows of every node of every rank; None where one rank has it dense."""
-    payloads = communicator.all_gather_bytes(_payload(nodes_of[rank], own), label)
+    payloads = communicator.all_gather_bytes(_payload(nodes_of[rank], own), label, "the rows of all")
     kinds = [_kind_of_row(column[0]) for column in columns]
     found: list[dict[Node, RowSum] | None] = [{} for _ in columns]
     for sender, (nodes, payload) in enumerate(zip(nodes_of, payloads, strict=True)):

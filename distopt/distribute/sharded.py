@@ -103,7 +103,9 @@ class Sharded:
         written = time.perf_counter()
         traffic = self._communicator.traffic
         waited = traffic.wait_s
-        told = self._group.exchange("the gradients of all are ready", label, told_of(begins_rows, differs))
+        told = self._group.exchange(
+            "apply_gradients: the gradients of all are ready", label, told_of(begins_rows, differs)
+        )
         if steps.paths.collect(label, withdraws=ROWS in told, differs=any(told)):
             # A replica of some process begins to have rows with this step, which the others could not know.
             self._introductions.begin_rows(optimizer, pairs_of)
@@ -118,7 +120,7 @@ class Sharded:
         steps.finish(hypers)
         self._advance(optimizer, hypers, steps.layout.variables)
         under_way.has_advanced = True
-        self._group.exchange("the variables of all are updated", label)
+        self._group.exchange("apply_gradients: the variables of all are updated", label)
         self._under_way = None
         self._note_times(started, written, traffic.wait_s - waited)
 
@@ -182,7 +184,7 @@ class Sharded:
             steps.finish(hypers, lambda _: total)
         own_rows.update(path, variables, met, hypers, totals, total)
         self._advance(optimizer, hypers, variables)
-        group.exchange("the variables of all are updated", label)
+        group.exchange("apply_gradients: the variables of all are updated", label)
         self._note_times(started, written, traffic.wait_s - waited)
 
     def _apply_whole(
@@ -201,12 +203,12 @@ class Sharded:
         num_bytes = num_bytes_of_all(columns)
         self._inspector.note_gradients(path, num_bytes, variables, before)
         combined = time.perf_counter()
-        group.exchange("the gradients of all are aggregated")
+        group.exchange("apply_gradients: the gradients of all are aggregated")
         if group.index == 0:
             optimizer.finish_aggregated(zip(gradients, variables, strict=True), hypers)
         else:
             optimizer.advance(hypers, variables)
-        group.exchange("the variables are updated")
+        group.exchange("apply_gradients: the variables are updated")
         self._phases.combine += combined - started
         self._phases.apply += time.perf_counter() - combined
 
@@ -227,7 +229,7 @@ class Sharded:
     def _advance(self, optimizer: Any, hypers: dict[str, float], variables: Sequence[Any]) -> None:
         if optimizer.features.accumulation_steps > 1:
             # One process clears the accumulators of all: nobody may be using one.
-            self._group.exchange("the accumulated gradients of all are used")
+            self._group.exchange("apply_gradients: the accumulated gradients of all are used")
         optimizer.advance(hypers, variables)
 
     def _steps(

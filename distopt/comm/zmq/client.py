@@ -187,6 +187,7 @@ class ServerCommunicator(Communicator):
         label: bytes = b"",
         *,
         withdraws: bool = False,
+        what: str = RoundKind.REDUCE.value,
     ) -> list[Array]:
         """See :meth:`Communicator.combine`; server i combines the i-th part of each array."""
         combining.check(contributions, hosting, aggregator, like, self.rank, self.size)
@@ -197,7 +198,13 @@ class ServerCommunicator(Communicator):
         ]
         results = [np.empty(len(array), array.dtype) for array in like]
         answers = self._round(
-            RoundKind.REDUCE, hosting.num_replicas, parcels, aggregator.name, label=label, withdraws=withdraws
+            RoundKind.REDUCE,
+            hosting.num_replicas,
+            parcels,
+            aggregator.name,
+            label=label,
+            withdraws=withdraws,
+            what=what,
         )
         for cut, (_, arrays) in zip(parts, answers, strict=True):
             for result, part, array in zip(results, cut, arrays, strict=True):
