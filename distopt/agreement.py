@@ -67,7 +67,11 @@ def digest_of(*parts: Any) -> int:
 
 
 def label_mismatch(who: str, mine: bytes, other_who: str, theirs: bytes) -> MistakeError:
-    """Return the error for two encoded labels that differ."""
+    """Return the error for two encoded labels that differ.
+
+    >>> str(label_mismatch("rank 0", Label(7, step=0).encode(), "rank 2", Label(7, step=1).encode())).partition(":")[0]
+    'rank 0 is at step 0 where rank 2 is at step 1'
+    """
     ours, other = Label.decode(mine), Label.decode(theirs)
     if ours.what != other.what:
         return MergeOrderError(
@@ -91,19 +95,6 @@ def label_mismatch(who: str, mine: bytes, other_who: str, theirs: bytes) -> Mist
         "alike on every process (a callable or a schedule is asked once, by the host of replica 0)",
         of_digests="hypers",
     )
-
-
-def labels_mismatch(labels: Mapping[int, bytes]) -> MistakeError | None:
-    """Return the error for the encoded labels of ranks, None where all are equal; the same one on every rank.
-
-    It names the first rank whose label is not that of most, and one of these.
-
-    >>> labels = {rank: Label(7, step=rank // 2).encode() for rank in range(3)}
-    >>> str(labels_mismatch(labels)).partition(":")[0]
-    'rank 0 (as 2 of 3) is at step 0 where rank 2 is at step 1'
-    """
-    odd = find_odd(dict(sorted(labels.items())))
-    return None if odd is None else label_mismatch(odd.most, labels[odd.reference], odd.name, labels[odd.rank])
 
 
 def describe_names(names: Sequence[str]) -> list[Hashable]:

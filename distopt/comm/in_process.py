@@ -20,11 +20,11 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from distopt.agreement import labels_mismatch
-from distopt.comm.communicator import Communicator, Receive, Send, Traffic, bytes_of, name_ranks
+from distopt.comm.communicator import Communicator, Receive, Send, Traffic, Wait, bytes_of, name_ranks
 from distopt.comm.early import Batch, Channel
 from distopt.comm.in_process_early import InProcessBatch, InProcessChannel
 from distopt.comm.in_process_faults import Clock, Faultless, Faults, FaultsOfSurvivors, KilledByPlan, SkippingClock
+from distopt.comm.long_waits import Called, LongWait, Standstill, calls_differ
 from distopt.comm.transfers import describe_wait
 from distopt.errors import (
     CollectiveTimeoutError,
@@ -41,7 +41,7 @@ from distopt.types import Array
 class _Message:
     payload: Array
     due_s: float
-    label: bytes = b""
+    called: Called
     withdraws: bool = False
 
 
@@ -64,6 +64,8 @@ class _Member:
     num_exchanges: int = 0
     boxes: defaultdict[tuple[int, int], deque[Array]] = field(default_factory=lambda: defaultdict(deque))
     """What was sent early, by tag and source."""
+    long_wait: LongWait | None = None
+    """What it waits for, here or beside; still there if that failed."""
     is_lost: bool = False
     is_done: bool | None = None
     """What it says when the survivors agree on whether the job is done."""
@@ -100,6 +102,7 @@ class InProcessGroup:
         self._successor: InProcessGroup | None = None
         """The group of the survivors."""
         self._survivors: list[int] = []
+        self._standstill = Standstill()
         self._failure: str | None = None
         """The first member that failed, and why, as the start of a message."""
         self.communicators = tuple(InProcessCommunicator(self, rank) for rank in range(size))
@@ -164,15 +167,24 @@ class InProcessGroup:
                 self._survivors = left
             return self._successor.communicators[self._survivors.index(rank)]
 
-    def look(self, missing: Sequence[int], waiting: str) -> None:
-        """Raise if one of ``missing`` has left, or any member has failed; ``waiting`` says who waits for what."""
+    def look(self, comm: InProcessCommunicator, wait: Wait | None, missing: Sequence[int], waiting: str) -> None:
+        """Raise if one of ``missing`` has left, any member has failed, or ``wait``, of ``comm``, can never end.
+
+        ``waiting`` says who waits for what.
+        """
         with self._changed:
             if self._abort is not None:
                 raise self._abort
+            if wait is not None:
+                self._raise_at_standstill(comm, LongWait.of(comm, wait))
             if self._failure is not None:
                 raise PeerLostError(f"{self._failure}; {waiting}")
             if left := [rank for rank in missing if self._members[rank].has_left]:
                 raise PeerLostError(f"{name_ranks(left)} left; {waiting}")
+
+    def end_long_wait(self, rank: int) -> None:
+        """Note that what ``rank`` waits for has come."""
+        self._members[rank].long_wait = None
 
     def waiting(self) -> tuple[int, ...]:
         """Return the ranks that wait for others at the moment."""
@@ -190,9 +202,10 @@ class InProcessGroup:
         batch: InProcessBatch | None,
     ) -> bool:
         member = self._members[comm.rank]
+        called = Called(what, label)
         with self._changed:
             number = member.num_exchanges
-            member.num_exchanges += 1
+            member.num_exchanges = comm.num_exchanges = number + 1
             if self._faults.kills(comm.rank, number):
                 raise KilledByPlan(f"was killed by the fault plan in its exchange {number}")
         for peer, array in sends:  # which may be made as they are asked for: not under the lock
@@ -200,7 +213,7 @@ class InProcessGroup:
             comm.traffic.bytes_sent += payload.nbytes if peer != comm.rank else 0
             with self._changed:
                 due_s = self._clock.now_s + self._faults.delay_s(comm.rank, peer, number)
-                self._members[peer].inboxes[comm.rank].append(_Message(payload, due_s, label, withdraws))
+                self._members[peer].inboxes[comm.rank].append(_Message(payload, due_s, called, withdraws))
                 self._changed.notify_all()
         with self._changed:
             started_s = self._clock.now_s
@@ -211,19 +224,20 @@ class InProcessGroup:
             member.wait = _Wait(wanted, started_s + self.timeout_s, tuple(begun))
             try:
                 while missing := self._missing(comm.rank):
-                    self._raise_if_hopeless(comm, missing, started_s, what)
+                    self._raise_if_hopeless(comm, missing, started_s, called)
                     if not self._skip_time():
                         self._changed.wait(max(0.0, self._next_event_s() - self._clock.now_s))
             finally:
                 member.wait = None
+            member.long_wait = None
             arrived = [(peer, array, member.inboxes[peer].popleft()) for peer, array in receives]
             early = [(array, member.boxes[box].popleft()) for box, array in begun.items()]
         for array, payload in early:
             if len(payload):
                 bytes_of(array)[...] = payload
             comm.traffic.bytes_received += len(payload)
-        if any(message.label != label for _, _, message in arrived):
-            mismatch = labels_mismatch({comm.rank: label} | {peer: message.label for peer, _, message in arrived})
+        if any(message.called.key != called.key for _, _, message in arrived):
+            mismatch = calls_differ({comm.rank: called} | {peer: message.called for peer, _, message in arrived})
             assert mismatch is not None, "one is another"
             raise mismatch
         for peer, array, message in arrived:
@@ -257,11 +271,16 @@ class InProcessGroup:
         missing += [source for tag, source in member.wait.boxes if not member.boxes[tag, source]]
         return sorted(set(missing))
 
-    def _raise_if_hopeless(self, comm: InProcessCommunicator, missing: list[int], started_s: float, what: str) -> None:
+    def _raise_if_hopeless(
+        self, comm: InProcessCommunicator, missing: list[int], started_s: float, called: Called
+    ) -> None:
         if self._abort is not None:
             raise self._abort
+        self._raise_at_standstill(
+            comm, LongWait(called, comm.step, tuple(missing), False, comm.num_exchanges, comm.num_meetings)
+        )
         waited_s = self._clock.now_s - started_s
-        waiting = describe_wait(comm.rank, comm.step, waited_s, missing, what)
+        waiting = describe_wait(comm.rank, comm.step, waited_s, missing, called.what)
         if self._failure is not None:
             raise PeerLostError(f"{self._failure}; {waiting}")
         if left := self._left(comm.rank, missing):
@@ -270,6 +289,15 @@ class InProcessGroup:
         assert wait is not None
         if self._clock.now_s >= wait.deadline_s:
             raise CollectiveTimeoutError(waiting)
+
+    def _raise_at_standstill(self, comm: InProcessCommunicator, wait: LongWait) -> None:
+        """Note what ``comm`` waits for; raise if it can never come."""
+        self._members[comm.rank].long_wait = wait
+        waits = {rank: member.long_wait for rank, member in enumerate(self._members) if member.long_wait is not None}
+        gone = {rank for rank, member in enumerate(self._members) if member.has_left}
+        if error := self._standstill.error(waits, set(range(self.size)) - waits.keys() - gone, time.monotonic()):
+            self._changed.notify_all()  # who waits here finds it out as well
+            raise error
 
     def _left(self, rank: int, missing: list[int]) -> list[int]:
         """Return those of ``missing`` that have left and owe ``rank`` messages that they never sent."""
@@ -319,6 +347,8 @@ class InProcessCommunicator(Communicator):
         self.survives_losses = group.survives_losses
         self._channel: Channel | None = None
         self._group = group
+        self._wait: Wait | None = None
+        """What it waits for beside the group."""
         self._closed = False
 
     def exchange(
@@ -354,7 +384,14 @@ class InProcessCommunicator(Communicator):
         return self._channel
 
     def look(self, missing: Sequence[int], waiting: str) -> None:
-        self._group.look(missing, waiting)
+        self._group.look(self, self._wait, missing, waiting)
+
+    def begin_wait(self, wait: Wait) -> None:
+        self._wait = wait
+
+    def end_wait(self) -> None:
+        self._wait = None
+        self._group.end_long_wait(self.rank)
 
     def survivors(self) -> Communicator:
         if not self.survives_losses:

@@ -8,10 +8,13 @@ Rules of this file:
 - What blocks nevertheless, inside of MPI, is ended by a watchdog.
 - A rank that leaves tells all others, by a note: that it is done, or why it ends the job. So they can name it
   (:mod:`distopt.comm.mpi_notes`).
-- The tag of a message is a digest of its label. Messages between two ranks keep their order, so receives ask for any
-  tag, and a tag that differs from the own one shows a rank that means something else, at no cost. Only then are the
-  labels themselves sent, as notes, to say what differs. A digest has 30 bits with Open MPI, 14 in the worst MPI that
-  the standard allows, and labels carry the step: what is missed once is seen a step later.
+- The tag of a message is a digest of its label, or of the call's name where there is none. Messages between two ranks
+  keep their order, so receives ask for any tag, and a tag that differs from the own one shows a rank that means
+  something else, at no cost. Only then are names and labels themselves sent, as notes, to say what differs. A digest
+  has 30 bits with Open MPI, 14 in the worst MPI that the standard allows, and labels carry the step: what is missed
+  once is seen a step later.
+- A rank that waits for long tells the others where, by a note, so that those find out who wait for each other in
+  different calls (:mod:`distopt.comm.long_waits`).
 
 How MPI is loaded: :mod:`distopt.comm.mpi_start`; how a wait goes: :mod:`distopt.comm.mpi_waits`; why it failed:
 :mod:`distopt.comm.mpi_causes`; how a process leaves: :mod:`distopt.comm.mpi_ending`.
@@ -31,6 +34,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from distopt.comm import host_peers, mpi_ending, mpi_start, mpi_survivors
 from distopt.comm.communicator import Communicator, Receive, Send, Traffic, Wait, bytes_of
 from distopt.comm.early import Batch, Channel
+from distopt.comm.long_waits import Called
 from distopt.comm.mpi_causes import Causes
 from distopt.comm.mpi_early import MpiBatch, MpiChannel
 from distopt.comm.mpi_notes import Notes
@@ -62,6 +66,9 @@ _LEAST_TAG_UB: Final = 32767
 _MAX_PAUSE_OF_MANY_BYTES_S: Final = 1e-4
 """While many bytes are on their way; they move only while MPI is called."""
 _MANY_BYTES: Final = 1 << 20
+
+_READ_EVERY: Final = 256
+"""In every so many exchanges, and meetings, notes are read without a wait."""
 
 _TURN_S: Final = 1.5
 """So much later than the ranks before it a rank says who was lost before all knew each other."""
@@ -142,7 +149,7 @@ class MpiCommunicator(Communicator):
     def _begin_with(self, comm: MPI.Intracomm) -> None:
         """Take the ranks of ``comm`` for those that there are; nothing is known of them yet."""
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
-        self.has_failed = False
+        self.num_exchanges, self.has_failed = 0, False
         self.has_lost = self._at_start[1] > self.size
         """Whether the job has lost ranks. ``MPI_Finalize`` then may never return (Open MPI 5.0.11)."""
         self._comm = comm  # until it is duplicated, for an abort
@@ -168,7 +175,7 @@ class MpiCommunicator(Communicator):
         try:
             return self._waits.duplicated(comm, lambda: self._causes.look_for_losses(self._waits.situation()))
         except self.mpi.Exception as error:
-            raise self._causes.translated(error, self._waits.statuses, "making a communicator", b"") from error
+            raise self._causes.translated(error, self._waits.statuses, "making a communicator") from error
 
     def channel(self) -> Channel:
         if self._channel is None:
@@ -182,7 +189,7 @@ class MpiCommunicator(Communicator):
     def failed(self, error: Exception, what: str) -> DistoptError:
         """See :class:`~distopt.comm.mpi_early.MpiRank`."""
         self.has_failed = True
-        return self._causes.translated(error, self._waits.statuses, what, b"")
+        return self._causes.translated(error, self._waits.statuses, what)
 
     def limit_waits(self, timeout_s: float) -> None:
         super().limit_waits(timeout_s)
@@ -201,9 +208,12 @@ class MpiCommunicator(Communicator):
         if self._closed or self.has_failed:
             state = "has failed" if self.has_failed else "is closed"
             raise LocalProtocolError(f"rank {self.rank} used a communicator that {state}: {what}")
-        tag = 2 * (1 + zlib.crc32(label) % self._num_digests) + withdraws if label else 0
+        self.num_exchanges += 1
+        tag = 2 * (1 + zlib.crc32(label or what.encode()) % self._num_digests) + withdraws
         any_tag = self.mpi.ANY_TAG
         started_s = time.monotonic()
+        if not self.num_exchanges % _READ_EVERY:
+            self._notes.read_beside()
         requests: list[MPI.Request] = []
         peers: list[int] = []
         expected: list[int] = []
@@ -239,15 +249,20 @@ class MpiCommunicator(Communicator):
                 batch.end(statuses[num_own:])
             tags = [status.Get_tag() for status in statuses[: len(expected)]]
             if any(found >> 1 != tag >> 1 for found in tags):
-                raise self._causes.labels_differ(label)
+                raise self._causes.calls_differ(Called.of(what, label))
             self._check_lengths(statuses, expected, peers, what)
         except MistakeError:
+            if self.has_failed:
+                self._begun = requests
+            else:
+                self._waits.end()
             raise  # all who take part see it, each by itself
         except BaseException as error:
             self.has_failed = True
             self._begun = requests
             if isinstance(error, self.mpi.Exception):
-                raise self._causes.translated(error, self._waits.statuses, what, label) from error
+                called = Called.of(what, label)
+                raise self._causes.translated(error, self._waits.statuses, what, called, tag) from error
             raise
         finally:
             self._watchdog.end()
@@ -385,25 +400,26 @@ class MpiCommunicator(Communicator):
         self._watchdog.close()
 
     def look(self, missing: Sequence[int], waiting: str) -> None:
-        self._causes.look(missing, waiting)
-        self._waits.tell_if_long()
+        wait = self._waits.current
+        called = None if wait is None else Called.of(wait.what, wait.label)
+        self._causes.look(missing, waiting, called)
+        self._waits.tell_if_long(at_once=bool(self._notes.waits))  # who is right is said by most
 
     def begin_wait(self, wait: Wait) -> None:
         self._waits.current = wait
+        if not self.num_meetings % _READ_EVERY:
+            self._notes.read_beside()
 
     def end_wait(self) -> None:
         self._waits.end()
 
     def elsewhere(self, ranks: Sequence[int]) -> str:
         waits = self._notes.waits
-        return "".join(f"; rank {rank} {waits[rank]}" for rank in ranks if waits.get(rank))
+        return "".join(f"; rank {rank} {waits[rank]}" for rank in ranks if rank in waits)
 
     def _look(self, wait: Requests) -> None:
         """Raise if a wait is in vain."""
         self.look(wait.missing(), self._waits.situation())
-        if self._notes.others_mean_something_else(wait.label):
-            self.has_failed = True
-            raise self._causes.labels_differ(wait.label)
 
     def _check_lengths(self, statuses: list[MPI.Status], expected: list[int], peers: list[int], what: str) -> None:
         for status, length, peer in zip(statuses, expected, peers, strict=False):

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from distopt.agreement import labels_mismatch
 from distopt.comm import mpi_start, mpi_survivors
 from distopt.comm.communicator import Communicator, name_ranks
 from distopt.comm.host_peers import HostPeers
+from distopt.comm.long_waits import SAME_CALLS, Called, Standstill, calls_differ
 from distopt.comm.mpi_notes import Notes
 from distopt.comm.mpi_waits import MAX_PAUSE_S
 from distopt.errors import (
@@ -51,10 +51,12 @@ class Causes:
         self.comm, self.notes = comm, notes
         self._end_process = end_process
         self.host_peers = HostPeers(0, [b""])
+        self._standstill = Standstill()
 
-    def look(self, missing: Sequence[int], waiting: str) -> None:
-        """Raise if it is in vain to wait for the ranks ``missing``; ``waiting`` says what for."""
+    def look(self, missing: Sequence[int], waiting: str, called: Called | None) -> None:
+        """Raise if it is in vain to wait, in ``called``, for the ranks ``missing``; ``waiting`` says what for."""
         self._read_notes(waiting)
+        self._raise_if_others_are_elsewhere(called)
         self.raise_if_aborted(waiting)
         if left := sorted(self.notes.left.intersection(missing)):
             raise PeerLostError(f"{name_ranks(left)} left at step {self._owner.step}; {waiting}")
@@ -65,6 +67,16 @@ class Causes:
             self._read_notes(waiting)  # it may have said why before it ended
             self.raise_if_aborted(waiting)
             raise PeerLostError(f"{lost} at step {self._owner.step}; {waiting}")
+
+    def _raise_if_others_are_elsewhere(self, called: Called | None) -> None:
+        owner, notes = self._owner, self.notes
+        if called is not None and notes.others_mean_something_else(called):
+            owner.fail()
+            raise self.calls_differ(called)
+        untold = () if notes.ended else set(range(owner.size)) - notes.left - notes.waits.keys()
+        if error := self._standstill.error(notes.waits, untold, time.monotonic()):
+            owner.fail()
+            raise error
 
     def raise_if_aborted(self, waiting: str) -> None:
         """Raise if another rank has said that it ends the job."""
@@ -84,19 +96,22 @@ class Causes:
             return PeerLostError(f"{dead} at step {self._owner.step}; {now}")
         return None
 
-    def labels_differ(self, label: bytes) -> MistakeError:
-        """Return the error for labels that differ, having told all others mine and heard theirs."""
+    def calls_differ(self, called: Called) -> MistakeError:
+        """Return the error for calls that differ, having told all others mine and heard theirs."""
         owner = self._owner
-        theirs = self.notes.exchange_labels(label)
-        if set(range(owner.size)) - {owner.rank} - self.notes.left - theirs.keys():
-            owner.fail()  # somebody is elsewhere: what is under way can no longer be told apart
-        return labels_mismatch({owner.rank: label, **theirs}) or MergeOrderError(
-            f"rank {owner.rank} met another call than its own at step {owner.step}; every process must make the same "
-            "all_reduce and apply_gradients calls in the same order"
+        theirs = self.notes.exchange_calls(called)
+        calls = {rank: wait.called for rank, wait in self.notes.waits.items()} | theirs | {owner.rank: called}
+        untold = set(range(owner.size)) - {owner.rank} - self.notes.left - theirs.keys()
+        if untold or len({each.what for each in calls.values()}) > 1:
+            owner.fail()  # what is under way can no longer be told apart
+        return calls_differ(calls) or MergeOrderError(
+            f"rank {owner.rank} comes to {called.what!r} where another rank has made another call; {SAME_CALLS}"
         )
 
-    def translated(self, error: Exception, statuses: Sequence[MPI.Status], what: str, label: bytes) -> DistoptError:
-        """Return our error for MPI's; ``statuses`` are those of the requests that failed."""
+    def translated(
+        self, error: Exception, statuses: Sequence[MPI.Status], what: str, called: Called | None = None, tag: int = 0
+    ) -> DistoptError:
+        """Return our error for MPI's; ``statuses`` are those of its requests; ``tag``: that of ``called``."""
         where = f"rank {self._owner.rank} at step {self._owner.step}: {what}: {error}"
         if self._owner.survives_losses and mpi_survivors.has_losses(self.comm):
             return PeerLostError(f"{self._who_is_lost()}; {where}")
@@ -104,8 +119,13 @@ class Causes:
         if codes == [self._mpi.ERR_IN_STATUS]:
             codes = [self._mpi.Get_error_class(status.Get_error()) for status in statuses]
         if self._mpi.ERR_TRUNCATE in codes:
-            if label:  # what does not fit came from another call
-                return self.labels_differ(label)
+            tags = [
+                status.Get_tag()
+                for status in statuses
+                if self._mpi.Get_error_class(status.Get_error()) == self._mpi.ERR_TRUNCATE
+            ]
+            if called is not None and (called.label or any(found >> 1 != tag >> 1 for found in tags)):
+                return self.calls_differ(called)
             return RemoteProtocolError(f"a peer sent more than was expected of it; {where}")
         deadline_s = time.monotonic() + _MOMENT_S
         while (known := self.known_end(where)) is None and time.monotonic() < deadline_s:

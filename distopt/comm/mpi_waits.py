@@ -6,13 +6,15 @@ late.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from distopt.comm.arrivals import LateRanks
-from distopt.comm.communicator import Communicator, Wait, name_ranks
+from distopt.comm.communicator import Communicator, Wait
+from distopt.comm.long_waits import LongWait
 from distopt.comm.transfers import describe_wait
 from distopt.errors import CollectiveTimeoutError
 
@@ -31,8 +33,10 @@ _LOOK_EVERY_S: Final = 0.1
 _GAP_S: Final = 2.0
 """A pause this long between two looks means that this process was stopped; its waits are prolonged by it."""
 
-_TOLD_AFTER_S: Final = 1.0
+_TOLD_AFTER_S: Final = 0.25
 """A rank that waits for so long, or half of what it waits at most, tells the others what for."""
+_TOLD_EVERY_S: Final = 1.0
+"""But no more often: who comes late every time takes it in seldom, as it never waits itself."""
 
 
 class Requests(NamedTuple):
@@ -46,6 +50,7 @@ class Requests(NamedTuple):
     """All ranks, for a request that has no single peer."""
     label: bytes = b""
     max_pause_s: float = MAX_PAUSE_S
+    on_host: bool = False
 
     def missing(self) -> list[int]:
         """Return the ranks whose transfers are not done."""
@@ -58,12 +63,13 @@ class Requests(NamedTuple):
 class Waits:
     """The waits of ``owner``, one at a time; ``mpi`` is mpi4py's module, ``tell`` tells others of one, or its end."""
 
-    def __init__(self, mpi: Any, owner: Communicator, tell: Callable[[str], object]) -> None:
+    def __init__(self, mpi: Any, owner: Communicator, tell: Callable[[LongWait | None], object]) -> None:
         self._mpi = mpi
         self._owner = owner
         self._tell = tell
         self._told: Wait | None = None
         """The wait that the others were told of, if it is under way."""
+        self._told_s = -math.inf
         self.current: Wait | None = None
         """What is waited for, or was when a wait failed."""
         self.statuses: list[MPI.Status] = []
@@ -126,16 +132,19 @@ class Waits:
         self.current = None
         if self._told is not None:
             self._told = None
-            self._tell("")
+            self._tell(None)
 
-    def tell_if_long(self) -> None:
-        """Tell the others what is waited for, if it has been for long; once a wait."""
+    def tell_if_long(self, *, at_once: bool) -> None:
+        """Tell the others what is waited for, if it has been for long or ``at_once``; once a wait."""
         wait, owner = self.current, self._owner
         if wait is None or wait is self._told:
             return
-        if time.monotonic() - wait.started_s >= min(_TOLD_AFTER_S, owner.timeout_s / 2):
-            self._told = wait
-            self._tell(f"waits for {name_ranks(wait.missing())} itself, in step {owner.step}: {wait.what}")
+        now_s = time.monotonic()
+        limit_s = owner.timeout_s / 2
+        is_long = now_s - wait.started_s >= min(_TOLD_AFTER_S, limit_s)
+        if at_once or (is_long and now_s - self._told_s >= min(_TOLD_EVERY_S, limit_s)):
+            self._told, self._told_s = wait, now_s
+            self._tell(LongWait.of(owner, wait))
 
     def situation(self) -> str:
         """Return what this rank is waiting for, as part of a message."""

@@ -44,7 +44,15 @@ class Wait(Protocol):
     def what(self) -> str: ...
 
     @property
+    def label(self) -> bytes: ...
+
+    @property
     def started_s(self) -> float: ...
+
+    @property
+    def on_host(self) -> bool:
+        """Whether it is a meeting of the ranks of a host."""
+        ...
 
     def missing(self) -> list[int]:
         """Return the ranks that are waited for."""

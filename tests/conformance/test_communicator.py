@@ -15,6 +15,7 @@ from distopt.agreement import Label
 from distopt.canonical_sum import Node, add_rows
 from distopt.comm.communicator import Communicator, Contribution, Hosting, Receive, Send, Withdrawn
 from distopt.errors import MergeOrderError, UnequalHypersError, UnequalStepsError
+from distopt.testing import run_replicas
 from distopt.types import Array, ReduceOp
 from tests.conftest import Run
 
@@ -340,6 +341,18 @@ def test_labels_that_differ_are_refused_by_every_rank_and_named(
 
     for (total,) in run(body):
         np.testing.assert_array_equal(total, add_rows(gradients(num_replicas, 1000)))
+
+
+def test_calls_without_labels_that_differ_are_told_apart_by_their_names() -> None:
+    """Also where their messages are equally long."""
+
+    def body(comm: Communicator) -> str:
+        with pytest.raises(MergeOrderError) as raised:
+            comm.all_gather_bytes(b"the same", what="reading" if comm.rank == 2 else "writing")
+        return str(raised.value)
+
+    for message in run_replicas(body, 3):
+        assert message.startswith("rank 0 (as 2 of 3) comes to 'writing' where rank 2 comes to 'reading';")
 
 
 @pytest.mark.parametrize("num_replicas", [1, 5])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import pytest
 
@@ -173,6 +174,39 @@ def test_member_that_does_something_else_than_most_is_named_on_all(size: int) ->
         assert message.startswith(
             f"rank 0 (as {size - 1} of {size}) comes to 'writing' where rank {odd} comes to 'reading';"
         )
+
+
+@pytest.mark.parametrize("odd", [0, 2])
+def test_member_that_waits_for_the_others_beside_the_group_is_named_on_all(odd: int) -> None:
+    most = "rank 1" if odd == 0 else "rank 0"
+
+    def body(comm: Communicator) -> str:
+        comm.host_group.exchange("all are here")
+        with pytest.raises(MergeOrderError) as raised:
+            comm.barrier() if comm.rank == odd else comm.host_group.exchange("the update")
+        return str(raised.value)
+
+    for message in run_replicas(body, 3):
+        assert message.startswith(f"{most} (as 2 of 3) comes to 'the update' where rank {odd} comes to 'barrier';")
+
+
+def test_member_that_is_late_is_waited_for() -> None:
+    has_looked = [threading.Event() for _ in range(3)]
+
+    def body(comm: Communicator) -> list[bytes]:
+        group, look = comm.host_group, comm.look
+
+        def look_and_note(missing: Sequence[int], waiting: str) -> None:
+            look(missing, waiting)
+            has_looked[comm.rank].set()
+
+        comm.look = look_and_note  # type: ignore[method-assign]
+        if comm.rank == 1:
+            for rank in (0, 2):
+                assert has_looked[rank].wait(10.0)
+        return group.exchange("the update", payload=b"%d" % comm.rank)
+
+    assert run_replicas(body, 3) == [[b"0", b"1", b"2"]] * 3
 
 
 def test_only_members_that_have_not_come_are_said_to_be_waited_for() -> None:

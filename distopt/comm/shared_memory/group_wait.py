@@ -29,19 +29,22 @@ class GroupWait:
     ``ranks`` are those of the group; ``links`` the sockets to the others, with their places in it.
     """
 
+    on_host = True
+
     def __init__(
         self,
         communicator: Communicator,
         ranks: Sequence[int],
         links: Sequence[tuple[int, socket.socket]],
         phase: str,
+        label: bytes,
         started_s: float,
     ) -> None:
         self._communicator, self._ranks, self._links = communicator, ranks, links
         self._looked_s = started_s
         self._deadline_s = started_s + self._communicator.timeout_s
         self._late: LateRanks | None = None
-        self.what = phase
+        self.what, self.label = phase, label
         self.started_s = started_s
         self.come: set[int] = set()
         """The places of those that have come so far, and were read."""

@@ -24,8 +24,8 @@ from typing import Final
 
 import numpy as np
 
-from distopt.agreement import find_odd, labels_mismatch
 from distopt.comm.communicator import Communicator
+from distopt.comm.long_waits import Called, calls_differ
 from distopt.comm.shared_memory import segments
 from distopt.comm.shared_memory.group_wait import LOOK_EVERY_S, GroupWait
 from distopt.comm.shared_memory.rendezvous import find_hosts
@@ -106,7 +106,7 @@ class HostGroup:
         communicator = self._communicator
         if self._closed or communicator.has_failed:
             raise LocalProtocolError(f"rank {communicator.rank} used a group that is closed: {phase}")
-        self._number += 1
+        self._number = communicator.num_meetings = self._number + 1
         name = phase.encode()[:_MAX_PHASE_BYTES]
         start = _HEAD.pack(self._number, len(name), len(label)) + name + label
         payloads = [payload] * len(self.ranks)
@@ -114,7 +114,7 @@ class HostGroup:
             return payloads
         message = start + payload if payload else start
         started = time.monotonic()
-        wait = GroupWait(communicator, self.ranks, self._links, phase, started)
+        wait = GroupWait(communicator, self.ranks, self._links, phase, label, started)
         communicator.begin_wait(wait)
         try:
             for place, link in self._links:
@@ -193,7 +193,7 @@ class HostGroup:
     ) -> tuple[list[Array], str]:
         """Send the own descriptor to all; return all segments, and what went wrong, for the others to hear."""
         communicator = self._communicator
-        wait = GroupWait(communicator, self.ranks, self._links, phase, time.monotonic())
+        wait = GroupWait(communicator, self.ranks, self._links, phase, b"", time.monotonic())
         communicator.begin_wait(wait)
         trouble = ""
         maps: list[Array] = []
@@ -307,23 +307,17 @@ class HostGroup:
                     break  # it is lost, which is not what went wrong first
             if place in wait.come:
                 messages[place] = messages[self.index]
+        waiting = f"rank {self._communicator.rank} waits for {wait.what!r}"
         told = {self.ranks[place]: message for place, message in sorted(messages.items()) if message}
         try:
             meant = {rank: _parted(message) for rank, message in told.items()}
         except (struct.error, UnicodeDecodeError):
-            return MergeOrderError(f"rank {self._communicator.rank} waits for {wait.what!r}, and got something else")
-        labels = {rank: label for rank, (_, _, label) in meant.items()}
-        if all(labels.values()) and (mismatch := labels_mismatch(labels)):
-            return mismatch
-        odd = find_odd({rank: (number, phase) for rank, (number, phase, _) in meant.items()})
-        if odd is None:
-            return MergeOrderError(f"rank {self._communicator.rank} waits for {wait.what!r} with another label")
-        (number, phase, _), (other_number, other_phase, _) = meant[odd.reference], meant[odd.rank]
-        nth, other_nth = ("", "") if phase != other_phase else (f" number {number}", f" number {other_number}")
-        return MergeOrderError(
-            f"{odd.most} comes to {phase!r}{nth} where {odd.name} comes to {other_phase!r}{other_nth}; every process "
-            "must make the same all_reduce, apply_gradients and assign calls in the same order"
-        )
+            return MergeOrderError(f"{waiting}, and got something else")
+        calls = {rank: Called(phase, label) for rank, (_, phase, label) in meant.items()}
+        phases = {rank: Called(phase, b"") for rank, (_, phase, _) in meant.items()}
+        numbered = {rank: Called(f"{phase} number {number}", b"") for rank, (number, phase, _) in meant.items()}
+        mismatch = calls_differ(calls) or calls_differ(phases) or calls_differ(numbered)
+        return mismatch or MergeOrderError(f"{waiting}, and got something else")
 
 
 def _parted(message: bytes) -> tuple[int, str, bytes]:

@@ -694,6 +694,30 @@ def test_processes_that_meet_for_different_things_are_told_so() -> None:
         across_processes(step)
 
 
+@pytest.mark.parametrize("placement", ["replica", "sharded"])
+def test_later_call_that_meets_another_one_in_the_memory_of_a_host_is_told_so_on_all(placement: str) -> None:
+    def process(comm: Communicator) -> str:
+        comm.shares_memory = True
+        strategy = MultiWorkerMirroredStrategy(communicator=comm, placement=placement)
+        with strategy.scope():
+            w, optimizer = variable(), tf.keras.optimizers.SGD(1.0)
+        calls: list[Callable[[], object]] = [
+            lambda: strategy.run(lambda: apply(optimizer, (gradient(1, 1), w))),
+            lambda: strategy.reduce("SUM", np.ones(2), axis=None),
+        ]
+        for call in calls:
+            call()
+        with pytest.raises(errors.MergeOrderError) as raised:
+            calls[comm.rank == 1]()
+        return str(raised.value)
+
+    for message in run_replicas(process, 3):
+        assert message.startswith(
+            "rank 0 (as 2 of 3) comes to 'apply_gradients: the gradients of all are ready' where "
+        )
+        assert "where rank 1 comes to 'a reduction of values: parts of 1 arrays from all replicas'; every" in message
+
+
 def test_first_apply_call_that_meets_another_call_is_told_so() -> None:
     def step(rank: int) -> None:
         if rank:
@@ -735,7 +759,8 @@ def test_values_reduced_differently_later_are_told_so_on_all(odd: Any) -> None:
         strategy = MultiWorkerMirroredStrategy(communicator=comm)
         for call in (("SUM", np.ones(2)), ("MEAN", np.ones(2)), ("SUM", np.ones(3))):
             strategy.run(all_reduce, call)
-        with pytest.raises(errors.MergeOrderError, match=r"rank 0 \(as 2 of 3\) and rank 1 .*another operation"):
+        says = "(and rank 1 .*another operation|comes to .* where rank 1 comes to 'it reduces values)"
+        with pytest.raises(errors.MergeOrderError, match=rf"rank 0 \(as 2 of 3\) {says}"):
             strategy.run(all_reduce, odd if comm.rank == 1 else ("SUM", np.ones(2)))
 
     run_replicas(process, 3)

@@ -34,7 +34,7 @@ def look_once(link: socket.socket, monkeypatch: pytest.MonkeyPatch, before_it_ha
 
     monkeypatch.setattr(group_wait, "LOOK_EVERY_S", 0.0)
     told: Any = SimpleNamespace(rank=0, step=3, phase="", timeout_s=10.0, look=look, elsewhere=lambda _: "")
-    GroupWait(told, (0, 1), [(1, link)], "the end", time.monotonic()).look(select.poll())
+    GroupWait(told, (0, 1), [(1, link)], "the end", b"", time.monotonic()).look(select.poll())
 
 
 def test_a_member_that_has_come_and_left_since_it_was_missing_is_not_lost(
