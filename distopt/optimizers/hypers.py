@@ -9,6 +9,7 @@ Source: tf_keras ``OptimizerV2._set_hyper``, ``_get_hyper``, ``_create_hypers``.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Iterator
@@ -109,12 +110,12 @@ class HyperTable:
             value = value()
         if isinstance(value, Variable):
             return float(value.storage)
-        try:
-            return float(rounded(value))
-        except (TypeError, ValueError) as error:
-            raise TypeError(
-                f"{name} must be a number, a variable, a schedule or a function that returns a number, but is {value!r}"
-            ) from error
+        if np.ndim(value) == 0:  # before NumPy 2.4 an array of one element converts to a number, too
+            with contextlib.suppress(TypeError, ValueError):
+                return float(rounded(value))
+        raise TypeError(
+            f"{name} must be a number, a variable, a schedule or a function that returns a number, but is {value!r}"
+        )
 
     def evaluate_all(self, iterations: int) -> dict[str, float]:
         """Return what :meth:`evaluate` gives for every hyper, by name."""
