@@ -9,6 +9,7 @@ as threads, at several sizes; started by ``mpirun``, over the MPI world as it is
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
@@ -58,6 +59,19 @@ def _earlier_objects_are_not_looked_at_again() -> None:
     """Keep the collections of garbage short, which jobs make before they begin, too: a process of tests grows."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _log_goes_where_it_did() -> Iterator[None]:
+    """Undo what a test has made of the log, which later ones look into."""
+    logger = logging.getLogger("distopt")
+    level, propagates, handlers = logger.level, logger.propagate, list(logger.handlers)
+    yield
+    for handler in [handler for handler in logger.handlers if handler not in handlers]:
+        logger.removeHandler(handler)
+        handler.close()
+    logger.setLevel(level)
+    logger.propagate = propagates
 
 
 class Run(Protocol):

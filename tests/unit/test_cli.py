@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -30,7 +29,7 @@ Run: TypeAlias = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command line in an empty folder that holds ``job.toml``; gives status, output and error output."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(report, "_where", report._Where())
@@ -46,11 +45,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         captured = capsys.readouterr()
         return int(ended.value.code or 0), captured.out, captured.err
 
-    yield _run
-    logger = logging.getLogger("distopt")
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
-        handler.close()
+    return _run
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import gc
 import json
-import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -31,15 +30,6 @@ REPLICAS = tuple(range(5))
 @pytest.fixture(autouse=True)
 def _objects_of_other_tests_stay_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gc, "unfreeze", lambda: None)  # of each rank and attempt; here they share a process
-
-
-@pytest.fixture(autouse=True)
-def _log_of_the_runs() -> Iterator[None]:
-    yield
-    logger = logging.getLogger("distopt")
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
-        handler.close()
 
 
 def run(directory: Path, ranks: int, faults: FaultPlan, *settings: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,13 +12,9 @@ from distopt.runtime import report
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunFolder]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     monkeypatch.setattr(report, "_where", report._Where())
-    yield RunFolder.create(tmp_path, "d", "")
-    logger = logging.getLogger("distopt")
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
-        handler.close()
+    return RunFolder.create(tmp_path, "d", "")
 
 
 def _raised(error: BaseException) -> BaseException:
