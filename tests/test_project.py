@@ -53,6 +53,19 @@ def test_every_folder_with_modules_is_a_package_and_so_is_shipped() -> None:
     assert sorted(str(folder) for folder in folders if not (folder / "__init__.py").exists()) == []
 
 
+def test_oldest_versions_to_test_with_are_those_that_may_be_installed() -> None:
+    extras = PROJECT["optional-dependencies"]
+    required = [
+        line for group in (PROJECT["dependencies"], *(extras[e] for e in ("mpi", "digits", "test"))) for line in group
+    ]
+    bounds = dict(line.split(">=") for line in required if ">=" in line)
+    oldest = dict(line.split("==") for line in _text("tests/oldest.txt").splitlines() if "==" in line)
+    assert sorted(oldest) == sorted(bounds.keys() - {"mypy", "ruff"})  # which other versions find other faults
+    for name, version in oldest.items():
+        numbers = bounds[name].split(".")
+        assert version.split(".") == numbers + ["0"] * (version.count(".") + 1 - len(numbers)), name
+
+
 def test_every_dependency_has_its_sentence_of_reason_and_no_other_has() -> None:
     extras = PROJECT["optional-dependencies"].values()
     required = {_package_name(line) for group in (PROJECT["dependencies"], *extras) for line in group} - {"distopt"}
