@@ -27,8 +27,10 @@ from distopt.types import Array
 from distopt.variable import VariableAggregation, VariableSynchronization
 
 _DRAWN = "random."
-_COLLECT = "collecting the state of all"
 """What the names begin with of how much was drawn, by domain, seed and replica."""
+
+_COLLECT = "collecting the state of all"
+"""What is waited for, as errors name it."""
 
 
 class Trained(Protocol):
