@@ -53,8 +53,9 @@ class LoopbackServers(ServerCommunicator):
         label: bytes = b"",
         *,
         withdraws: bool = False,
+        what: str = "",
     ) -> list[Answer]:
-        del label, withdraws  # there is nobody to compare them with
+        del label, withdraws, what  # there is nobody to compare them with
         self.traffic.bytes_sent += sum(a.nbytes for of_server in parcels for _, arrays, _ in of_server for a in arrays)
         if kind is RoundKind.UPDATE:
             return self._update(parcels, dict(hypers or {}))

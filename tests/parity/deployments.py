@@ -62,9 +62,11 @@ class InProcessServers:
         sums = {part.node: part.arrays for part in contributions}
         total = combining.aggregate(sums, hosting, self._servers[0].aggregator, like=like)
         taken = [_parts(into, total, spans) for spans in self._spans]
-        partials = [server.partials(flat, hypers) for server, flat in zip(self._servers, taken, strict=True)]
+        found = [server.partials(flat, hypers) for server, flat in zip(self._servers, taken, strict=True)]
+        partials = [own for own in found if own is not None]
+        of_all = np.concatenate(partials) if partials else np.empty(0)
         for server, flat in zip(self._servers, taken, strict=True):
-            server.apply(0, flat, hypers, np.concatenate(partials))
+            server.apply(0, flat, hypers, of_all)
         runs = [array for _, array in into]
         for server, spans in zip(self._servers, self._spans, strict=True):
             for target, value in zip(_parts(into, runs, spans), server.variables(), strict=True):
