@@ -208,9 +208,9 @@ class _StartWatch:
                 self._await_segments()
                 self._end(reason, began_s, turn_s, aborts=self._others_may_live())
             elif reason := self._table.lost():
-                # On its own host, if others are there, that is seen sooner and said there.
+                # On its own host, if others are there, that is seen sooner and said there; in a turn of no other rank.
                 self._await_segments()
-                self._end(reason, began_s, turn_s + _TURN_S, aborts=self._others_may_live())
+                self._end(reason, began_s, turn_s + _TURN_S / 2, aborts=self._others_may_live())
             elif silent:
                 self._await_segments()
                 reason = f"{self._table.names(silent)} not been heard of for {silent_s:.1f} s"
