@@ -190,11 +190,11 @@ class EveryProcess:
         for column in columns:
             check_alike(column)
         have_rows = any_rows(columns)
-        combine_rows = self.combine_rows(may_sum=may_sum_rows)
         if not aggregator.sums:
             return self.aggregate_by(aggregator, columns, None, what=_VALUES)
         if self._communicator is None or self._communicator.size == 1:
-            return self.aggregate_by(aggregator, columns, combine_rows if have_rows else None)
+            combine_rows = self.combine_rows(may_sum=may_sum_rows) if have_rows else None
+            return self.aggregate_by(aggregator, columns, combine_rows)
         firsts = [column[0] for column in columns]
         label = label_of_values(aggregator, firsts)
         if not self._values.may_be_rows(label, aggregator, firsts, have_rows=have_rows):
@@ -202,6 +202,7 @@ class EveryProcess:
                 return self.aggregate_by(aggregator, columns, None, label, withdraws=have_rows, what=_VALUES)
             except Withdrawn:
                 self._values.begin_rows(label)
+        combine_rows = self.combine_rows(may_sum=may_sum_rows)
         return self.aggregate_by(aggregator, columns, combine_rows, label, what=_VALUES)
 
     def combine_rows(self, *, may_sum: bool) -> Combine:
