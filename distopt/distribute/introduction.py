@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from distopt.aggregation import GradientAggregator
 from distopt.agreement import (
@@ -245,7 +246,7 @@ def _refuse_other_optimizers(everyone: Sequence[_Told]) -> None:
 
 
 def _digest_of_value(variable: Any) -> int | None:
-    return None if variable.may_differ else zlib.crc32(with_one_nan(variable.storage).tobytes())
+    return None if variable.may_differ else zlib.crc32(with_one_nan(variable.storage).reshape(-1).view(np.uint8).data)
 
 
 def _refuse_other_values(everyone: Sequence[_Told]) -> None:
