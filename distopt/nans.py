@@ -36,6 +36,9 @@ def same_bits(first: Array, second: Array) -> bool:
     >>> same_bits(np.array([np.nan]), np.array([-np.nan])), same_bits(np.array([0.0]), np.array([-0.0]))
     (True, False)
     """
-    return first.shape == second.shape and (
-        first.tobytes() == second.tobytes() or with_one_nan(first).tobytes() == with_one_nan(second).tobytes()
-    )
+    if first.shape != second.shape:
+        return False
+    if first.tobytes() == second.tobytes():
+        return True
+    one, other = with_one_nan(first), with_one_nan(second)
+    return one is not first and other is not second and one.tobytes() == other.tobytes()
