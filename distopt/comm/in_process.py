@@ -61,7 +61,6 @@ class _Member:
     inboxes: list[deque[_Message]]
     wait: _Wait | None = None
     has_left: bool = False
-    num_exchanges: int = 0
     boxes: defaultdict[tuple[int, int], deque[Array]] = field(default_factory=lambda: defaultdict(deque))
     """What was sent early, by tag and source."""
     long_wait: LongWait | None = None
@@ -159,7 +158,7 @@ class InProcessGroup:
         with self._changed:
             left = [r for r, member in enumerate(self._members) if not member.is_lost]
             if self._successor is None:
-                counts = [self._members[r].num_exchanges for r in left]
+                counts = [self.communicators[r].num_exchanges for r in left]
                 self._successor = InProcessGroup(
                     len(left), timeout_s=self.timeout_s, clock=self._clock, survives_losses=True,
                     faults=FaultsOfSurvivors(self._faults, left, counts),
@@ -204,8 +203,8 @@ class InProcessGroup:
         member = self._members[comm.rank]
         called = Called(what, label)
         with self._changed:
-            number = member.num_exchanges
-            member.num_exchanges = comm.num_exchanges = number + 1
+            number = comm.num_exchanges
+            comm.num_exchanges += 1
             if self._faults.kills(comm.rank, number):
                 raise KilledByPlan(f"was killed by the fault plan in its exchange {number}")
         for peer, array in sends:  # which may be made as they are asked for: not under the lock
