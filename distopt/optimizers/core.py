@@ -149,10 +149,9 @@ class OptimizerCore(OptimizerBase):
         means: list[Pair] = []
         for gradient, variable in pairs:
             self.build([variable])
-            self.split_slots([variable])
             flat = flattened(dense_gradient(gradient, variable))
-            for replica_id in variable.replica_ids or (0,):
-                accumulator = self.slots.copy_of(variable, replica_id)[ACCUMULATOR]
+            for replica_id in variable.replica_ids or (None,):
+                accumulator = self._arrays(variable, replica_id)[1][ACCUMULATOR]
                 mean = accumulate(engine, accumulator.reshape(-1), flat, last_of)
             means.append((Tensor(mean.reshape(variable.storage.shape)), variable))
         return check_gradients([] if last_of is None else means)
@@ -248,7 +247,6 @@ class OptimizerCore(OptimizerBase):
                 self.finish_pairs([pair], hypers)
                 continue
             self.build([variable])
-            self.split_slots([variable])
             for replica_id in variable.replica_ids:
                 self.finish_pairs([pair], hypers, replica_id)
 
@@ -278,8 +276,10 @@ class OptimizerCore(OptimizerBase):
         return treatment.is_plain and treatment.rule is self.rule and not self.features.slots
 
     def _arrays(self, variable: Variable, replica_id: int | None) -> tuple[Array, dict[str, Array]]:
+        """Return a variable's value and its slots; of a split one those of one replica."""
         if replica_id is None or not variable.is_split:
             return variable.storage, self.slots.of(variable)
+        self.split_slots([variable])  # another optimizer's steps may have split the variable
         return variable.copy_of(replica_id), self.slots.copy_of(variable, replica_id)
 
     def forget_bindings(self) -> None:
@@ -312,7 +312,6 @@ class OptimizerCore(OptimizerBase):
         engine = get_engine()
         for variable in self._variables:
             if id(variable) not in updated and self.slots.writes(variable, AVERAGE):
-                self.split_slots([variable])
                 for replica_id in variable.replica_ids or (None,):
                     storage, slots = self._arrays(variable, replica_id)
                     take_average(engine, slots[AVERAGE].reshape(-1), storage.reshape(-1), step)
