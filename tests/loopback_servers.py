@@ -5,7 +5,7 @@ What the servers do in a round is what ``ServerLoop`` does with a complete one; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,7 +73,7 @@ class LoopbackServers(ServerCommunicator):
 
     def _update(self, parcels: Sequence[Sequence[Parcel]], hypers: dict[str, float]) -> list[Answer]:
         finishes: list[Callable[[Array], Contributed]] = []
-        partials: list[Array] = []
+        partials: list[Array | None] = []
         for owner, of_server in zip(self.owners, parcels, strict=True):
             given = {node: Contributed(rows, tuple(arrays)) for node, arrays, rows in of_server}
             for node, contributed in given.items():
@@ -86,17 +86,22 @@ class LoopbackServers(ServerCommunicator):
             if any(one.with_rows for one in given.values()):
                 update = owner.begin_rows(self.hosting.tree, given, hypers)
                 finishes.append(update.finish)
-                partials += [] if update.partials is None else [update.partials]
+                partials.append(update.partials)
                 continue
             sums = {node: one.buffers for node, one in given.items()}
             if owner.code_bytes is not None:
                 sums = {node: owner.decode(code) for node, (code,) in sums.items()}
             flat = combining.aggregate(sums, self.hosting, owner.aggregator, next(iter(sums.values())))
-            own = owner.partials(flat, hypers)
-            partials += [] if own is None else [own]
+            partials.append(owner.partials(flat, hypers))
             finishes.append(_apply(owner, flat, hypers))
-        joined = np.concatenate(partials) if partials else np.empty(0)
-        return [Answer(*finish(joined)) for finish in finishes]
+        of_all = joined(partials)
+        return [Answer(*finish(of_all)) for finish in finishes]
+
+
+def joined(partials: Iterable[Array | None]) -> Array:
+    """Return the partials of all servers, of which some have none, as each of them is told those of all."""
+    found = [own for own in partials if own is not None]
+    return np.concatenate(found) if found else np.empty(0)
 
 
 def _answer_of(owner: Any) -> Callable[[Array], Contributed]:

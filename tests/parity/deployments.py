@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 import distopt as tf
 from distopt.arena import Span
 from distopt.comm import combining
@@ -19,6 +17,7 @@ from distopt.distribute import MirroredStrategy, Strategy, SyncParameterServerSt
 from distopt.distribute.served import ServedSpans, load_named_arrays, relative_division
 from distopt.types import Array
 from distopt.variable import Variable
+from tests.loopback_servers import joined
 
 REPLICAS = 2
 
@@ -62,9 +61,7 @@ class InProcessServers:
         sums = {part.node: part.arrays for part in contributions}
         total = combining.aggregate(sums, hosting, self._servers[0].aggregator, like=like)
         taken = [_parts(into, total, spans) for spans in self._spans]
-        found = [server.partials(flat, hypers) for server, flat in zip(self._servers, taken, strict=True)]
-        partials = [own for own in found if own is not None]
-        of_all = np.concatenate(partials) if partials else np.empty(0)
+        of_all = joined(server.partials(flat, hypers) for server, flat in zip(self._servers, taken, strict=True))
         for server, flat in zip(self._servers, taken, strict=True):
             server.apply(0, flat, hypers, of_all)
         runs = [array for _, array in into]

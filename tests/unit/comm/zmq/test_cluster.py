@@ -15,6 +15,7 @@ from distopt.comm.zmq import ServerCommunicator
 from distopt.distribute.served import OwnerState
 from distopt.distribute.served_rows import Contributed
 from distopt.types import Array, ReduceOp
+from tests.loopback_servers import joined
 from tests.unit.comm.zmq.cluster import LENGTH, Cluster, GradientDescent
 
 pytestmark = pytest.mark.timeout(60)
@@ -54,8 +55,7 @@ def descended(num_replicas: int, *, norm: bool = False, mean: bool = False) -> A
         if mean:
             total = Mean().finish(total, num_replicas)
         hypers = {"learning_rate": 0.1 / (step + 1)}
-        partials = owner.partials([total], hypers)
-        owner.apply(step, [total], hypers, np.empty(0) if partials is None else partials)
+        owner.apply(step, [total], hypers, joined([owner.partials([total], hypers)]))
     return owner.variables()[0]
 
 
