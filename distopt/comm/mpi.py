@@ -63,9 +63,9 @@ _CHUNK_BYTES: Final = 1 << 30
 _LEAST_TAG_UB: Final = 32767
 """The largest tag that every MPI offers."""
 
-_MAX_PAUSE_OF_MANY_BYTES_S: Final = 1e-4
-"""While many bytes are on their way; they move only while MPI is called."""
-_MANY_BYTES: Final = 1 << 20
+_WORK_EVERY_S: Final = 0.5e-3
+"""So often MPI is called while buffers are made, and not for each: what it has begun to send by then leaves before it
+even announces the next one, which takes a round trip."""
 
 _READ_EVERY: Final = 256
 """In every so many exchanges, and meetings, notes are read without a wait."""
@@ -225,15 +225,16 @@ class MpiCommunicator(Communicator):
                     requests.append(self._comm.Irecv([chunk, self.mpi.BYTE], receive.peer, any_tag))
                     peers.append(receive.peer)
                     expected.append(len(chunk))
-            are_made_now = not isinstance(sends, Sequence)
+            called_s = started_s
             for send in sends:
                 for chunk in _chunks(send.array):
                     requests.append(self._comm.Isend([chunk, self.mpi.BYTE], send.peer, tag))
                     peers.append(send.peer)
                 num_bytes_sent += send.array.nbytes if send.peer != self.rank else 0
-                if are_made_now:
-                    self._notes.let_mpi_work()  # the next buffer may take a while
+                if (now_s := time.monotonic()) - called_s >= _WORK_EVERY_S:
+                    self._notes.let_mpi_work()
                     self._watchdog.begin(what)
+                    called_s = now_s
             if batch is not None:
                 assert isinstance(batch, MpiBatch), "made by a channel of this communicator"
                 num_own = len(requests)
@@ -241,9 +242,7 @@ class MpiCommunicator(Communicator):
                 peers += batch.peers
                 num_bytes_sent += batch.num_bytes_sent
             posted_s = time.monotonic()
-            many = sum(expected) + num_bytes_sent >= _MANY_BYTES
-            max_pause_s = _MAX_PAUSE_OF_MANY_BYTES_S if many else MAX_PAUSE_S
-            wait = Requests(what, posted_s, requests, peers, label=label, max_pause_s=max_pause_s)
+            wait = Requests(what, posted_s, requests, peers, label=label, num_bytes=sum(expected) + num_bytes_sent)
             statuses = self._waits.complete(wait, self._look)
             if batch is not None:
                 batch.end(statuses[num_own:])

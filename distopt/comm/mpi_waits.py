@@ -23,9 +23,14 @@ if TYPE_CHECKING:
 
 _SPIN_S: Final = 1e-3
 """For so long the core is offered to others before a wait begins to sleep: most of what a short exchange takes."""
+_SPIN_BYTES_PER_S: Final = 1e9
+"""And for as long as the bytes take at this rate: where they come so fast, the processor is what moves them."""
 
 _MIN_PAUSE_S: Final = 20e-6
 MAX_PAUSE_S: Final = 1e-3
+_MAX_PAUSE_OF_MANY_BYTES_S: Final = 1e-4
+"""While many bytes are on their way; they move only while MPI is called."""
+_MANY_BYTES: Final = 1 << 20
 _PAUSE_SHARE: Final = 0.1
 """A wait sleeps for this share of what it has lasted, so it ends at most so much late."""
 
@@ -49,6 +54,8 @@ class Requests(NamedTuple):
     everyone: tuple[int, ...] = ()
     """All ranks, for a request that has no single peer."""
     label: bytes = b""
+    num_bytes: int = 0
+    """How many are sent and received."""
     max_pause_s: float = MAX_PAUSE_S
     on_host: bool = False
 
@@ -87,9 +94,11 @@ class Waits:
         test_all = self._mpi.Request.Testall
         looked_s = wait.started_s
         deadline_s = wait.started_s + self._owner.timeout_s
+        spin_s = min(_SPIN_S + wait.num_bytes / _SPIN_BYTES_PER_S, _LOOK_EVERY_S)
+        max_pause_s = _MAX_PAUSE_OF_MANY_BYTES_S if wait.num_bytes >= _MANY_BYTES else wait.max_pause_s
         while not test_all(wait.requests, statuses):
             now_s = time.monotonic()
-            if now_s - wait.started_s < _SPIN_S:
+            if now_s - wait.started_s < spin_s:
                 os.sched_yield()
                 continue
             if now_s - looked_s >= _LOOK_EVERY_S:
@@ -102,7 +111,7 @@ class Waits:
                 look(wait)
                 if now_s >= deadline_s:
                     raise CollectiveTimeoutError(self.situation())
-            time.sleep(min(wait.max_pause_s, max(_MIN_PAUSE_S, _PAUSE_SHARE * (now_s - wait.started_s))))
+            time.sleep(min(max_pause_s, max(_MIN_PAUSE_S, _PAUSE_SHARE * (now_s - wait.started_s))))
         if self._late is not None:
             self._late.note(wait.peers, [], time.monotonic())
             self._late = None
