@@ -121,7 +121,12 @@ def test_rank_in_a_container_of_its_own_knows_nothing(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at real processes")
 def test_real_processes_are_seen_and_missed() -> None:
     environ = {**os.environ, **environment(1, 2, 2, job="test of distopt")}
-    with subprocess.Popen(["sleep", "60"], env=environ) as child:
+    with subprocess.Popen(["cat"], env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(b"!")
+        child.stdin.flush()
+        assert child.stdout.read(1) == b"!"  # until then it may be within exec, with no environment yet
         own = LaunchedRank("test of distopt", 1, 2, 2)
         ranks = StartedRanks(own, launched_rank, 0.0, pid=child.pid)
         assert ranks.living == (1,)
