@@ -31,6 +31,7 @@ import numpy as np
 from distopt.canonical_sum import Node
 from distopt.comm.communicator import Communicator, Receive, Send
 from distopt.comm.early import Batch, Expected
+from distopt.comm.transfers import others_of
 from distopt.types import Array
 
 _NOTHING = np.empty(0, np.uint8)
@@ -66,7 +67,7 @@ class BetweenHosts:
         """By owner and chunk, its partner on each other host."""
         for home, ranks in enumerate(hosts):
             for place, owner in enumerate(ranks):
-                others = {h: _candidates(place, len(ranks), hosts[h]) for h in range(len(hosts)) if h != home}
+                others = {h: _candidates(place, len(ranks), hosts[h]) for h in others_of(home, len(hosts))}
                 self._first_partners[owner] = {host: candidates[0] for host, candidates in others.items()}
                 self._partners[owner] = [
                     {

@@ -27,7 +27,7 @@ from distopt.aggregation import Aggregator, Sum
 from distopt.canonical_sum import Node
 from distopt.comm import combining
 from distopt.comm.hosting import Contribution, Hosting
-from distopt.comm.transfers import Receive, Send, Traffic, Wait, bytes_of, name_ranks
+from distopt.comm.transfers import Receive, Send, Traffic, Wait, bytes_of, name_ranks, others_of
 from distopt.errors import LocalProtocolError
 from distopt.types import Array, ReduceOp
 
@@ -347,10 +347,6 @@ class Communicator(abc.ABC):
         if not 0 <= root < self.size:
             raise ValueError(f"root must be a rank below {self.size}, not {root}")
 
-    def _others(self) -> list[int]:
-        """Return the other ranks, the next one first, so that not all send to rank 0 at once."""
-        return [(self.rank + distance) % self.size for distance in range(1, self.size)]
-
     def _collect(
         self,
         mine: combining.Sums,
@@ -368,7 +364,7 @@ class Communicator(abc.ABC):
         what = f"{what}: parts of {len(like)} arrays from all replicas"
         sends = [
             Send(peer, array[part])
-            for peer in self._others()
+            for peer in others_of(self.rank, self.size)
             for node in nodes[self.rank]
             for array, part in zip(mine[node], parts[peer], strict=True)
             if part.start < part.stop
@@ -376,7 +372,7 @@ class Communicator(abc.ABC):
         own = parts[self.rank]
         self._inbox.clear()
         collected = {node: tuple(array[part] for array, part in zip(mine[node], own, strict=True)) for node in mine}
-        for peer in self._others():
+        for peer in others_of(self.rank, self.size):
             for node in nodes[peer]:
                 collected[node] = tuple(
                     self._inbox.empty(part.stop - part.start, array.dtype)
@@ -384,7 +380,7 @@ class Communicator(abc.ABC):
                 )
         receives = [
             Receive(peer, array)
-            for peer in self._others()
+            for peer in others_of(self.rank, self.size)
             for node in nodes[peer]
             for array in collected[node]
             if len(array)
@@ -392,8 +388,8 @@ class Communicator(abc.ABC):
         if label:
             # Every rank hears from every other one, also where there is nothing to be told but the label.
             heard, told = {peer for peer, _ in receives}, {peer for peer, _ in sends}
-            receives += [Receive(peer, _NOTHING) for peer in self._others() if peer not in heard]
-            sends += [Send(peer, _NOTHING) for peer in self._others() if peer not in told]
+            receives += [Receive(peer, _NOTHING) for peer in others_of(self.rank, self.size) if peer not in heard]
+            sends += [Send(peer, _NOTHING) for peer in others_of(self.rank, self.size) if peer not in told]
         if self.exchange(sends, receives, what, label, withdraws=withdraws) or withdraws:
             raise Withdrawn
         return collected
@@ -402,14 +398,14 @@ class Communicator(abc.ABC):
         """Send my parts of the results to all; receive theirs."""
         sends = []
         receives = []
-        for peer in self._others():
+        for peer in others_of(self.rank, self.size):
             sends += [Send(peer, r[p]) for r, p in zip(results, parts[self.rank], strict=True) if p.start < p.stop]
             receives += [Receive(peer, r[p]) for r, p in zip(results, parts[peer], strict=True) if p.start < p.stop]
         self.exchange(sends, receives, f"{what}: results of {len(results)} arrays from their owners")
 
     def _all_gather_bytes(self, payload: bytes, what: str, label: bytes = b"") -> list[bytes]:
         frame = _frame(payload)
-        frames = {peer: np.empty_like(frame) for peer in self._others()}
+        frames = {peer: np.empty_like(frame) for peer in others_of(self.rank, self.size)}
         self.exchange([Send(p, frame) for p in frames], [Receive(p, f) for p, f in frames.items()], what, label)
         lengths = {peer: _length_of(frame) for peer, frame in frames.items()}
         payloads = {peer: _inline_of(frame) for peer, frame in frames.items()}

@@ -39,6 +39,7 @@ from distopt.comm.mpi_causes import Causes
 from distopt.comm.mpi_early import MpiBatch, MpiChannel
 from distopt.comm.mpi_notes import Notes
 from distopt.comm.mpi_segments import unlink_shared_memory
+from distopt.comm.mpi_sends import Sends
 from distopt.comm.mpi_start import load_mpi
 from distopt.comm.mpi_waits import MAX_PAUSE_S, Requests, Waits
 from distopt.comm.transfers import describe_wait
@@ -225,25 +226,30 @@ class MpiCommunicator(Communicator):
                     requests.append(self._comm.Irecv([chunk, self.mpi.BYTE], receive.peer, any_tag))
                     peers.append(receive.peer)
                     expected.append(len(chunk))
+
+            def begin(peer: int, chunk: Array) -> None:
+                requests.append(self._comm.Isend([chunk, self.mpi.BYTE], peer, tag))
+                peers.append(peer)
+
+            begun = Sends(begin, requests, peers)
             called_s = started_s
             for send in sends:
                 for chunk in _chunks(send.array):
-                    requests.append(self._comm.Isend([chunk, self.mpi.BYTE], send.peer, tag))
-                    peers.append(send.peer)
+                    begun.add(send.peer, chunk)
                 num_bytes_sent += send.array.nbytes if send.peer != self.rank else 0
                 if (now_s := time.monotonic()) - called_s >= _WORK_EVERY_S:
                     self._notes.let_mpi_work()
                     self._watchdog.begin(what)
                     called_s = now_s
+            posted_s = time.monotonic()
+            begun.finish(lambda *some: self._complete(what, label, *some))
             if batch is not None:
                 assert isinstance(batch, MpiBatch), "made by a channel of this communicator"
                 num_own = len(requests)
                 requests += batch.requests
                 peers += batch.peers
                 num_bytes_sent += batch.num_bytes_sent
-            posted_s = time.monotonic()
-            wait = Requests(what, posted_s, requests, peers, label=label, num_bytes=sum(expected) + num_bytes_sent)
-            statuses = self._waits.complete(wait, self._look)
+            statuses = self._complete(what, label, requests, peers, sum(expected) + num_bytes_sent)
             if batch is not None:
                 batch.end(statuses[num_own:])
             tags = [status.Get_tag() for status in statuses[: len(expected)]]
@@ -270,6 +276,12 @@ class MpiCommunicator(Communicator):
         self.traffic.bytes_sent += num_bytes_sent
         self.traffic.bytes_received += sum(array.nbytes for peer, array in receives if peer != self.rank)
         return any(found & 1 for found in tags)
+
+    def _complete(
+        self, what: str, label: bytes, requests: list[MPI.Request], peers: list[int], num_bytes: int
+    ) -> list[MPI.Status]:
+        wait = Requests(what, time.monotonic(), requests, peers, label=label, num_bytes=num_bytes)
+        return self._waits.complete(wait, self._look)
 
     def termination_error(self) -> DistoptError:
         """Return why this process was told to end: for a handler of SIGTERM, which MPI launchers send to the survivors.

@@ -69,6 +69,15 @@ def bytes_of(array: Array) -> Array:
     return array.reshape(-1).view(np.uint8)
 
 
+def others_of(place: int, count: int) -> list[int]:
+    """Return the other ones of ``count``, the next one first, so that not all send to the same one at once.
+
+    >>> others_of(1, 4)
+    [2, 3, 0]
+    """
+    return [*range(place + 1, count), *range(place)]
+
+
 def name_ranks(ranks: Sequence[int]) -> str:
     """Return ``ranks`` for a message.
 

@@ -28,6 +28,7 @@ import numpy as np
 from distopt.arena import flattened
 from distopt.canonical_sum import Node
 from distopt.comm.communicator import Communicator, Hosting, Receive, Send
+from distopt.comm.transfers import others_of
 from distopt.distribute.host_rows import Met
 from distopt.distribute.row_memory import Shape
 from distopt.distribute.span_paths import nodes_of_host
@@ -68,9 +69,8 @@ class RowPaths:
         self.own_partners: dict[int, int] = {}
         """By other host, the rank there that does so with this rank."""
         rank, ranks = communicator.rank, group.ranks
-        for host, others in enumerate(group.hosts):
-            if others == ranks:
-                continue
+        for host in others_of(group.hosts.index(ranks), len(group.hosts)):
+            others = group.hosts[host]
             self.own_partners[host] = others[ranks.index(rank) * len(others) // len(ranks)]
             for place, other in enumerate(others):
                 self.partners[other] = ranks[place * len(ranks) // len(others)]
