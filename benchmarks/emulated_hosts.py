@@ -3,7 +3,7 @@
     host 0 --- veth \\                     host 0 --- tun \\
     host 1 --- veth --- bridge            host 1 --- tun --- benchmarks.wire
     host 2 --- veth /                     host 2 --- tun /
-    as fast as it goes                    each card sends at a rate, what it sends arrives after a delay
+    as fast as it goes                    each card sends at a rate (tbf), what it sends arrives after a delay
 
 Everything that is made here carries a name of its own and is taken away at the end of the ``with`` block, also after an
 error or a SIGTERM, with all processes that are still in it. Where the machine's firewall drops what bridges forward, as
@@ -30,7 +30,10 @@ from typing import NamedTuple
 
 from benchmarks import wire
 
-TOOLS = ("ip", "unshare")
+TOOLS = ("ip", "tc", "unshare")
+
+_QUEUE_BYTES = 16 << 20
+"""That wait in a card until it can send them; more are lost."""
 
 
 def why_not() -> str:
@@ -157,9 +160,11 @@ def _join_by_wire(hosts: EmulatedHosts, link: Link, undo: contextlib.ExitStack) 
         ends.append(f"{hosts.address(host)}={descriptor}")
         _run("ip", "link", "set", name, "netns", namespace, "name", "eth0")
         _in(namespace, "ip", "link", "set", "eth0", "mtu", str(wire.MTU), "txqueuelen", "10000")
+        rate = ["rate", f"{link.rate_bits:.0f}bit", "burst", str(2 * wire.MTU), "limit", str(_QUEUE_BYTES)]
+        _in(namespace, "tc", "qdisc", "add", "dev", "eth0", "root", "tbf", *rate)
     reader, writer = os.pipe()
     descriptors = [int(end.partition("=")[2]) for end in ends]
-    argv = [sys.executable, wire.__file__, str(link.rate_bits / 8), str(link.delay_ms / 1e3), str(reader), *ends]
+    argv = [sys.executable, wire.__file__, str(link.delay_ms / 1e3), str(reader), *ends]
     with contextlib.ExitStack() as unstarted:
         unstarted.callback(os.close, writer)
         process = subprocess.Popen(argv, pass_fds=(*descriptors, reader))

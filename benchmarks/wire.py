@@ -1,20 +1,23 @@
-"""A network of limited speed: what one host sends arrives at another after it has passed a card and a delay.
+"""A network that takes its time: what one host sends arrives at another after a delay.
 
-Each host has a TUN device, whose other end is a file descriptor of this program. A packet leaves its host's card when
-those before it have left, ``bytes / rate`` later, and arrives ``delay`` after that. Kernels do the same by ``netem``,
-where they have it; this needs only TUN. Packets are as long as IP allows, so that a Python keeps up with 1 Gbit/s.
+Each host has a TUN device, whose other end is a file descriptor of this program. A packet that its host's card has sent
+arrives ``delay`` later. Kernels do the same by ``netem``, where they have it; this needs only TUN. Packets are as long
+as IP allows, so that a Python keeps up with 1 Gbit/s.
+
+How fast a card sends is limited by its host's kernel, which counts what waits to be sent. What this program has read
+counts as sent, so a socket would put megabytes before the acknowledgements of the other direction.
 """
 
 from __future__ import annotations
 
 import fcntl
-import heapq
 import os
 import select
 import socket
 import struct
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping
 
 MTU = 60_000
@@ -34,18 +37,16 @@ def open_tun(name: str) -> int:
     return descriptor
 
 
-def forward(descriptor_of: Mapping[bytes, int], bytes_per_s: float, delay_s: float, lifeline: int) -> None:
+def forward(descriptor_of: Mapping[bytes, int], delay_s: float, lifeline: int) -> None:
     """Carry packets between the devices, which are given by IPv4 address, until the pipe ``lifeline`` is closed."""
     poll = select.epoll()
     for descriptor in (*descriptor_of.values(), lifeline):
         poll.register(descriptor, select.EPOLLIN)
-    free_s = dict.fromkeys(descriptor_of.values(), 0.0)
-    under_way: list[tuple[float, int, int, bytes]] = []
-    number = 0
+    under_way: deque[tuple[float, int, bytes]] = deque()
     while True:
         now_s = time.monotonic()
         while under_way and under_way[0][0] <= now_s:
-            _, _, target, packet = heapq.heappop(under_way)
+            _, target, packet = under_way.popleft()
             try:
                 os.write(target, packet)
             except OSError:
@@ -55,19 +56,16 @@ def forward(descriptor_of: Mapping[bytes, int], bytes_per_s: float, delay_s: flo
             if descriptor == lifeline:
                 return
             packet = os.read(descriptor, 65536)
-            sent_s = time.monotonic()
-            free_s[descriptor] = max(free_s[descriptor], sent_s) + len(packet) / bytes_per_s
             target = descriptor_of.get(packet[16:20])  # where the IPv4 header has the destination
             if target is not None and packet[0] >> 4 == 4:
-                number += 1
-                heapq.heappush(under_way, (free_s[descriptor] + delay_s, number, target, packet))
+                under_way.append((time.monotonic() + delay_s, target, packet))
 
 
 def main(argv: list[str]) -> None:
-    """Forward with the arguments: bytes a second, seconds of delay, a pipe, and ``address=descriptor`` of each host."""
-    rate, delay, lifeline, *hosts = argv
+    """Forward with the arguments: seconds of delay, a pipe, and ``address=descriptor`` of each host."""
+    delay, lifeline, *hosts = argv
     pairs = [host.split("=") for host in hosts]
-    forward({socket.inet_aton(a): int(fd) for a, fd in pairs}, float(rate), float(delay), int(lifeline))
+    forward({socket.inet_aton(a): int(fd) for a, fd in pairs}, float(delay), int(lifeline))
 
 
 if __name__ == "__main__":
