@@ -13,6 +13,8 @@ Rules of this file:
   something else, at no cost. Only then are names and labels themselves sent, as notes, to say what differs. A digest
   has 30 bits with Open MPI, 14 in the worst MPI that the standard allows, and labels carry the step: what is missed
   once is seen a step later.
+- What is sent is announced before anything is received. MPI grants what has been announced at once, and a peer that was
+  granted megabytes sends these before it grants anything itself: two ranks would send one after the other.
 - A rank that waits for long tells the others where, by a note, so that those find out who wait for each other in
   different calls (:mod:`distopt.comm.long_waits`).
 
@@ -217,20 +219,24 @@ class MpiCommunicator(Communicator):
             self._notes.read_beside()
         requests: list[MPI.Request] = []
         peers: list[int] = []
+        arriving: list[MPI.Request] = []
+        sources: list[int] = []
         expected: list[int] = []
         num_bytes_sent = 0
-        self._watchdog.begin(what)
-        try:
-            for receive in receives:
-                for chunk in _chunks(receive.array):
-                    requests.append(self._comm.Irecv([chunk, self.mpi.BYTE], receive.peer, any_tag))
-                    peers.append(receive.peer)
+
+        def begin(peer: int, chunk: Array) -> None:
+            requests.append(self._comm.Isend([chunk, self.mpi.BYTE], peer, tag))
+            peers.append(peer)
+
+        def begin_to_receive() -> None:
+            for peer, array in () if arriving else receives:
+                for chunk in _chunks(array):
+                    arriving.append(self._comm.Irecv([chunk, self.mpi.BYTE], peer, any_tag))
+                    sources.append(peer)
                     expected.append(len(chunk))
 
-            def begin(peer: int, chunk: Array) -> None:
-                requests.append(self._comm.Isend([chunk, self.mpi.BYTE], peer, tag))
-                peers.append(peer)
-
+        self._watchdog.begin(what)
+        try:
             begun = Sends(begin, requests, peers)
             called_s = started_s
             for send in sends:
@@ -238,11 +244,14 @@ class MpiCommunicator(Communicator):
                     begun.add(send.peer, chunk)
                 num_bytes_sent += send.array.nbytes if send.peer != self.rank else 0
                 if (now_s := time.monotonic()) - called_s >= _WORK_EVERY_S:
+                    begin_to_receive()
                     self._notes.let_mpi_work()
                     self._watchdog.begin(what)
                     called_s = now_s
+            begin_to_receive()
             posted_s = time.monotonic()
             begun.finish(lambda *some: self._complete(what, label, *some))
+            requests[:0], peers[:0] = arriving, sources
             if batch is not None:
                 assert isinstance(batch, MpiBatch), "made by a channel of this communicator"
                 num_own = len(requests)
@@ -258,13 +267,13 @@ class MpiCommunicator(Communicator):
             self._check_lengths(statuses, expected, peers, what)
         except MistakeError:
             if self.has_failed:
-                self._begun = requests
+                self._begun = [*requests, *arriving]
             else:
                 self._waits.end()
             raise  # all who take part see it, each by itself
         except BaseException as error:
             self.has_failed = True
-            self._begun = requests
+            self._begun = [*requests, *arriving]
             if isinstance(error, self.mpi.Exception):
                 called = Called.of(what, label)
                 raise self._causes.translated(error, self._waits.statuses, what, called, tag) from error

@@ -19,7 +19,7 @@ from distopt.types import Array
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-_MOST_BYTES_ELSEWHERE: Final = 1 << 19
+MOST_BYTES_ELSEWHERE: Final = 1 << 21
 """A send begins while at most so many bytes are under way to other peers."""
 
 
@@ -40,7 +40,7 @@ class Sends:
 
     def add(self, peer: int, array: Array) -> None:
         """Send the bytes ``array`` to ``peer``, now or in :meth:`finish`; those to one peer keep their order."""
-        if self._num_bytes - self._bytes_to[peer] <= _MOST_BYTES_ELSEWHERE:
+        if self._num_bytes - self._bytes_to[peer] <= MOST_BYTES_ELSEWHERE:
             self._begin(peer, array)
             self._lengths.append(len(array))
             self._bytes_to[peer] += len(array)
@@ -56,7 +56,7 @@ class Sends:
         while self._queue:
             peer = self._queue[0][0]
             count = num_bytes = 0
-            while self._num_bytes - self._bytes_to[peer] > _MOST_BYTES_ELSEWHERE:
+            while self._num_bytes - self._bytes_to[peer] > MOST_BYTES_ELSEWHERE:
                 length = self._lengths.popleft()
                 self._bytes_to[self._peers[self._first + count]] -= length
                 self._num_bytes -= length

@@ -8,10 +8,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distopt.comm.mpi_sends import Sends
+from distopt.comm.mpi_sends import MOST_BYTES_ELSEWHERE, Sends
 from distopt.types import Array
 
-MOST_BYTES_ELSEWHERE = 1 << 19
+FEW, MANY = MOST_BYTES_ELSEWHERE // 2, 2 * MOST_BYTES_ELSEWHERE
 
 
 class Wire:
@@ -43,7 +43,7 @@ class Wire:
 
 
 def numbered(lengths: list[tuple[int, int]]) -> list[tuple[int, Array]]:
-    return [(peer, np.full(length, number, np.uint8)) for number, (peer, length) in enumerate(lengths)]
+    return [(peer, np.broadcast_to(np.uint8(number), length)) for number, (peer, length) in enumerate(lengths)]
 
 
 def carry(sends: list[tuple[int, Array]]) -> Wire:
@@ -56,25 +56,25 @@ def carry(sends: list[tuple[int, Array]]) -> Wire:
 
 
 def test_few_bytes_go_to_all_at_once() -> None:
-    wire = carry(numbered([(1, 1 << 18), (2, 1 << 18), (3, 1 << 10)]))
+    wire = carry(numbered([(1, FEW), (2, FEW), (3, 1 << 10)]))
     assert wire.begun == [(1, 0), (2, 1), (3, 2)]
     assert wire.num_waits == 0
 
 
 def test_many_bytes_go_to_one_peer_after_another() -> None:
-    pieces = [(peer, 1 << 20) for _ in range(3) for peer in (1, 2, 0)]
+    pieces = [(peer, MANY) for _ in range(3) for peer in (1, 2, 0)]
     wire = carry(numbered(pieces))
     assert wire.begun == [(1, 0), (1, 3), (1, 6), (2, 1), (2, 4), (2, 7), (0, 2), (0, 5), (0, 8)]
     assert wire.num_waits == 2
 
 
 def test_next_peer_is_begun_with_while_the_last_bytes_to_one_are_under_way() -> None:
-    wire = carry(numbered([(1, 1 << 20), (1, 1 << 18), (2, 1 << 20)]))
+    wire = carry(numbered([(1, MANY), (1, FEW), (2, MANY)]))
     assert wire.begun == [(1, 0), (1, 1), (2, 2)]
     assert [peer for peer, _ in wire.under_way.values()] == [1, 2]
 
 
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 1 << 20)), max_size=24))
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, MANY)), max_size=24))
 def test_everything_is_sent_once_and_in_order_to_each_peer(lengths: list[tuple[int, int]]) -> None:
     wire = carry(numbered(lengths))
     for peer in range(5):
