@@ -13,8 +13,9 @@ Rules of this file:
   something else, at no cost. Only then are names and labels themselves sent, as notes, to say what differs. A digest
   has 30 bits with Open MPI, 14 in the worst MPI that the standard allows, and labels carry the step: what is missed
   once is seen a step later.
-- What is sent is announced before anything is received. MPI grants what has been announced at once, and a peer that was
-  granted megabytes sends these before it grants anything itself: two ranks would send one after the other.
+- No more receives are begun than sends, until all of these are. MPI grants what has been announced as soon as a receive
+  is there, and a peer that was granted megabytes sends these before it grants anything itself: two ranks would send one
+  after the other.
 - A rank that waits for long tells the others where, by a note, so that those find out who wait for each other in
   different calls (:mod:`distopt.comm.long_waits`).
 
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import itertools
 import os
 import sys
 import time
@@ -228,12 +230,13 @@ class MpiCommunicator(Communicator):
             requests.append(self._comm.Isend([chunk, self.mpi.BYTE], peer, tag))
             peers.append(peer)
 
-        def begin_to_receive() -> None:
-            for peer, array in () if arriving else receives:
-                for chunk in _chunks(array):
-                    arriving.append(self._comm.Irecv([chunk, self.mpi.BYTE], peer, any_tag))
-                    sources.append(peer)
-                    expected.append(len(chunk))
+        to_receive = ((peer, chunk) for peer, array in receives for chunk in _chunks(array))
+
+        def begin_to_receive(most: int | None) -> None:
+            for peer, chunk in itertools.islice(to_receive, most):
+                arriving.append(self._comm.Irecv([chunk, self.mpi.BYTE], peer, any_tag))
+                sources.append(peer)
+                expected.append(len(chunk))
 
         self._watchdog.begin(what)
         try:
@@ -244,11 +247,11 @@ class MpiCommunicator(Communicator):
                     begun.add(send.peer, chunk)
                 num_bytes_sent += send.array.nbytes if send.peer != self.rank else 0
                 if (now_s := time.monotonic()) - called_s >= _WORK_EVERY_S:
-                    begin_to_receive()
+                    begin_to_receive(max(0, len(requests) - len(arriving)))
                     self._notes.let_mpi_work()
                     self._watchdog.begin(what)
                     called_s = now_s
-            begin_to_receive()
+            begin_to_receive(None)
             posted_s = time.monotonic()
             begun.finish(lambda *some: self._complete(what, label, *some))
             requests[:0], peers[:0] = arriving, sources
