@@ -362,9 +362,10 @@ class Communicator(abc.ABC):
         Raises: as :meth:`exchange`; Withdrawn.
         """
         what = f"{what}: parts of {len(like)} arrays from all replicas"
+        others = others_of(self.rank, self.size)
         sends = [
             Send(peer, array[part])
-            for peer in others_of(self.rank, self.size)
+            for peer in others
             for node in nodes[self.rank]
             for array, part in zip(mine[node], parts[peer], strict=True)
             if part.start < part.stop
@@ -372,7 +373,7 @@ class Communicator(abc.ABC):
         own = parts[self.rank]
         self._inbox.clear()
         collected = {node: tuple(array[part] for array, part in zip(mine[node], own, strict=True)) for node in mine}
-        for peer in others_of(self.rank, self.size):
+        for peer in others:
             for node in nodes[peer]:
                 collected[node] = tuple(
                     self._inbox.empty(part.stop - part.start, array.dtype)
@@ -380,7 +381,7 @@ class Communicator(abc.ABC):
                 )
         receives = [
             Receive(peer, array)
-            for peer in others_of(self.rank, self.size)
+            for peer in others
             for node in nodes[peer]
             for array in collected[node]
             if len(array)
@@ -388,8 +389,8 @@ class Communicator(abc.ABC):
         if label:
             # Every rank hears from every other one, also where there is nothing to be told but the label.
             heard, told = {peer for peer, _ in receives}, {peer for peer, _ in sends}
-            receives += [Receive(peer, _NOTHING) for peer in others_of(self.rank, self.size) if peer not in heard]
-            sends += [Send(peer, _NOTHING) for peer in others_of(self.rank, self.size) if peer not in told]
+            receives += [Receive(peer, _NOTHING) for peer in others if peer not in heard]
+            sends += [Send(peer, _NOTHING) for peer in others if peer not in told]
         if self.exchange(sends, receives, what, label, withdraws=withdraws) or withdraws:
             raise Withdrawn
         return collected
