@@ -380,11 +380,7 @@ class Communicator(abc.ABC):
                     for array, part in zip(like, own, strict=True)
                 )
         receives = [
-            Receive(peer, array)
-            for peer in others
-            for node in nodes[peer]
-            for array in collected[node]
-            if len(array)
+            Receive(peer, array) for peer in others for node in nodes[peer] for array in collected[node] if len(array)
         ]
         if label:
             # Every rank hears from every other one, also where there is nothing to be told but the label.
