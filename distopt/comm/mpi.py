@@ -13,21 +13,18 @@ Rules of this file:
   something else, at no cost. Only then are names and labels themselves sent, as notes, to say what differs. A digest
   has 30 bits with Open MPI, 14 in the worst MPI that the standard allows, and labels carry the step: what is missed
   once is seen a step later.
-- No more receives are begun than sends, until all of these are. MPI grants what has been announced as soon as a receive
-  is there, and a peer that was granted megabytes sends these before it grants anything itself: two ranks would send one
-  after the other.
 - A rank that waits for long tells the others where, by a note, so that those find out who wait for each other in
   different calls (:mod:`distopt.comm.long_waits`).
 
-How MPI is loaded: :mod:`distopt.comm.mpi_start`; how a wait goes: :mod:`distopt.comm.mpi_waits`; why it failed:
-:mod:`distopt.comm.mpi_causes`; how a process leaves: :mod:`distopt.comm.mpi_ending`.
+How MPI is loaded: :mod:`distopt.comm.mpi_start`; in which order transfers begin: :mod:`distopt.comm.mpi_turns`; how a
+wait goes: :mod:`distopt.comm.mpi_waits`; why it failed: :mod:`distopt.comm.mpi_causes`; how a process leaves:
+:mod:`distopt.comm.mpi_ending`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
-import itertools
 import os
 import sys
 import time
@@ -43,8 +40,8 @@ from distopt.comm.mpi_causes import Causes
 from distopt.comm.mpi_early import MpiBatch, MpiChannel
 from distopt.comm.mpi_notes import Notes
 from distopt.comm.mpi_segments import unlink_shared_memory
-from distopt.comm.mpi_sends import Sends
 from distopt.comm.mpi_start import load_mpi
+from distopt.comm.mpi_turns import Turns
 from distopt.comm.mpi_waits import MAX_PAUSE_S, Requests, Waits
 from distopt.comm.transfers import describe_wait
 from distopt.comm.watchdog import Watchdog
@@ -215,68 +212,54 @@ class MpiCommunicator(Communicator):
             raise LocalProtocolError(f"rank {self.rank} used a communicator that {state}: {what}")
         self.num_exchanges += 1
         tag = 2 * (1 + zlib.crc32(label or what.encode()) % self._num_digests) + withdraws
-        any_tag = self.mpi.ANY_TAG
         started_s = time.monotonic()
         if not self.num_exchanges % _READ_EVERY:
             self._notes.read_beside()
-        requests: list[MPI.Request] = []
-        peers: list[int] = []
-        arriving: list[MPI.Request] = []
-        sources: list[int] = []
-        expected: list[int] = []
+        early: list[MPI.Request] = []
+        turns = Turns(
+            lambda peer, chunk: self._comm.Isend([chunk, self.mpi.BYTE], peer, tag),
+            lambda peer, chunk: self._comm.Irecv([chunk, self.mpi.BYTE], peer, self.mpi.ANY_TAG),
+            ((receive.peer, chunk) for receive in receives for chunk in _chunks(receive.array)),
+        )
         num_bytes_sent = 0
-
-        def begin(peer: int, chunk: Array) -> None:
-            requests.append(self._comm.Isend([chunk, self.mpi.BYTE], peer, tag))
-            peers.append(peer)
-
-        to_receive = ((peer, chunk) for peer, array in receives for chunk in _chunks(array))
-
-        def begin_to_receive(most: int | None) -> None:
-            for peer, chunk in itertools.islice(to_receive, most):
-                arriving.append(self._comm.Irecv([chunk, self.mpi.BYTE], peer, any_tag))
-                sources.append(peer)
-                expected.append(len(chunk))
-
         self._watchdog.begin(what)
         try:
-            begun = Sends(begin, requests, peers)
             called_s = started_s
             for send in sends:
                 for chunk in _chunks(send.array):
-                    begun.add(send.peer, chunk)
+                    turns.add_send(send.peer, chunk)
                 num_bytes_sent += send.array.nbytes if send.peer != self.rank else 0
                 if (now_s := time.monotonic()) - called_s >= _WORK_EVERY_S:
-                    begin_to_receive(max(0, len(requests) - len(arriving)))
+                    turns.receive()
                     self._notes.let_mpi_work()
                     self._watchdog.begin(what)
                     called_s = now_s
-            begin_to_receive(None)
+            turns.receive_all()
             posted_s = time.monotonic()
-            begun.finish(lambda *some: self._complete(what, label, *some))
-            requests[:0], peers[:0] = arriving, sources
+            turns.finish(lambda *some: self._complete(what, label, *some))
+            peers = turns.sources + turns.targets
             if batch is not None:
                 assert isinstance(batch, MpiBatch), "made by a channel of this communicator"
-                num_own = len(requests)
-                requests += batch.requests
+                early = batch.requests
                 peers += batch.peers
                 num_bytes_sent += batch.num_bytes_sent
-            statuses = self._complete(what, label, requests, peers, sum(expected) + num_bytes_sent)
+            requests = [*turns.receives, *turns.sends, *early]
+            statuses = self._complete(what, label, requests, peers, sum(turns.lengths) + num_bytes_sent)
             if batch is not None:
-                batch.end(statuses[num_own:])
-            tags = [status.Get_tag() for status in statuses[: len(expected)]]
+                batch.end(statuses[len(requests) - len(early) :])
+            tags = [status.Get_tag() for status in statuses[: len(turns.receives)]]
             if any(found >> 1 != tag >> 1 for found in tags):
                 raise self._causes.calls_differ(Called.of(what, label))
-            self._check_lengths(statuses, expected, peers, what)
+            self._check_lengths(statuses, turns.lengths, turns.sources, what)
         except MistakeError:
             if self.has_failed:
-                self._begun = [*requests, *arriving]
+                self._begun = [*turns.receives, *turns.sends, *early]
             else:
                 self._waits.end()
             raise  # all who take part see it, each by itself
         except BaseException as error:
             self.has_failed = True
-            self._begun = [*requests, *arriving]
+            self._begun = [*turns.receives, *turns.sends, *early]
             if isinstance(error, self.mpi.Exception):
                 called = Called.of(what, label)
                 raise self._causes.translated(error, self._waits.statuses, what, called, tag) from error

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distopt.comm.mpi_sends import MOST_BYTES_ELSEWHERE, Sends
+from distopt.comm.mpi_turns import MOST_BYTES_ELSEWHERE, Turns
 from distopt.types import Array
 
 FEW, MANY = MOST_BYTES_ELSEWHERE // 2, 2 * MOST_BYTES_ELSEWHERE
@@ -18,21 +18,25 @@ class Wire:
     """Begins sends, and knows what is under way."""
 
     def __init__(self) -> None:
-        self.requests: list[Any] = ["a receive"]
-        self.peers = [7]
+        self.received: list[int] = []
+        """The peers that are received from."""
         self.under_way: dict[str, tuple[int, int]] = {}
         self.begun: list[tuple[int, int]] = []
         """Peer, and the number that the buffer holds."""
         self.num_waits = 0
 
-    def begin(self, peer: int, array: Array) -> None:
+    def send(self, peer: int, array: Array) -> Any:
         elsewhere = sum(length for other, length in self.under_way.values() if other != peer)
         assert elsewhere <= MOST_BYTES_ELSEWHERE
         request = f"send {len(self.begun)}"
         self.under_way[request] = peer, len(array)
         self.begun.append((peer, int(array[0])))
-        self.requests.append(request)
-        self.peers.append(peer)
+        return request
+
+    def receive(self, peer: int, array: Array) -> Any:
+        del array
+        self.received.append(peer)
+        return "a receive"
 
     def complete(self, requests: list[Any], peers: list[int], num_bytes: int) -> None:
         found = [self.under_way.pop(request) for request in requests]
@@ -48,10 +52,10 @@ def numbered(lengths: list[tuple[int, int]]) -> list[tuple[int, Array]]:
 
 def carry(sends: list[tuple[int, Array]]) -> Wire:
     wire = Wire()
-    begun = Sends(wire.begin, wire.requests, wire.peers)
+    turns = Turns(wire.send, wire.receive, [])
     for peer, array in sends:
-        begun.add(peer, array)
-    begun.finish(wire.complete)
+        turns.add_send(peer, array)
+    turns.finish(wire.complete)
     return wire
 
 
@@ -79,3 +83,19 @@ def test_everything_is_sent_once_and_in_order_to_each_peer(lengths: list[tuple[i
     wire = carry(numbered(lengths))
     for peer in range(5):
         assert [n for to, n in wire.begun if to == peer] == [n for n, (to, _) in enumerate(lengths) if to == peer]
+
+
+def test_no_more_receives_are_begun_than_sends_until_all_of_these_are() -> None:
+    wire = Wire()
+    turns = Turns(wire.send, wire.receive, numbered([(1, 3), (2, 5), (1, 7)]))
+    turns.receive()
+    assert wire.received == []
+    turns.add_send(2, np.zeros(1, np.uint8))
+    for _ in range(2):
+        turns.receive()
+        assert wire.received == [1]
+    turns.receive_all()
+    assert wire.received == turns.sources == [1, 2, 1]
+    assert turns.lengths == [3, 5, 7]
+    turns.receive()
+    assert len(turns.receives) == 3
