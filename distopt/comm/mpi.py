@@ -3,6 +3,8 @@
 Rules of this file:
 
 - Buffer calls only: the lower-case ones pickle.
+- Buffers travel in pieces that MPI sends at once. Longer messages are announced, granted by their receiver, and sent
+  then: that takes a round trip, and a grant waits behind whatever goes the same way.
 - No call that can block for a peer: every transfer is started, then tested until it is done or its deadline is over.
   In between, notes of other ranks are read, and the ranks of this host are looked at (:mod:`distopt.comm.host_peers`).
 - What blocks nevertheless, inside of MPI, is ended by a watchdog.
@@ -16,9 +18,8 @@ Rules of this file:
 - A rank that waits for long tells the others where, by a note, so that those find out who wait for each other in
   different calls (:mod:`distopt.comm.long_waits`).
 
-How MPI is loaded: :mod:`distopt.comm.mpi_start`; in which order transfers begin: :mod:`distopt.comm.mpi_turns`; how a
-wait goes: :mod:`distopt.comm.mpi_waits`; why it failed: :mod:`distopt.comm.mpi_causes`; how a process leaves:
-:mod:`distopt.comm.mpi_ending`.
+How MPI is loaded: :mod:`distopt.comm.mpi_start`; how a wait goes: :mod:`distopt.comm.mpi_waits`; why it failed:
+:mod:`distopt.comm.mpi_causes`; how a process leaves: :mod:`distopt.comm.mpi_ending`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,6 @@ from distopt.comm.mpi_early import MpiBatch, MpiChannel
 from distopt.comm.mpi_notes import Notes
 from distopt.comm.mpi_segments import unlink_shared_memory
 from distopt.comm.mpi_start import load_mpi
-from distopt.comm.mpi_turns import Turns
 from distopt.comm.mpi_waits import MAX_PAUSE_S, Requests, Waits
 from distopt.comm.transfers import describe_wait
 from distopt.comm.watchdog import Watchdog
@@ -59,15 +59,11 @@ from distopt.types import Array
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-_CHUNK_BYTES: Final = 1 << 30
-"""Messages are at most this long; a count in MPI 3 is a C int."""
+_PIECE_BYTES: Final = 60 << 10
+"""Open MPI sends 64 kB over TCP at once (``btl_tcp_eager_limit``), its own header among them."""
 
 _LEAST_TAG_UB: Final = 32767
 """The largest tag that every MPI offers."""
-
-_WORK_EVERY_S: Final = 0.5e-3
-"""So often MPI is called while buffers are made, and not for each: what it has begun to send by then leaves before it
-even announces the next one, which takes a round trip."""
 
 _READ_EVERY: Final = 256
 """In every so many exchanges, and meetings, notes are read without a wait."""
@@ -184,9 +180,9 @@ class MpiCommunicator(Communicator):
             self._channel = MpiChannel(self.mpi, self._duplicate(self._comm), self, self._tag_upper_bound)
         return self._channel
 
-    def chunks(self, array: Array) -> list[Array]:
+    def pieces(self, array: Array) -> list[Array]:
         """See :class:`~distopt.comm.mpi_early.MpiRank`."""
-        return list(_chunks(array))
+        return list(_pieces(array))
 
     def failed(self, error: Exception, what: str) -> DistoptError:
         """See :class:`~distopt.comm.mpi_early.MpiRank`."""
@@ -215,51 +211,48 @@ class MpiCommunicator(Communicator):
         started_s = time.monotonic()
         if not self.num_exchanges % _READ_EVERY:
             self._notes.read_beside()
-        early: list[MPI.Request] = []
-        turns = Turns(
-            lambda peer, chunk: self._comm.Isend([chunk, self.mpi.BYTE], peer, tag),
-            lambda peer, chunk: self._comm.Irecv([chunk, self.mpi.BYTE], peer, self.mpi.ANY_TAG),
-            ((receive.peer, chunk) for receive in receives for chunk in _chunks(receive.array)),
-        )
+        requests: list[MPI.Request] = []
+        peers: list[int] = []
+        lengths: list[int] = []
         num_bytes_sent = 0
         self._watchdog.begin(what)
         try:
-            called_s = started_s
-            for send in sends:
-                for chunk in _chunks(send.array):
-                    turns.add_send(send.peer, chunk)
-                num_bytes_sent += send.array.nbytes if send.peer != self.rank else 0
-                if (now_s := time.monotonic()) - called_s >= _WORK_EVERY_S:
-                    turns.receive()
-                    self._notes.let_mpi_work()
-                    self._watchdog.begin(what)
-                    called_s = now_s
-            turns.receive_all()
+            for peer, array in receives:
+                for piece in _pieces(array):
+                    requests.append(self._comm.Irecv([piece, self.mpi.BYTE], peer, self.mpi.ANY_TAG))
+                    peers.append(peer)
+                    lengths.append(len(piece))
+            for peer, array in sends:
+                for piece in _pieces(array):
+                    requests.append(self._comm.Isend([piece, self.mpi.BYTE], peer, tag))
+                    peers.append(peer)
+                num_bytes_sent += array.nbytes if peer != self.rank else 0
+                self._notes.let_mpi_work()
+                self._watchdog.begin(what)
             posted_s = time.monotonic()
-            turns.finish(lambda *some: self._complete(what, label, *some))
-            peers = turns.sources + turns.targets
             if batch is not None:
                 assert isinstance(batch, MpiBatch), "made by a channel of this communicator"
-                early = batch.requests
+                num_own = len(requests)
+                requests += batch.requests
                 peers += batch.peers
                 num_bytes_sent += batch.num_bytes_sent
-            requests = [*turns.receives, *turns.sends, *early]
-            statuses = self._complete(what, label, requests, peers, sum(turns.lengths) + num_bytes_sent)
+            wait = Requests(what, posted_s, requests, peers, label=label, num_bytes=sum(lengths) + num_bytes_sent)
+            statuses = self._waits.complete(wait, self._look)
             if batch is not None:
-                batch.end(statuses[len(requests) - len(early) :])
-            tags = [status.Get_tag() for status in statuses[: len(turns.receives)]]
+                batch.end(statuses[num_own:])
+            tags = [status.Get_tag() for status in statuses[: len(lengths)]]
             if any(found >> 1 != tag >> 1 for found in tags):
                 raise self._causes.calls_differ(Called.of(what, label))
-            self._check_lengths(statuses, turns.lengths, turns.sources, what)
+            self._check_lengths(statuses, lengths, peers, what)
         except MistakeError:
             if self.has_failed:
-                self._begun = [*turns.receives, *turns.sends, *early]
+                self._begun = requests
             else:
                 self._waits.end()
             raise  # all who take part see it, each by itself
         except BaseException as error:
             self.has_failed = True
-            self._begun = [*turns.receives, *turns.sends, *early]
+            self._begun = requests
             if isinstance(error, self.mpi.Exception):
                 called = Called.of(what, label)
                 raise self._causes.translated(error, self._waits.statuses, what, called, tag) from error
@@ -271,12 +264,6 @@ class MpiCommunicator(Communicator):
         self.traffic.bytes_sent += num_bytes_sent
         self.traffic.bytes_received += sum(array.nbytes for peer, array in receives if peer != self.rank)
         return any(found & 1 for found in tags)
-
-    def _complete(
-        self, what: str, label: bytes, requests: list[MPI.Request], peers: list[int], num_bytes: int
-    ) -> list[MPI.Status]:
-        wait = Requests(what, time.monotonic(), requests, peers, label=label, num_bytes=num_bytes)
-        return self._waits.complete(wait, self._look)
 
     def termination_error(self) -> DistoptError:
         """Return why this process was told to end: for a handler of SIGTERM, which MPI launchers send to the survivors.
@@ -444,8 +431,8 @@ class MpiCommunicator(Communicator):
         self.abort(1, message, at_once=True)  # by the watchdog's thread, beside one that is inside of MPI
 
 
-def _chunks(array: Array) -> Iterator[Array]:
+def _pieces(array: Array) -> Iterator[Array]:
     """Return the bytes of ``array`` as messages: one at least, even if it is empty."""
     flat = bytes_of(array)
-    for start in range(0, max(1, len(flat)), _CHUNK_BYTES):
-        yield flat[start : start + _CHUNK_BYTES]
+    for start in range(0, max(1, len(flat)), _PIECE_BYTES):
+        yield flat[start : start + _PIECE_BYTES]

@@ -29,7 +29,7 @@ class MpiRank(Protocol):
 
     traffic: Traffic
 
-    def chunks(self, array: Array) -> list[Array]:
+    def pieces(self, array: Array) -> list[Array]:
         """Return the bytes of ``array`` as messages."""
         ...
 
@@ -109,8 +109,8 @@ class MpiBatch:
     def _begin(self, function: Callable[..., Any], peer: int, tag: int, array: Array) -> None:
         self._under_way.add(self)
         try:
-            for chunk in self._rank.chunks(array):
-                self.requests.append(function([chunk, self._mpi.BYTE], peer, self._first_tag + tag))
+            for piece in self._rank.pieces(array):
+                self.requests.append(function([piece, self._mpi.BYTE], peer, self._first_tag + tag))
                 self.peers.append(peer)
         except self._mpi.Exception as error:
             raise self._rank.failed(error, "sending before the exchange") from error

@@ -31,8 +31,11 @@ MAX_PAUSE_S: Final = 1e-3
 _MAX_PAUSE_OF_MANY_BYTES_S: Final = 1e-4
 """While many bytes are on their way; they move only while MPI is called."""
 _MANY_BYTES: Final = 1 << 20
-_PAUSE_SHARE: Final = 0.1
+_PAUSE_SHARE: Final = 0.02
 """A wait sleeps for this share of what it has lasted, so it ends at most so much late."""
+
+_MOST_AT_ONCE: Final = 64
+"""So many requests are tested at once; a test of thousands takes longer than what it waits for."""
 
 _LOOK_EVERY_S: Final = 0.1
 _GAP_S: Final = 2.0
@@ -92,11 +95,16 @@ class Waits:
         self.current = wait
         self.statuses = statuses = [self._mpi.Status() for _ in wait.requests]
         test_all = self._mpi.Request.Testall
+        num_done, most = 0, _MOST_AT_ONCE
         looked_s = wait.started_s
         deadline_s = wait.started_s + self._owner.timeout_s
         spin_s = min(_SPIN_S + wait.num_bytes / _SPIN_BYTES_PER_S, _LOOK_EVERY_S)
         max_pause_s = _MAX_PAUSE_OF_MANY_BYTES_S if wait.num_bytes >= _MANY_BYTES else wait.max_pause_s
-        while not test_all(wait.requests, statuses):
+        while num_done < len(wait.requests):
+            some, most = slice(num_done, num_done + most), _MOST_AT_ONCE
+            if test_all(wait.requests[some], statuses[some]):
+                num_done = some.stop
+                continue
             now_s = time.monotonic()
             if now_s - wait.started_s < spin_s:
                 os.sched_yield()
@@ -109,6 +117,7 @@ class Waits:
                     self._late = LateRanks(self._owner, wait.what, wait.started_s)
                 self._late.note(wait.peers, wait.missing(), now_s)
                 look(wait)
+                most = len(wait.requests)  # a rank may be lost whose messages come later
                 if now_s >= deadline_s:
                     raise CollectiveTimeoutError(self.situation())
             time.sleep(min(max_pause_s, max(_MIN_PAUSE_S, _PAUSE_SHARE * (now_s - wait.started_s))))

@@ -305,12 +305,21 @@ def test_exchange_with_oneself_copies(run: Run) -> None:
     assert all(result == 2.0 for result in run(body))
 
 
-def test_exchange_of_a_large_buffer_arrives_whole(run: Run) -> None:
+def test_exchange_of_large_buffers_brings_each_whole_and_in_order(run: Run) -> None:
+    lengths = [61_441, 0, 5_000_003, 61_440, 1, 122_880, 61_439]  # about multiples of what MPI sends at once
+
+    def numbers(rank: int, length: int) -> Array:
+        return np.arange(length, dtype=np.uint32).astype(np.uint8) * np.uint8(2 * rank + 3) + np.uint8(length % 251)
+
     def body(comm: Communicator) -> bool:
-        right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
-        received = np.empty(300_000)
-        comm.exchange([Send(right, np.arange(300_000.0) + comm.rank)], [Receive(left, received)], "a buffer of 2.4 MB")
-        return bool(np.array_equal(received, np.arange(300_000.0) + left))
+        peers = sorted({(comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size})
+        received = {(peer, length): np.empty(length, np.uint8) for peer in peers for length in lengths}
+        comm.exchange(
+            (Send(peer, numbers(comm.rank, length)) for length in lengths for peer in peers),
+            [Receive(peer, array) for (peer, _), array in received.items()],
+            "buffers of 5 MB",
+        )
+        return all(np.array_equal(array, numbers(peer, length)) for (peer, length), array in received.items())
 
     assert all(run(body))
 
