@@ -236,7 +236,8 @@ class MpiCommunicator(Communicator):
                 requests += batch.requests
                 peers += batch.peers
                 num_bytes_sent += batch.num_bytes_sent
-            wait = Requests(what, posted_s, requests, peers, label=label, num_bytes=sum(lengths) + num_bytes_sent)
+            num_bytes = sum(lengths) + num_bytes_sent
+            wait = Requests(what, posted_s, requests, peers, len(lengths), label=label, num_bytes=num_bytes)
             statuses = self._waits.complete(wait, self._look)
             if batch is not None:
                 batch.end(statuses[num_own:])

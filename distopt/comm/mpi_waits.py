@@ -48,12 +48,13 @@ _TOLD_EVERY_S: Final = 1.0
 
 
 class Requests(NamedTuple):
-    """What is under way: requests, and the peer of each."""
+    """What is under way: requests, of which the first ``num_receives`` receive, and the peer of each."""
 
     what: str
     started_s: float
     requests: list[MPI.Request]
     peers: list[int]
+    num_receives: int = 0
     everyone: tuple[int, ...] = ()
     """All ranks, for a request that has no single peer."""
     label: bytes = b""
@@ -68,6 +69,16 @@ class Requests(NamedTuple):
             return list(self.everyone)
         pairs = zip(self.requests, self.peers, strict=True)
         return sorted({peer for request, peer in pairs if not request.Get_status()})
+
+    def silent(self) -> list[int]:
+        """Return the ranks that have not come: of which nothing is there, or which have not got what only they get."""
+        missing = self.missing()
+        if self.everyone:
+            return missing
+        senders = self.peers[: self.num_receives]
+        pairs = zip(self.requests, senders, strict=False)
+        heard = {peer for request, peer in pairs if request.Get_status()}
+        return sorted(set(senders) - heard | set(missing).difference(senders))
 
 
 class Waits:
@@ -115,7 +126,7 @@ class Waits:
                 looked_s = now_s
                 if self._late is None:
                     self._late = LateRanks(self._owner, wait.what, wait.started_s)
-                self._late.note(wait.peers, wait.missing(), now_s)
+                self._late.note(wait.peers, wait.silent(), now_s)
                 look(wait)
                 most = len(wait.requests)  # a rank may be lost whose messages come later
                 if now_s >= deadline_s:
@@ -142,7 +153,7 @@ class Waits:
     def _complete_alone(self, request: MPI.Request, max_pause_s: float, look: Callable[[], object]) -> None:
         owner, what = self._owner, "making a communicator"
         everyone = tuple(range(owner.size))
-        wait = Requests(what, time.monotonic(), [request], [owner.rank], everyone, max_pause_s=max_pause_s)
+        wait = Requests(what, time.monotonic(), [request], [owner.rank], everyone=everyone, max_pause_s=max_pause_s)
         self.complete(wait, lambda _: look())
 
     def end(self) -> None:
