@@ -237,14 +237,15 @@ class MpiCommunicator(Communicator):
                 peers += batch.peers
                 num_bytes_sent += batch.num_bytes_sent
             num_bytes = sum(lengths) + num_bytes_sent
-            wait = Requests(what, posted_s, requests, peers, len(lengths), label=label, num_bytes=num_bytes)
+            wait = Requests(what, posted_s, requests, peers, lengths, label=label, num_bytes=num_bytes)
             statuses = self._waits.complete(wait, self._look)
             if batch is not None:
                 batch.end(statuses[num_own:])
             tags = [status.Get_tag() for status in statuses[: len(lengths)]]
             if any(found >> 1 != tag >> 1 for found in tags):
                 raise self._causes.calls_differ(Called.of(what, label))
-            self._check_lengths(statuses, lengths, peers, what)
+            for status, length, peer in zip(statuses, lengths, peers, strict=False):
+                self._check_length(status, length, peer, what)
         except MistakeError:
             if self.has_failed:
                 self._begun = requests
@@ -414,14 +415,15 @@ class MpiCommunicator(Communicator):
     def _look(self, wait: Requests) -> None:
         """Raise if a wait is in vain."""
         self.look(wait.missing(), self._waits.situation())
+        for status, length, peer in wait.come(self.mpi):
+            self._check_length(status, length, peer, wait.what)  # a peer that means fewer pieces sends no others
 
-    def _check_lengths(self, statuses: list[MPI.Status], expected: list[int], peers: list[int], what: str) -> None:
-        for status, length, peer in zip(statuses, expected, peers, strict=False):
-            if (count := status.Get_count(self.mpi.BYTE)) != length:
-                raise RemoteProtocolError(
-                    f"rank {self.rank} expected {length} bytes from rank {peer} at step {self.step} "
-                    f"and got {count}: {what}"
-                )
+    def _check_length(self, status: MPI.Status, expected: int, peer: int, what: str) -> None:
+        if (count := status.Get_count(self.mpi.BYTE)) != expected:
+            raise RemoteProtocolError(
+                f"rank {self.rank} expected {expected} bytes from rank {peer} at step {self.step}, and got {count}: "
+                f"{what}"
+            )
 
     def _crash(self) -> str:
         return f"a rank was lost at step {self.step} as MPI made a communicator, and MPI crashed on all others"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from distopt.comm.arrivals import LateRanks
@@ -48,13 +48,13 @@ _TOLD_EVERY_S: Final = 1.0
 
 
 class Requests(NamedTuple):
-    """What is under way: requests, of which the first ``num_receives`` receive, and the peer of each."""
+    """What is under way: requests, and the peer of each; the first ones receive so many bytes as ``lengths`` says."""
 
     what: str
     started_s: float
     requests: list[MPI.Request]
     peers: list[int]
-    num_receives: int = 0
+    lengths: Sequence[int] = ()
     everyone: tuple[int, ...] = ()
     """All ranks, for a request that has no single peer."""
     label: bytes = b""
@@ -75,10 +75,17 @@ class Requests(NamedTuple):
         missing = self.missing()
         if self.everyone:
             return missing
-        senders = self.peers[: self.num_receives]
+        senders = self.peers[: len(self.lengths)]
         pairs = zip(self.requests, senders, strict=False)
         heard = {peer for request, peer in pairs if request.Get_status()}
         return sorted(set(senders) - heard | set(missing).difference(senders))
+
+    def come(self, mpi: Any) -> Iterator[tuple[MPI.Status, int, int]]:
+        """Yield the status of each receive that is done and was not tested, the bytes expected, and the peer."""
+        for request, length, peer in zip(self.requests, self.lengths, self.peers, strict=False):
+            status = mpi.Status()
+            if request != mpi.REQUEST_NULL and request.Get_status(status):
+                yield status, length, peer
 
 
 class Waits:

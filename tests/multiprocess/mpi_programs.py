@@ -145,6 +145,11 @@ def lengths_differ(comm: MpiCommunicator) -> None:
     comm.all_reduce("SUM", [np.ones(5 - (comm.rank == 1))])
 
 
+def numbers_of_pieces_differ(comm: MpiCommunicator) -> None:
+    """Let rank 1 contribute half of what the others do: one message to each where these send two."""
+    comm.all_reduce("SUM", [np.ones(240 << (10 - (comm.rank == 1)), np.uint8)])
+
+
 def gradient_is_never_applied(comm: MpiCommunicator) -> None:
     """Let rank 0, on a host of its own, end with partial sums under way that nobody waits for."""
     comm._host_group = meet_on_host(comm, namespace=f"host {comm.rank}")

@@ -173,6 +173,14 @@ def test_ranks_that_disagree_on_lengths_are_refused() -> None:
     assert any(error.startswith("RemoteProtocolError") for error in errors_of(result)), result
 
 
+def test_ranks_that_disagree_on_the_number_of_messages_are_refused_long_before_a_wait_is_over() -> None:
+    launcher, *rest = mpirun(3, [PROGRAMS, "numbers_of_pieces_differ"])
+    # Where ranks read each other's memory (cma), Open MPI writes what is too long behind the end of the buffer.
+    result = run_job([launcher, "--mca", "smsc", "^cma", *rest], limit_s=20.0)
+    assert result.status == 3, result
+    assert any(error.startswith("RemoteProtocolError") for error in errors_of(result)), result
+
+
 def test_job_ends_in_peace_with_sums_under_way_that_nobody_waits_for() -> None:
     result = run_job(mpirun(2, [PROGRAMS, "gradient_is_never_applied"]), limit_s=40.0)
     assert result.status == 0, result
