@@ -4,7 +4,8 @@ Rules of this file:
 
 - Buffer calls only: the lower-case ones pickle.
 - Buffers travel in pieces that MPI sends at once. Longer messages are announced, granted by their receiver, and sent
-  then: that takes a round trip, and a grant waits behind whatever goes the same way.
+  then: that takes a round trip, and a grant waits behind whatever goes the same way. All receives are begun first; what
+  is sent to a peer that has not come is little (:mod:`distopt.comm.mpi_sends`).
 - No call that can block for a peer: every transfer is started, then tested until it is done or its deadline is over.
   In between, notes of other ranks are read, and the ranks of this host are looked at (:mod:`distopt.comm.host_peers`).
 - What blocks nevertheless, inside of MPI, is ended by a watchdog.
@@ -41,6 +42,7 @@ from distopt.comm.mpi_causes import Causes
 from distopt.comm.mpi_early import MpiBatch, MpiChannel
 from distopt.comm.mpi_notes import Notes
 from distopt.comm.mpi_segments import unlink_shared_memory
+from distopt.comm.mpi_sends import Sends
 from distopt.comm.mpi_start import load_mpi
 from distopt.comm.mpi_waits import MAX_PAUSE_S, Requests, Waits
 from distopt.comm.transfers import describe_wait
@@ -215,6 +217,14 @@ class MpiCommunicator(Communicator):
         peers: list[int] = []
         lengths: list[int] = []
         num_bytes_sent = 0
+
+        def send(peer: int, piece: Array, asks: bool) -> MPI.Request:
+            begin = self._comm.Issend if asks else self._comm.Isend
+            request = begin([piece, self.mpi.BYTE], peer, tag)
+            requests.append(request)
+            peers.append(peer)
+            return request
+
         self._watchdog.begin(what)
         try:
             for peer, array in receives:
@@ -222,14 +232,19 @@ class MpiCommunicator(Communicator):
                     requests.append(self._comm.Irecv([piece, self.mpi.BYTE], peer, self.mpi.ANY_TAG))
                     peers.append(peer)
                     lengths.append(len(piece))
+            sending = Sends(send)
             for peer, array in sends:
                 for piece in _pieces(array):
-                    requests.append(self._comm.Isend([piece, self.mpi.BYTE], peer, tag))
-                    peers.append(peer)
+                    sending.add(peer, piece)
                 num_bytes_sent += array.nbytes if peer != self.rank else 0
                 self._notes.let_mpi_work()
                 self._watchdog.begin(what)
             posted_s = time.monotonic()
+            sending.finish(
+                lambda some, theirs: self._waits.complete(
+                    Requests(what, posted_s, some, theirs, label=label, num_bytes=num_bytes_sent), self._look
+                )
+            )
             if batch is not None:
                 assert isinstance(batch, MpiBatch), "made by a channel of this communicator"
                 num_own = len(requests)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 from unittest.mock import patch
@@ -19,7 +20,7 @@ import numpy as np
 import distopt as tf
 from distopt.aggregation import Sum
 from distopt.canonical_sum import add_rows
-from distopt.comm.communicator import Contribution, Hosting
+from distopt.comm.communicator import Contribution, Hosting, Receive, Send
 from distopt.comm.mpi import MpiCommunicator
 from distopt.comm.mpi_start import load_mpi
 from distopt.comm.shared_memory import meet_on_host
@@ -148,6 +149,24 @@ def lengths_differ(comm: MpiCommunicator) -> None:
 def numbers_of_pieces_differ(comm: MpiCommunicator) -> None:
     """Let rank 1 contribute half of what the others do: one message to each where these send two."""
     comm.all_reduce("SUM", [np.ones(240 << (10 - (comm.rank == 1)), np.uint8)])
+
+
+def one_rank_is_sent_much_before_it_comes(comm: MpiCommunicator) -> None:
+    """Let rank 1 call MPI, as a rank that waits for others of its host does, while rank 0 sends it 200 MB already."""
+    sent, received = np.full(200 << 20, comm.rank + 1, np.uint8), np.ones(200 << 20, np.uint8)
+    comm.barrier()
+    before = _resident_bytes()
+    if comm.rank == 1:
+        for _ in range(1000):
+            comm._notes.read()
+            time.sleep(1e-3)
+    comm.exchange([Send(1 - comm.rank, sent)], [Receive(1 - comm.rank, received)], "much")
+    assert (received == 2 - comm.rank).all()
+    say(f"rank {comm.rank} grew by {(_resident_bytes() - before) >> 20} MB")
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 def gradient_is_never_applied(comm: MpiCommunicator) -> None:

@@ -181,6 +181,15 @@ def test_ranks_that_disagree_on_the_number_of_messages_are_refused_long_before_a
     assert any(error.startswith("RemoteProtocolError") for error in errors_of(result)), result
 
 
+def test_rank_that_comes_late_does_not_hold_what_was_sent_to_it() -> None:
+    launcher, *rest = mpirun(2, [PROGRAMS, "one_rank_is_sent_much_before_it_comes"])
+    result = run_job([launcher, "--mca", "btl", "tcp,self", *rest], limit_s=40.0)
+    assert result.status == 0, result
+    grown = dict(re.findall(r"rank (\d) grew by (\d+) MB", result.stdout))
+    assert grown.keys() == {"0", "1"}, result
+    assert all(int(megabytes) < 60 for megabytes in grown.values()), result
+
+
 def test_job_ends_in_peace_with_sums_under_way_that_nobody_waits_for() -> None:
     result = run_job(mpirun(2, [PROGRAMS, "gradient_is_never_applied"]), limit_s=40.0)
     assert result.status == 0, result
