@@ -15,7 +15,7 @@ from distopt.types import Array
 
 
 class Expected(NamedTuple):
-    """A message of a batch: who sends it, its tag, and the contiguous array it goes to, whole, or empty."""
+    """A message of a batch: who sends it, its tag, and the contiguous array it goes to, if it is not withheld."""
 
     peer: int
     tag: int
@@ -36,6 +36,13 @@ class Batch(Protocol):
         """Begin to send a contiguous array, which stays as it is until the batch is ended.
 
         Raises: as :meth:`~distopt.comm.communicator.Communicator.exchange` for a peer that is lost.
+        """
+        ...
+
+    def withhold(self, peer: int, tag: int, array: Array) -> None:
+        """Send nothing where ``array`` would have been sent, which ends the message as well.
+
+        Raises: as :meth:`send`.
         """
         ...
 

@@ -40,6 +40,9 @@ class InProcessBatch:
         self._put(peer, self._first_tag + tag, array)
         self._num_bytes += array.nbytes
 
+    def withhold(self, peer: int, tag: int, array: Array) -> None:
+        self._put(peer, self._first_tag + tag, array[:0])
+
     def progress(self) -> None:
         """Do nothing: nothing is under way."""
 

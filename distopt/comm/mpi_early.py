@@ -95,21 +95,25 @@ class MpiBatch:
         """The positions of those that receive."""
 
     def send(self, peer: int, tag: int, array: Array) -> None:
-        self._begin(self._comm.Isend, peer, tag, array)
+        self._begin(self._comm.Isend, peer, tag, self._rank.pieces(array))
         self.num_bytes_sent += array.nbytes
+
+    def withhold(self, peer: int, tag: int, array: Array) -> None:
+        # One empty message for each that is expected.
+        self._begin(self._comm.Isend, peer, tag, [piece[:0] for piece in self._rank.pieces(array)])
 
     def open(self) -> None:
         if not self._is_open:
             self._is_open = True
             first = len(self.requests)
             for peer, tag, array in self._expected:
-                self._begin(self._comm.Irecv, peer, tag, array)
+                self._begin(self._comm.Irecv, peer, tag, self._rank.pieces(array))
             self._receives = range(first, len(self.requests))
 
-    def _begin(self, function: Callable[..., Any], peer: int, tag: int, array: Array) -> None:
+    def _begin(self, function: Callable[..., Any], peer: int, tag: int, pieces: Sequence[Array]) -> None:
         self._under_way.add(self)
         try:
-            for piece in self._rank.pieces(array):
+            for piece in pieces:
                 self.requests.append(function([piece, self._mpi.BYTE], peer, self._first_tag + tag))
                 self.peers.append(peer)
         except self._mpi.Exception as error:

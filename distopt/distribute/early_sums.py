@@ -18,7 +18,7 @@ Rules of this file:
 - What left is not overwritten before the step ends: sums have memory of their own. An array that an operation wrote
   where this host reads it is kept, so that nothing else is written there; where something else was put, no operation
   may write.
-- Every step ends every message of its own: one that did not leave early leaves in ``agree``, and is empty where the
+- Every step ends every message of its own: one that did not leave early leaves in ``agree``, or is withheld where the
   gradients are sent again. So a gradient that is never applied, or a step that is given up, leaves nothing behind.
 - Which lists of variables are watched, and for how long, follows from the apply calls, which are the same on all ranks.
 """
@@ -319,7 +319,7 @@ class EarlySums:
         def send_the_rest() -> None:
             for each in self._sums:
                 if not each.has_left and withdraws:
-                    self._batch.send(each.chunk.owner, each.tag, _NOTHING)
+                    self._batch.withhold(each.chunk.owner, each.tag, each.memory)
                 elif not each.has_left:
                     self._send(each)
                     self._batch.progress()
@@ -339,6 +339,3 @@ class EarlySums:
             )  # fmt: skip
             self.is_given_up = True
         return withdrawn
-
-
-_NOTHING = np.empty(0, np.uint8)
