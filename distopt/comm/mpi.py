@@ -252,7 +252,7 @@ class MpiCommunicator(Communicator):
                 peers += batch.peers
                 num_bytes_sent += batch.num_bytes_sent
             num_bytes = sum(lengths) + num_bytes_sent
-            wait = Requests(what, posted_s, requests, peers, lengths, label=label, num_bytes=num_bytes)
+            wait = Requests(what, posted_s, requests, peers, lengths, tag, label=label, num_bytes=num_bytes)
             statuses = self._waits.complete(wait, self._look)
             if batch is not None:
                 batch.end(statuses[num_own:])
@@ -431,7 +431,8 @@ class MpiCommunicator(Communicator):
         """Raise if a wait is in vain."""
         self.look(wait.missing(), self._waits.situation())
         for status, length, peer in wait.come(self.mpi):
-            self._check_length(status, length, peer, wait.what)  # a peer that means fewer pieces sends no others
+            if status.Get_tag() >> 1 == wait.tag >> 1:  # other calls are told apart by all ranks together
+                self._check_length(status, length, peer, wait.what)  # who means fewer pieces sends no others
 
     def _check_length(self, status: MPI.Status, expected: int, peer: int, what: str) -> None:
         if (count := status.Get_count(self.mpi.BYTE)) != expected:

@@ -57,7 +57,7 @@ class Sends:
             self._let_go(peer, self._peers[peer])
 
     def _let_go(self, peer: int, state: _Peer) -> None:
-        while state.held and (state.num_bytes < MOST_BYTES or self._has_answered(state)):
+        while state.held and self._may_send(state):
             array = state.held.popleft()
             asks = state.question is None and state.num_bytes >= FIRST_BYTES
             request = self._send(peer, array, asks)
@@ -66,7 +66,8 @@ class Sends:
             state.num_bytes += len(array)
 
     @staticmethod
-    def _has_answered(state: _Peer) -> bool:
-        if not state.has_answered and state.question is not None:
-            state.has_answered = bool(state.question.Get_status())
+    def _may_send(state: _Peer) -> bool:
+        if state.question is None or state.num_bytes < MOST_BYTES or state.has_answered:
+            return True
+        state.has_answered = bool(state.question.Get_status())
         return state.has_answered

@@ -55,6 +55,8 @@ class Requests(NamedTuple):
     requests: list[MPI.Request]
     peers: list[int]
     lengths: Sequence[int] = ()
+    tag: int = 0
+    """Of what is sent, and expected."""
     everyone: tuple[int, ...] = ()
     """All ranks, for a request that has no single peer."""
     label: bytes = b""

@@ -92,6 +92,16 @@ def test_one_wait_is_for_all_that_have_not_come() -> None:
         assert sum(request.asks for request in wire.begun if request.peer == peer) == 1
 
 
+def test_buffer_longer_than_what_may_be_sent_is_followed_by_the_rest() -> None:
+    wire = Wire()
+    sends = Sends(wire.send)
+    for number in range(3):
+        sends.add(1, np.broadcast_to(np.uint16(number), 2 * MOST_BYTES))
+    sends.finish(wire.complete)
+    assert wire.numbers(1) == [0, 1, 2]
+    assert wire.waits == [[1]]
+
+
 @pytest.mark.parametrize("come", [frozenset[int](), frozenset([0, 2]), frozenset(range(5))])
 @given(peers=st.lists(st.integers(0, 4), max_size=400))
 def test_everything_is_sent_once_and_in_order_to_each_peer(come: frozenset[int], peers: list[int]) -> None:
