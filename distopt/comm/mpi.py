@@ -31,7 +31,7 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from distopt.comm import host_peers, mpi_ending, mpi_start, mpi_survivors
@@ -183,8 +183,9 @@ class MpiCommunicator(Communicator):
         return self._channel
 
     def pieces(self, array: Array) -> list[Array]:
-        """See :class:`~distopt.comm.mpi_early.MpiRank`."""
-        return list(_pieces(array))
+        """See :class:`~distopt.comm.mpi_early.MpiRank`; one at least, even if ``array`` is empty."""
+        flat = bytes_of(array)
+        return [flat[start : start + _PIECE_BYTES] for start in range(0, max(1, len(flat)), _PIECE_BYTES)]
 
     def failed(self, error: Exception, what: str) -> DistoptError:
         """See :class:`~distopt.comm.mpi_early.MpiRank`."""
@@ -228,13 +229,13 @@ class MpiCommunicator(Communicator):
         self._watchdog.begin(what)
         try:
             for peer, array in receives:
-                for piece in _pieces(array):
+                for piece in self.pieces(array):
                     requests.append(self._comm.Irecv([piece, self.mpi.BYTE], peer, self.mpi.ANY_TAG))
                     peers.append(peer)
                     lengths.append(len(piece))
             sending = Sends(send)
             for peer, array in sends:
-                for piece in _pieces(array):
+                for piece in self.pieces(array):
                     sending.add(peer, piece)
                 num_bytes_sent += array.nbytes if peer != self.rank else 0
                 self._notes.let_mpi_work()
@@ -430,7 +431,7 @@ class MpiCommunicator(Communicator):
     def _look(self, wait: Requests) -> None:
         """Raise if a wait is in vain."""
         self.look(wait.missing(), self._waits.situation())
-        for status, length, peer in wait.come(self.mpi):
+        for status, length, peer in wait.come(self.mpi.Status):
             if status.Get_tag() >> 1 == wait.tag >> 1:  # other calls are told apart by all ranks together
                 self._check_length(status, length, peer, wait.what)  # who means fewer pieces sends no others
 
@@ -448,10 +449,3 @@ class MpiCommunicator(Communicator):
         message = f"distopt: rank {self.rank} is stuck inside MPI at step {self.step}, its wait overdue: {what}\n"
         os.write(2, message.encode())
         self.abort(1, message, at_once=True)  # by the watchdog's thread, beside one that is inside of MPI
-
-
-def _pieces(array: Array) -> Iterator[Array]:
-    """Return the bytes of ``array`` as messages: one at least, even if it is empty."""
-    flat = bytes_of(array)
-    for start in range(0, max(1, len(flat)), _PIECE_BYTES):
-        yield flat[start : start + _PIECE_BYTES]

@@ -28,7 +28,6 @@ class _Peer:
         self.num_bytes = 0
         """That were sent to it."""
         self.question: MPI.Request | None = None
-        self.has_answered = False
         self.held: deque[Array] = deque()
         """What waits for its answer."""
 
@@ -67,7 +66,4 @@ class Sends:
 
     @staticmethod
     def _may_send(state: _Peer) -> bool:
-        if state.question is None or state.num_bytes < MOST_BYTES or state.has_answered:
-            return True
-        state.has_answered = bool(state.question.Get_status())
-        return state.has_answered
+        return state.question is None or state.num_bytes < MOST_BYTES or bool(state.question.Get_status())

@@ -69,25 +69,35 @@ class Requests(NamedTuple):
         """Return the ranks whose transfers are not done."""
         if self.everyone:
             return list(self.everyone)
-        pairs = zip(self.requests, self.peers, strict=True)
-        return sorted({peer for request, peer in pairs if not request.Get_status()})
+        found: set[int] = set()
+        for request, peer in zip(self.requests, self.peers, strict=True):
+            if peer not in found and not request.Get_status():
+                found.add(peer)
+        return sorted(found)
 
     def silent(self) -> list[int]:
         """Return the ranks that have not come: of which nothing is there, or which have not got what only they get."""
         missing = self.missing()
         if self.everyone:
             return missing
-        senders = self.peers[: len(self.lengths)]
-        pairs = zip(self.requests, senders, strict=False)
-        heard = {peer for request, peer in pairs if request.Get_status()}
+        senders, heard = self.peers[: len(self.lengths)], set[int]()
+        for request, peer in zip(self.requests, senders, strict=False):
+            if peer not in heard and request.Get_status():
+                heard.add(peer)
         return sorted(set(senders) - heard | set(missing).difference(senders))
 
-    def come(self, mpi: Any) -> Iterator[tuple[MPI.Status, int, int]]:
-        """Yield the status of each receive that is done and was not tested, the bytes expected, and the peer."""
+    def come(self, new_status: Callable[[], MPI.Status]) -> Iterator[tuple[MPI.Status, int, int]]:
+        """Yield the status of each receive that is done and was not tested, the bytes expected, and the peer.
+
+        Of each peer only those up to the first one that is not done: what it sends comes in order.
+        """
+        under_way: set[int] = set()
         for request, length, peer in zip(self.requests, self.lengths, self.peers, strict=False):
-            status = mpi.Status()
-            if request != mpi.REQUEST_NULL and request.Get_status(status):
-                yield status, length, peer
+            if request and peer not in under_way:
+                if request.Get_status(status := new_status()):
+                    yield status, length, peer
+                else:
+                    under_way.add(peer)
 
 
 class Waits:
