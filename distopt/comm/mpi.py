@@ -3,9 +3,8 @@
 Rules of this file:
 
 - Buffer calls only: the lower-case ones pickle.
-- Buffers travel in pieces that MPI sends at once. Longer messages are announced, granted by their receiver, and sent
-  then: that takes a round trip, and a grant waits behind whatever goes the same way. All receives are begun first; what
-  is sent to a peer that has not come is little (:mod:`distopt.comm.mpi_sends`).
+- Buffers travel in pieces that MPI sends at once. All receives are begun first, and what is sent to a peer that has not
+  come is little (:mod:`distopt.comm.mpi_transfers`).
 - No call that can block for a peer: every transfer is started, then tested until it is done or its deadline is over.
   In between, notes of other ranks are read, and the ranks of this host are looked at (:mod:`distopt.comm.host_peers`).
 - What blocks nevertheless, inside of MPI, is ended by a watchdog.
@@ -35,15 +34,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from distopt.comm import host_peers, mpi_ending, mpi_start, mpi_survivors
-from distopt.comm.communicator import Communicator, Receive, Send, Traffic, Wait, bytes_of
+from distopt.comm.communicator import Communicator, Receive, Send, Traffic, Wait
 from distopt.comm.early import Batch, Channel
 from distopt.comm.long_waits import Called
 from distopt.comm.mpi_causes import Causes
 from distopt.comm.mpi_early import MpiBatch, MpiChannel
 from distopt.comm.mpi_notes import Notes
 from distopt.comm.mpi_segments import unlink_shared_memory
-from distopt.comm.mpi_sends import Sends
 from distopt.comm.mpi_start import load_mpi
+from distopt.comm.mpi_transfers import Transfers
 from distopt.comm.mpi_waits import MAX_PAUSE_S, Requests, Waits
 from distopt.comm.transfers import describe_wait
 from distopt.comm.watchdog import Watchdog
@@ -56,13 +55,9 @@ from distopt.errors import (
     PeerLostError,
     RemoteProtocolError,
 )
-from distopt.types import Array
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-_PIECE_BYTES: Final = 60 << 10
-"""Open MPI sends 64 kB over TCP at once (``btl_tcp_eager_limit``), its own header among them."""
 
 _LEAST_TAG_UB: Final = 32767
 """The largest tag that every MPI offers."""
@@ -182,11 +177,6 @@ class MpiCommunicator(Communicator):
             self._channel = MpiChannel(self.mpi, self._duplicate(self._comm), self, self._tag_upper_bound)
         return self._channel
 
-    def pieces(self, array: Array) -> list[Array]:
-        """See :class:`~distopt.comm.mpi_early.MpiRank`; one at least, even if ``array`` is empty."""
-        flat = bytes_of(array)
-        return [flat[start : start + _PIECE_BYTES] for start in range(0, max(1, len(flat)), _PIECE_BYTES)]
-
     def failed(self, error: Exception, what: str) -> DistoptError:
         """See :class:`~distopt.comm.mpi_early.MpiRank`."""
         self.has_failed = True
@@ -214,63 +204,42 @@ class MpiCommunicator(Communicator):
         started_s = time.monotonic()
         if not self.num_exchanges % _READ_EVERY:
             self._notes.read_beside()
-        requests: list[MPI.Request] = []
-        peers: list[int] = []
-        lengths: list[int] = []
-        num_bytes_sent = 0
-
-        def send(peer: int, piece: Array, asks: bool) -> MPI.Request:
-            begin = self._comm.Issend if asks else self._comm.Isend
-            request = begin([piece, self.mpi.BYTE], peer, tag)
-            requests.append(request)
-            peers.append(peer)
-            return request
-
+        transfers = Transfers(self.mpi, self._comm, tag)
+        begun, num_bytes_sent = transfers.requests, 0
         self._watchdog.begin(what)
         try:
             for peer, array in receives:
-                for piece in self.pieces(array):
-                    requests.append(self._comm.Irecv([piece, self.mpi.BYTE], peer, self.mpi.ANY_TAG))
-                    peers.append(peer)
-                    lengths.append(len(piece))
-            sending = Sends(send)
+                transfers.add_receive(peer, array)
             for peer, array in sends:
-                for piece in self.pieces(array):
-                    sending.add(peer, piece)
+                transfers.add_send(peer, array)
                 num_bytes_sent += array.nbytes if peer != self.rank else 0
                 self._notes.let_mpi_work()
                 self._watchdog.begin(what)
             posted_s = time.monotonic()
-            sending.finish(
-                lambda some, theirs: self._waits.complete(
-                    Requests(what, posted_s, some, theirs, label=label, num_bytes=num_bytes_sent), self._look
-                )
+            num_bytes = sum(transfers.lengths) + num_bytes_sent
+            wait = Requests(what, posted_s, begun, transfers.peers, transfers.lengths, tag, label, num_bytes=num_bytes)
+            transfers.finish_sends(
+                lambda some, theirs: self._complete(wait._replace(requests=some, peers=theirs, lengths=()))
             )
-            if batch is not None:
+            if batch is None:
+                statuses = self._complete(wait)
+            else:
                 assert isinstance(batch, MpiBatch), "made by a channel of this communicator"
-                num_own = len(requests)
-                requests += batch.requests
-                peers += batch.peers
-                num_bytes_sent += batch.num_bytes_sent
-            num_bytes = sum(lengths) + num_bytes_sent
-            wait = Requests(what, posted_s, requests, peers, lengths, tag, label=label, num_bytes=num_bytes)
-            statuses = self._waits.complete(wait, self._look)
-            if batch is not None:
-                batch.end(statuses[num_own:])
-            tags = [status.Get_tag() for status in statuses[: len(lengths)]]
-            if any(found >> 1 != tag >> 1 for found in tags):
-                raise self._causes.calls_differ(Called.of(what, label))
-            for status, length, peer in zip(statuses, lengths, peers, strict=False):
-                self._check_length(status, length, peer, what)
+                begun = begun + batch.requests
+                num_bytes += batch.num_bytes_sent
+                both = wait._replace(requests=begun, peers=wait.peers + batch.peers, num_bytes=num_bytes)
+                statuses = self._complete(both)
+                batch.end(statuses[len(transfers.requests) :])
+            withdrawn = self._check(wait, statuses)
         except MistakeError:
             if self.has_failed:
-                self._begun = requests
+                self._begun = begun
             else:
                 self._waits.end()
             raise  # all who take part see it, each by itself
         except BaseException as error:
             self.has_failed = True
-            self._begun = requests
+            self._begun = begun
             if isinstance(error, self.mpi.Exception):
                 called = Called.of(what, label)
                 raise self._causes.translated(error, self._waits.statuses, what, called, tag) from error
@@ -281,6 +250,21 @@ class MpiCommunicator(Communicator):
         self.traffic.wait_s += time.monotonic() - posted_s
         self.traffic.bytes_sent += num_bytes_sent
         self.traffic.bytes_received += sum(array.nbytes for peer, array in receives if peer != self.rank)
+        return withdrawn
+
+    def _complete(self, wait: Requests) -> list[MPI.Status]:
+        return self._waits.complete(wait, self._look)
+
+    def _check(self, wait: Requests, statuses: Sequence[MPI.Status]) -> bool:
+        """Return whether someone withdraws, by what an exchange has received.
+
+        Raises: the MistakeError of calls that differ; RemoteProtocolError for another number of bytes.
+        """
+        tags = [status.Get_tag() for status in statuses[: len(wait.lengths)]]
+        if any(found >> 1 != wait.tag >> 1 for found in tags):
+            raise self._causes.calls_differ(Called.of(wait.what, wait.label))
+        for status, length, peer in zip(statuses, wait.lengths, wait.peers, strict=False):
+            self._check_length(status, length, peer, wait.what)
         return any(found & 1 for found in tags)
 
     def termination_error(self) -> DistoptError:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from distopt.comm.communicator import Traffic
 from distopt.comm.early import Batch, Channel, Expected
+from distopt.comm.mpi_transfers import pieces_of
 from distopt.errors import DistoptError
 from distopt.types import Array
 
@@ -28,10 +29,6 @@ class MpiRank(Protocol):
     """What early messages need of the communicator whose they are."""
 
     traffic: Traffic
-
-    def pieces(self, array: Array) -> list[Array]:
-        """Return the bytes of ``array`` as messages."""
-        ...
 
     def failed(self, error: Exception, what: str) -> DistoptError:
         """Return the error for a call of MPI that failed; the communicator cannot be used any more."""
@@ -95,19 +92,19 @@ class MpiBatch:
         """The positions of those that receive."""
 
     def send(self, peer: int, tag: int, array: Array) -> None:
-        self._begin(self._comm.Isend, peer, tag, self._rank.pieces(array))
+        self._begin(self._comm.Isend, peer, tag, pieces_of(array))
         self.num_bytes_sent += array.nbytes
 
     def withhold(self, peer: int, tag: int, array: Array) -> None:
         # One empty message for each that is expected.
-        self._begin(self._comm.Isend, peer, tag, [piece[:0] for piece in self._rank.pieces(array)])
+        self._begin(self._comm.Isend, peer, tag, [piece[:0] for piece in pieces_of(array)])
 
     def open(self) -> None:
         if not self._is_open:
             self._is_open = True
             first = len(self.requests)
             for peer, tag, array in self._expected:
-                self._begin(self._comm.Irecv, peer, tag, self._rank.pieces(array))
+                self._begin(self._comm.Irecv, peer, tag, pieces_of(array))
             self._receives = range(first, len(self.requests))
 
     def _begin(self, function: Callable[..., Any], peer: int, tag: int, pieces: Sequence[Array]) -> None:
@@ -129,6 +126,7 @@ class MpiBatch:
     def end(self, statuses: list[MPI.Status]) -> None:
         """Forget all requests, which are done; ``statuses`` are theirs."""
         traffic = self._rank.traffic
+        traffic.bytes_sent += self.num_bytes_sent
         traffic.bytes_received += sum(statuses[i].Get_count(self._mpi.BYTE) for i in self._receives)
         self.requests, self.peers, self._receives = [], [], range(0)
         self._is_open, self.num_bytes_sent = False, 0

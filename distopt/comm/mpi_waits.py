@@ -57,9 +57,9 @@ class Requests(NamedTuple):
     lengths: Sequence[int] = ()
     tag: int = 0
     """Of what is sent, and expected."""
+    label: bytes = b""
     everyone: tuple[int, ...] = ()
     """All ranks, for a request that has no single peer."""
-    label: bytes = b""
     num_bytes: int = 0
     """How many are sent and received."""
     max_pause_s: float = MAX_PAUSE_S

@@ -15,7 +15,7 @@ import pytest
 
 import distopt as tf
 from distopt.aggregation import Mean
-from distopt.comm import mpi
+from distopt.comm import mpi_transfers
 from distopt.comm.communicator import Communicator
 from distopt.distribute import CommunicationOptions, MirroredStrategy, MultiWorkerMirroredStrategy, Strategy
 from distopt.distribute.early_sums import Overlap
@@ -41,7 +41,7 @@ on_hosts = functools.partial(hosts.on_hosts, overlap=True)
 @pytest.fixture(autouse=True)
 def small_gradients_too_in_many_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Overlap, "least_bytes", 0)
-    monkeypatch.setattr(mpi, "_PIECE_BYTES", 200)
+    monkeypatch.setattr(mpi_transfers, "_PIECE_BYTES", 200)
 
 
 class Perceptron:

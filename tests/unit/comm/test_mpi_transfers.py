@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distopt.comm.mpi_sends import FIRST_BYTES, MOST_BYTES, Sends
+from distopt.comm.mpi_transfers import FIRST_BYTES, MOST_BYTES, Sends
 from distopt.types import Array
 
 PIECE = 60 << 10
