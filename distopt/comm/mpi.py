@@ -376,6 +376,8 @@ class MpiCommunicator(Communicator):
         finally:
             watchdog.close()
         mpi_ending.undone.append(self._begun)
+        if self._channel is not None:
+            mpi_ending.undone.append(self._channel.requests())
         found = MpiCommunicator(
             comm,
             timeout_s=timeout_s,

@@ -51,6 +51,10 @@ class MpiChannel(Channel):
         self._batches.add(batch)
         return batch
 
+    def requests(self) -> list[MPI.Request]:
+        """Return what is under way, which keeps the buffers alive."""
+        return [request for batch in self._under_way for request in batch.requests]
+
     def leave(self, patience_s: float) -> None:
         """Return when what this rank has sent is gone, or that takes too long; go on receiving."""
         with contextlib.suppress(DistoptError, self._mpi.Exception):  # what cannot be sent is given up
