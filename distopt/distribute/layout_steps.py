@@ -11,6 +11,7 @@ from distopt import clipping
 from distopt.arena import Span
 from distopt.comm.communicator import Communicator, Hosting
 from distopt.comm.shared_memory import HostGroup
+from distopt.distribute import span_logs
 from distopt.distribute.early_sums import Overlap
 from distopt.distribute.shared_gradients import SharedGradients
 from distopt.distribute.span_logs import SpanLogs
@@ -45,9 +46,9 @@ class LayoutSteps:
         reused = before if before is not None and before._is_of(self._group, summed) else None
         if reused is None:
             self.gradients = SharedGradients(layout, hosting, communicator, summed=summed, extra_bytes=sums_bytes)
-            in_chunks = communicator.survives_losses
+            saved_bytes = span_logs.SPAN_BYTES if communicator.survives_losses else None
             self.paths = SpanPaths(
-                hosting, communicator, self.gradients, chunk_bytes, in_chunks=in_chunks, overlap=overlap
+                hosting, communicator, self.gradients, chunk_bytes, host_chunk_bytes=saved_bytes, overlap=overlap
             )
         else:
             self.gradients, self.paths = reused.gradients, reused.paths
@@ -102,8 +103,9 @@ class LayoutSteps:
         gradients, owner = self._begun, self._owner
         self.num_updates += 1
         if self.logs is not None:
-            going = owner.apply_each(gradients, hypers, self._norms, add_totals)
-            self.logs.carry_out(self._group.index, self.num_updates, going)
+            place = self._group.index
+            going = owner.apply_each(gradients, hypers, self._norms, add_totals, self.logs.saves(place))
+            self.logs.carry_out(place, self.num_updates, going)
         elif self.paths.crosses_hosts and makes_step(hypers):
             made = owner.apply_each(gradients, hypers, self._norms, add_totals) if self._spans else ()
             self.paths.spread(made, self._variables_of)
@@ -122,7 +124,7 @@ class LayoutSteps:
                 own = [np.empty_like(array) for array in next(iter(sums.values()))]
                 gradients = self.gradients.aggregate(aggregator, sums, own)
             owner = self.optimizer.span_owner(self.layout, spans)
-            going = owner.apply_each(gradients, hypers, self._sums_of_all())
+            going = owner.apply_each(gradients, hypers, self._sums_of_all(), copies_of=self.logs.saves(place, first))
             self.logs.carry_out(place, serial, going, first)
 
     def gather_slots(self) -> None:

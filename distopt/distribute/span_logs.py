@@ -1,9 +1,9 @@
 """What every owner of a host was doing when it died, in memory that the others map: they end it, to the same bits.
 
-An owner saves a span, marks it as open, updates it, and marks it as ended::
+An owner saves a span, marks it as open, updates it, and marks it as ended; while it updates one, it saves the next::
 
     mark of rank r   update 17, 5 spans ended, the next one is open
-    saved by rank r  variables and slots of its span 5, as they were before update 17
+    saved by rank r  variables and slots of its span 5, as they were before update 17; some of its span 6
 
 A survivor puts back what was saved of an open span and goes on from there, with the gradients, which lie in shared
 memory, too. It saves and marks likewise, so that it may be lost as well.
@@ -12,7 +12,7 @@ Rules of this file:
 
 - A mark is one number of 8 bytes, written at once. What a killed process has written stays, in the order in which it
   was written: its death is told by the kernel, after that.
-- The memory that is saved to is the same for all spans of an owner, so it stays in the cache.
+- Spans are saved to two places in turn, the same for all spans of an owner, so they stay in the cache.
 - Only for updates of a span that write nothing outside of it.
 """
 
@@ -26,7 +26,11 @@ import numpy as np
 from distopt.arena import ALIGNMENT, Span
 from distopt.comm.shared_memory import HostGroup
 from distopt.distribute.shared_gradients import padded
+from distopt.optimizers.piece import NO_COPIES, Copies
 from distopt.types import Array
+
+SPAN_BYTES: Final = 96 << 10
+"""Of the variables in a span: with Adam two spans, what is saved of both, and gradients stay in a cache of 2 MB."""
 
 _SERIAL_SHIFT: Final = 32
 _ENDED_MASK: Final = (1 << 31) - 1
@@ -58,24 +62,36 @@ class SpanLogs:
         self._spans_of = tuple(tuple(spans) for spans in spans_of)
         self._arrays_of = arrays_of
         largest = max((sum(padded(a.nbytes) for a in arrays_of(s)) for s in self._spans_of[group.index]), default=0)
-        memories = group.share(ALIGNMENT + largest, "what is being updated")
+        memories = group.share(ALIGNMENT + 2 * largest, "what is being updated")
         self._marks = [memory[:8].view(np.int64) for memory in memories]
         self._saved = [memory[ALIGNMENT:] for memory in memories]
-        self._pairs_of: dict[tuple[int, int], list[tuple[Array, Array]]] = {}
-        """By member and span: each array that its update writes, and where that is saved."""
+        self._copies_of: dict[tuple[int, int], Copies] = {}
+        """By member and span: the arrays that its update writes, and where they are saved."""
 
     @property
     def latest(self) -> int:
         """The serial number of the last update that any member has begun; 0 for none."""
         return max(self._mark(place).serial for place in range(len(self._marks)))
 
+    def saves(self, place: int, first: int = 0) -> Callable[[int], Copies]:
+        """Return what is to be copied while a member's span is updated, by its position from span ``first`` on."""
+
+        def copies_of(position: int) -> Copies:
+            following = first + position + 1
+            return self._copies(place, following) if following < len(self._spans_of[place]) else NO_COPIES
+
+        return copies_of
+
     def carry_out(self, place: int, serial: int, steps: Iterable[int], first: int = 0) -> None:
-        """Run ``steps``, which updates the spans of a member one after another, from its span number ``first`` on."""
+        """Run ``steps``, which updates the spans of a member one after another, from its span number ``first`` on.
+
+        It makes the copies of :meth:`saves` meanwhile.
+        """
         mark, spans = self._marks[place], self._spans_of[place]
         going: Iterator[int] = iter(steps)
+        if first < len(spans):
+            self._copies(place, first).make()
         for index in range(first, len(spans)):
-            for array, saved in self._pairs(place, index):
-                np.copyto(saved, array)
             mark[0] = serial << _SERIAL_SHIFT | index << 1 | 1
             next(going)
             mark[0] = serial << _SERIAL_SHIFT | (index + 1) << 1
@@ -97,17 +113,19 @@ class SpanLogs:
         mark = self._mark(place)
         if mark.serial != serial or not mark.is_open:
             return
-        for array, saved in self._pairs(place, mark.ended):
-            np.copyto(array, saved)
+        arrays, saved = self._copies(place, mark.ended)
+        Copies(saved, arrays).make()
 
-    def _pairs(self, place: int, index: int) -> list[tuple[Array, Array]]:
-        found = self._pairs_of.get((place, index))
+    def _copies(self, place: int, index: int) -> Copies:
+        found = self._copies_of.get((place, index))
         if found is None:
-            found, start = [], 0
-            for array in self._arrays_of(self._spans_of[place][index]):
-                found.append((array, self._saved[place][start : start + array.nbytes].view(array.dtype)))
+            memory = self._saved[place]
+            start = index % 2 * (len(memory) // 2)
+            arrays, saved = self._arrays_of(self._spans_of[place][index]), []
+            for array in arrays:
+                saved.append(memory[start : start + array.nbytes].view(array.dtype))
                 start += padded(array.nbytes)
-            self._pairs_of[place, index] = found
+            found = self._copies_of[place, index] = Copies(arrays, saved)
         return found
 
     def _mark(self, place: int) -> _Mark:

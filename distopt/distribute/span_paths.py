@@ -38,7 +38,8 @@ class SpanPaths:
     """Between ``gradients``, those of the processes of this host, and the owners of everything.
 
     ``anywhere``: spans may also be cut in variables that are not to be divided between those who update them.
-    ``in_chunks``: spans are cut into chunks on one host, too. ``overlap``: what sends partial sums early, if any does.
+    ``chunk_bytes``: how long the chunks of spans are where there are several hosts; ``host_chunk_bytes``: where there
+    is one, None for spans in one piece. ``overlap``: what sends partial sums early, if any does.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class SpanPaths:
         chunk_bytes: int = CHUNK_BYTES,
         *,
         anywhere: bool = False,
-        in_chunks: bool = False,
+        host_chunk_bytes: int | None = None,
         overlap: Overlap | None = None,
     ) -> None:
         layout, group = gradients.layout, gradients.group
@@ -60,8 +61,9 @@ class SpanPaths:
         spans_of = spans_of_ranks(layout, group.hosts, anywhere=anywhere)
         self.crosses_hosts = not group.holds_all
         """Whether there are other hosts."""
-        if self.crosses_hosts or in_chunks:
-            spans_of = [layout.chunks(spans, chunk_bytes, anywhere=anywhere) for spans in spans_of]
+        length = chunk_bytes if self.crosses_hosts else host_chunk_bytes
+        if length is not None:
+            spans_of = [layout.chunks(spans, length, anywhere=anywhere) for spans in spans_of]
         self.spans_of = spans_of
         """By rank, cut into chunks as ``spans``."""
         self.spans: tuple[Span, ...] = spans_of[communicator.rank]

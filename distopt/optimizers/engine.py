@@ -65,6 +65,16 @@ class Engine(Protocol):
         """
         ...
 
+    def copying_kernel(
+        self, rule: Rule, dtype: np.dtype[Any], slot_dtype: np.dtype[Any], source: Source
+    ) -> Kernel | None:
+        """Return what does that and copies other arrays in the same loop, if there is one.
+
+        It takes two lists of arrays more after those that it writes to, like these in number, length and dtypes, and
+        copies the first list to the second.
+        """
+        ...
+
     def gather(self, gradient: Gradient, out: Array | None, blocks: Blocks) -> Array:
         """Store a gradient in ``out``, if given, as far as there are blocks, and return their sums of squares."""
         ...
@@ -104,6 +114,9 @@ class NumpyEngine:
     ) -> Kernel:
         run = _run_in_blocks if slot_dtype is None or slot_dtype == dtype else _run_in_wider_blocks
         return functools.partial(run, rule.step, len(rule.slots), source)
+
+    def copying_kernel(self, *_: Any) -> Kernel | None:
+        return None
 
     def gather(self, gradient: Gradient, out: Array | None, blocks: Blocks) -> Array:
         sums = []
@@ -176,6 +189,7 @@ class CompiledEngine:
 
     def __init__(self) -> None:
         self._kernels: dict[tuple[Rule, np.dtype[Any], np.dtype[Any] | None, Source], Kernel] = {}
+        self._copying: dict[tuple[Rule, np.dtype[Any], np.dtype[Any], Source], Kernel | None] = {}
         self._gathering: dict[tuple[np.dtype[Any], Source, bool], Kernel] = {}
         self._row_kernels: dict[tuple[Rule, np.dtype[Any]], RowKernel] = {}
         self._block_sums: dict[np.dtype[Any], Kernel] = {}
@@ -187,19 +201,30 @@ class CompiledEngine:
         key = rule, dtype, slot_dtype, source
         found = self._kernels.get(key)
         if found is None:
-            found = self._kernels[key] = self._load(rule, dtype, slot_dtype or dtype, source)
+            compiled = self._load(rule, dtype, slot_dtype or dtype, source, copies=False)
+            found = self._kernels[key] = compiled or _numpy.kernel(rule, dtype, slot_dtype or dtype, source)
         return found
 
-    def _load(self, rule: Rule, dtype: np.dtype[Any], slot_dtype: np.dtype[Any], source: Source) -> Kernel:
+    def copying_kernel(
+        self, rule: Rule, dtype: np.dtype[Any], slot_dtype: np.dtype[Any], source: Source
+    ) -> Kernel | None:
+        key = rule, dtype, slot_dtype, source
+        if key not in self._copying:
+            self._copying[key] = self._load(rule, dtype, slot_dtype, source, copies=True)
+        return self._copying[key]
+
+    def _load(
+        self, rule: Rule, dtype: np.dtype[Any], slot_dtype: np.dtype[Any], source: Source, *, copies: bool
+    ) -> Kernel | None:
+        """Return a compiled kernel; None for a rule that cannot be compiled."""
+        if rule.numpy_only or not kernels.can_compile(dtype, slot_dtype):
+            return None
         try:
-            if not rule.numpy_only and kernels.can_compile(dtype, slot_dtype):
-                terms, slots = source.num_terms, len(rule.slots)
-                bytes_an_element = (1 + terms) * dtype.itemsize + slots * slot_dtype.itemsize
-                kernel = kernels.load_rule(rule, dtype, slot_dtype, source)
-                return _Shared(kernel, 1 + slots + terms, SHARED_BYTES // bytes_an_element)
+            kernel = kernels.load_rule(rule, dtype, slot_dtype, source, copies=copies)
         except UnprintableFunctionError:
-            pass
-        return _numpy.kernel(rule, dtype, slot_dtype, source)
+            return None
+        bytes_an_element = (1 + source.num_terms) * dtype.itemsize + len(rule.slots) * slot_dtype.itemsize
+        return _Shared(kernel, kernels.num_arrays(rule, source, copies=copies), SHARED_BYTES // bytes_an_element)
 
     def gather(self, gradient: Gradient, out: Array | None, blocks: Blocks) -> Array:
         dtype, terms = gradient.dtype, gradient.terms
@@ -319,7 +344,11 @@ def run_together(calls: Sequence[Call]) -> None:
 
     Each thread is woken once, not once a call, and gets about as many bytes as the others.
     """
-    number = threads.num_threads() if len(calls) > 1 else 1
+    if len(calls) == 1:
+        ((kernel, arguments),) = calls
+        kernel(*arguments)
+        return
+    number = threads.num_threads()
     weights = [kernel.bytes_of(arguments) for kernel, arguments in calls if type(kernel) is _Shared]
     if number == 1 or len(weights) < len(calls) or sum(weights) < SHARED_BYTES:
         for kernel, arguments in calls:

@@ -45,6 +45,7 @@ _RULE_TEMPLATE = """
 {decorator}
 def {name}({arguments}):
     for i in range(variable.size):
+        {copies}
         {targets} = {step}({elements})
         {stores}
 """
@@ -165,12 +166,18 @@ def can_compile(dtype: np.dtype[Any], slot_dtype: np.dtype[Any]) -> bool:
 
 
 def load_rule(
-    rule: Rule, dtype: np.dtype[Any], slot_dtype: np.dtype[Any] | None = None, source: Source = PLAIN
+    rule: Rule,
+    dtype: np.dtype[Any],
+    slot_dtype: np.dtype[Any] | None = None,
+    source: Source = PLAIN,
+    *,
+    copies: bool = False,
 ) -> Callable[..., None]:
     """Return the compiled ``kernel(variable, *slots, *terms, *source_scalars, *scalars)`` of ``rule`` for flat arrays.
 
     ``dtype`` is that of variable, terms and the scalars of ``source``; ``slot_dtype`` (default the same) that of slots
-    and of the rule's scalars. The kernel takes arrays of these dtypes.
+    and of the rule's scalars. The kernel takes arrays of these dtypes. With ``copies`` twice as many as are written
+    come after those, which overlap nothing else: the loop copies the first half of them to the second half.
 
     Raises: UnprintableFunctionError for a narrow dtype and a rule whose source cannot be had; a closure, say.
     """
@@ -181,9 +188,14 @@ def load_rule(
     except kernels.UnprintableFunctionError:
         if is_narrow:
             raise
-        return _compile_in_memory(rule, dtype, source)
-    kernel = kernels.load(lambda cache: _rule_source(rule, dtype, slot_dtype, source, functions, cache))
-    return _NarrowKernel(kernel, dtype, 1 + len(rule.slots) + source.num_terms) if is_narrow else kernel
+        return _compile_in_memory(rule, dtype, source, copies)
+    kernel = kernels.load(lambda cache: _rule_source(rule, dtype, slot_dtype, source, functions, cache, copies))
+    return _NarrowKernel(kernel, dtype, num_arrays(rule, source, copies=copies)) if is_narrow else kernel
+
+
+def num_arrays(rule: Rule, source: Source, *, copies: bool) -> int:
+    """Return how many arrays the kernel of :func:`load_rule` takes."""
+    return (3 if copies else 1) * (1 + len(rule.slots)) + source.num_terms
 
 
 def load_gathering(dtype: np.dtype[Any], source: Source, *, store: bool) -> Callable[..., None]:
@@ -233,7 +245,13 @@ class _NarrowKernel:
 
 
 def _rule_source(
-    rule: Rule, dtype: np.dtype[Any], slot_dtype: np.dtype[Any], source: Source, functions: str, cache: bool | str
+    rule: Rule,
+    dtype: np.dtype[Any],
+    slot_dtype: np.dtype[Any],
+    source: Source,
+    functions: str,
+    cache: bool | str,
+    copies: bool,
 ) -> str:
     # The rule names its arguments; ours are prefixed, so that a scalar and a slot may share a name.
     slots = [f"slot_{name}" for name in rule.slots]
@@ -242,8 +260,9 @@ def _rule_source(
     own, of_slots = _storage(dtype, rounded=rounded), _storage(slot_dtype, rounded=rounded)
     stored = [("variable", own), *((name, of_slots) for name in slots)]
     loops = term_loops.Loops(source, own.element, own.load, None if dtype in _WIDE else _with_roundings)
+    elements = [f"types.{storage.element}[::1]" for _, storage in stored]
     signature = [
-        *(f"types.{storage.element}[::1]" for _, storage in stored),
+        *elements * (3 if copies else 1),
         *[f'types.Array(types.{own.element}, 1, "C", readonly=True)'] * source.num_terms,
         *[_scalar(dtype)] * len(source.scalars),
         *[_scalar(slot_dtype)] * len(scalars),
@@ -251,12 +270,15 @@ def _rule_source(
     loads = [storage.load.format(f"{name}[i]") for name, storage in stored]
     direct = own.store == of_slots.store == "{}"
     written = ["variable", *slots]
+    copied = [(f"from_{name}", f"to_{name}") for name in written] if copies else []
+    arrays = [*written, *(name for name, _ in copied), *(name for _, name in copied)]
     title = f"rule {rule.name} on {dtype.name}" + (f" with slots of {slot_dtype.name}" if slots else "")
     decorator = _decorator(signature, cache)
     update = _RULE_TEMPLATE.format(
         decorator=decorator if loops.is_one else _INNER,
         name="kernel" if loops.is_one else "_update",
-        arguments=", ".join([*written, *loops.inputs, *source.scalars, *scalars]),
+        arguments=", ".join([*arrays, *loops.inputs, *source.scalars, *scalars]),
+        copies="; ".join(f"{target}[i] = {copied_from}[i]" for copied_from, target in copied),
         targets=", ".join(f"{name}[i]" if direct else f"new_{name}" for name, _ in stored),
         step=rule.step.__name__,
         elements=", ".join([*loads, loops.element, *scalars]),
@@ -269,7 +291,7 @@ def _rule_source(
             functions=functions + loops.functions,
         )
         + update
-        + ("" if loops.is_one else loops.in_blocks(decorator, "_update", written, scalars))
+        + ("" if loops.is_one else loops.in_blocks(decorator, "_update", arrays, scalars))
     )
 
 
@@ -309,10 +331,10 @@ def _scalar(dtype: np.dtype[Any]) -> str:
     return f"types.{dtype.name if dtype in _WIDE else 'float32'}"
 
 
-def _compile_in_memory(rule: Rule, dtype: np.dtype[Any], source: Source) -> Callable[..., None]:
+def _compile_in_memory(rule: Rule, dtype: np.dtype[Any], source: Source, copies: bool) -> Callable[..., None]:
     step = kernels.compiled_function(rule.step)
-    text = _rule_source(rule, dtype, dtype, source, "", cache=False).replace(f" = {rule.step.__name__}(", " = _step(")
-    return kernels.execute(text, {"_step": step})
+    text = _rule_source(rule, dtype, dtype, source, "", False, copies)
+    return kernels.execute(text.replace(f" = {rule.step.__name__}(", " = _step("), {"_step": step})
 
 
 def _with_roundings(function: ast.FunctionDef) -> ast.FunctionDef:

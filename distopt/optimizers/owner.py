@@ -25,10 +25,10 @@ import numpy as np
 from distopt import clipping, norms
 from distopt.arena import Span, contiguous
 from distopt.optimizers.clips import Clips
-from distopt.optimizers.engine import Engine, get_engine, run_together
+from distopt.optimizers.engine import Call, Engine, get_engine, run_together
 from distopt.optimizers.features import ACCUMULATOR, AVERAGE, ScalarSource, Step, Treatment, calls_of_mean
 from distopt.optimizers.layout import Layout
-from distopt.optimizers.piece import Part, Piece
+from distopt.optimizers.piece import NO_COPIES, Copies, Part, Piece
 from distopt.optimizers.rule import Kind
 from distopt.optimizers.slots import SlotStore
 from distopt.optimizers.terms import PLAIN, Gradient, Gradients, Terms, gradients_of
@@ -176,12 +176,14 @@ class SpanOwner:
         hypers: Mapping[str, float],
         all_partials: Array,
         add_totals: Callable[[Sequence[Any]], Any] = clipping.add_totals,
+        copies_of: Callable[[int], Copies] | None = None,
     ) -> Iterator[int]:
         """Do what :meth:`apply` does, span after span; yield the position of each as soon as it has its new values.
 
-        Nothing is yielded where gradients are only accumulated.
+        Nothing is yielded where gradients are only accumulated. ``copies_of`` returns what is to be copied while the
+        span at a position is updated: in the same loop, where there is one for both.
         """
-        return self._apply(gradients, hypers, all_partials, add_totals, by_span=True)
+        return self._apply(gradients, hypers, all_partials, add_totals, by_span=True, copies_of=copies_of)
 
     def _apply(
         self,
@@ -191,6 +193,7 @@ class SpanOwner:
         add_totals: Callable[[Sequence[Any]], Any],
         *,
         by_span: bool = False,
+        copies_of: Callable[[int], Copies] | None = None,
     ) -> Iterator[int]:
         begun, self._begun = self._begun, None
         step, found = self._begin(gradients, hypers) if begun is None else begun
@@ -200,9 +203,11 @@ class SpanOwner:
             found = self._clipped_by_norms(found, all_partials, add_totals)
         for group in self._span_by_span if by_span else self._all_at_once:
             pairs = list(zip(self._pieces[group.pieces], found[group.pieces], strict=True))
+            copies = NO_COPIES if copies_of is None else copies_of(group.spans.start)
             if self._is_one_pass:
-                run_together([piece.call(gradient, step) for piece, gradient in pairs])
+                run_together(_calls(pairs, step, copies))
             else:
+                copies.make()
                 for piece, gradient in pairs:
                     if piece.treatment.rule.kind is Kind.AFTER_NORMS:
                         piece.move(self._sums_of(piece, all_partials), step)
@@ -386,6 +391,18 @@ def apply_constraint(variable: Variable, storage: Array) -> None:
             f"for a variable of shape {list(storage.shape)}"
         )
     storage[...] = value
+
+
+def _calls(pairs: Sequence[tuple[Piece, Gradient]], step: Step, copies: Copies) -> list[Call]:
+    """Return the calls that update pieces; make the copies, or have a call make them."""
+    if copies is not NO_COPIES:
+        if len(pairs) == 1:
+            ((piece, gradient),) = pairs
+            both = piece.copying_call(gradient, step, copies)
+            if both is not None:
+                return [both]
+        copies.make()
+    return [piece.call(gradient, step) for piece, gradient in pairs]
 
 
 def _checked(array: Array, size: int, dtype: np.dtype[Any]) -> Array:

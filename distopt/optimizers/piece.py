@@ -18,6 +18,21 @@ from distopt.optimizers.terms import PLAIN, Gradient, Source
 from distopt.types import Array
 
 
+class Copies(NamedTuple):
+    """Flat arrays, and as many of the same lengths and dtypes, to which they are to be copied."""
+
+    sources: Sequence[Array] = ()
+    targets: Sequence[Array] = ()
+
+    def make(self) -> None:
+        """Copy them."""
+        for source, target in zip(self.sources, self.targets, strict=True):
+            np.copyto(target, source)
+
+
+NO_COPIES = Copies()
+
+
 class Part(NamedTuple):
     """The elements ``start <= i < stop`` of a piece that belong to one variable of a layout."""
 
@@ -52,6 +67,9 @@ class Piece:
         self.slot_dtype: np.dtype[Any] = self.arrays[1].dtype if len(self.arrays) > 1 else self.dtype
         self._source = PLAIN
         self._kernel = self.kernel = self._load(PLAIN)
+        self._copies, self._copied_with = NO_COPIES, PLAIN
+        self._copying: Kernel | None = None
+        """What updates the range and makes ``_copies``, if anything does."""
 
     def _load(self, source: Source) -> Kernel:
         rule = self.treatment.rule
@@ -119,12 +137,30 @@ class Piece:
 
     def call(self, gradient: Gradient, step: Step) -> Call:
         """Return the call of a kernel that carries out the rule, and the weight decay if it is in the same pass."""
+        return self.kernel_from(gradient.source), (*self.arrays, *self._inputs(gradient, step))
+
+    def copying_call(self, gradient: Gradient, step: Step, copies: Copies) -> Call | None:
+        """Return such a call that makes ``copies`` as well, if these arrays are alike and there is a loop for both."""
+        if copies is not self._copies or gradient.source != self._copied_with:
+            self._copies, self._copied_with = copies, gradient.source
+            self._copying = self._copying_kernel(copies, gradient.source)
+        if self._copying is None:
+            return None
+        return self._copying, (*self.arrays, *copies.sources, *copies.targets, *self._inputs(gradient, step))
+
+    def _copying_kernel(self, copies: Copies, source: Source) -> Kernel | None:
+        if [(a.size, a.dtype) for a in copies.sources] != [(a.size, a.dtype) for a in self.arrays]:
+            return None
+        rule = self.treatment.fused or self.treatment.rule
+        return self.engine.copying_kernel(rule, self.dtype, self.slot_dtype, source)
+
+    def _inputs(self, gradient: Gradient, step: Step) -> tuple[Any, ...]:
+        """Return what a kernel takes beside arrays that it writes to."""
         rule, weight_decay = self.treatment
         scalars = step.scalars(rule, self.slot_dtype)
         if weight_decay is not None and rule.decayed is not None:
             scalars = (*scalars, *step.decay(weight_decay, self.slot_dtype))
-        kernel = self.kernel_from(gradient.source)
-        return kernel, (*self.arrays, *gradient.terms, *gradient.scalars, *scalars)
+        return (*gradient.terms, *gradient.scalars, *scalars)
 
     def update(self, gradient: Gradient, step: Step) -> None:
         """Carry out the treatment with a flat gradient; the rule needs no norms."""

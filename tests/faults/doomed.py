@@ -76,7 +76,7 @@ def doom(kind: str, number: int, end: Callable[[], None]) -> None:
         "message": (HostGroup, "_send", afterwards),
         "exchange": (MpiCommunicator, "exchange", now),
         "update": (SpanOwner, "_begin", meanwhile),
-        "block": (Piece, "call", meanwhile),
+        "block": (Piece, "_inputs", meanwhile),
         "recovery": (MpiCommunicator, "survivors", now),
         "save": (checkpoint, "save", meanwhile),
         "ending": (MpiCommunicator, "finish", now),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -10,8 +11,11 @@ import pytest
 
 from distopt.arena import BLOCK, Span
 from distopt.autodiff.tape import GradientTape
+from distopt.canonical_sum import Node, SumTree
 from distopt.errors import TapeError
 from distopt.optimizers import SGD, Adam, Optimizer
+from distopt.optimizers.piece import Copies
+from distopt.optimizers.terms import Terms
 from distopt.tensor import Tensor
 from distopt.types import Array
 from distopt.variable import Variable
@@ -102,6 +106,72 @@ def test_the_engines_give_the_same_bits_over_steps_and_clips() -> None:
             results.append(everything(*whole(Adam, clips)))
         set_default_engine("compiled")
         assert results[0] == results[1]
+
+
+def decayed(**kwargs: Any) -> Optimizer:
+    return SGD(0.1, momentum=0.9, weight_decay=0.01, use_ema=True, **kwargs)
+
+
+def written_in(span: Span, layout: Any, optimizer: Optimizer) -> list[Array]:
+    segment = layout.segment_of(span)
+    buffers = [segment.buffer, *optimizer.slots.buffers(segment).values()]
+    return [buffer[span.start : span.stop] for buffer in buffers]
+
+
+@pytest.mark.parametrize("clips", [{}, {"global_clipnorm": 1.0}], ids=str)
+@pytest.mark.parametrize("terms", [1, 2, 11])
+@pytest.mark.parametrize(
+    ("make", "dtype", "in_one_loop"),
+    [
+        (SGD, "float32", True),
+        (momentum, "float64", True),
+        (Adam, "float32", True),
+        (Adam, "bfloat16", True),
+        (functools.partial(Adam, slot_dtype="float32"), "float16", True),
+        (decayed, "float32", False),
+    ],
+)
+def test_what_is_to_be_copied_while_spans_are_updated_is_copied_and_changes_no_bit(
+    engine_name: str,
+    make: Any,
+    dtype: str,
+    in_one_loop: bool,
+    terms: int,
+    clips: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The spans are two blocks each, and one and a rest, so that neighbours are not always of one length."""
+    separate: list[int] = []
+    made_apart = Copies.make
+    monkeypatch.setattr(Copies, "make", lambda copies: (separate.append(len(copies.sources)), made_apart(copies))[1])
+    results = []
+    for copies in (False, True):
+        rng = np.random.default_rng(3)
+        variable = Variable(rng.standard_normal(7 * BLOCK + 40).astype(dtype))
+        optimizer = make(**clips)
+        layout = optimizer.layout([variable])
+        spans = layout.chunks(layout.divide(1)[0], 2 * BLOCK * variable.storage.itemsize)
+        assert [span.stop - span.start for span in spans[:3]] == [2 * BLOCK] * 3
+        owner = optimizer.span_owner(layout, spans)
+
+        for _ in range(2):
+            own = [[rng.standard_normal(s.stop - s.start).astype(dtype) for s in spans] for _ in range(terms)]
+            given = Terms(SumTree(terms), {Node(i, i + 1): arrays for i, arrays in enumerate(own)})
+            hypers = optimizer.step_hypers()
+            partials = owner.partials(given, hypers)
+            written = [written_in(span, layout, optimizer) for span in spans]
+            before = [[array.tobytes() for array in arrays] for arrays in written]
+            asked = [Copies(arrays, list(map(np.empty_like, arrays))) for arrays in written]
+            following = [*asked[1:], asked[0]]
+            order = list(owner.apply_each(given, hypers, partials, copies_of=following.__getitem__ if copies else None))
+            optimizer.advance(hypers)
+            assert order == list(range(len(spans)))
+            if copies:  # those of the first span are made after its update
+                assert [[array.tobytes() for array in targets] for _, targets in asked[1:]] == before[1:]
+        results.append(everything([variable], optimizer))
+    assert results[0] == results[1]
+    apart = sum(map(bool, separate))
+    assert apart == (4 if engine_name == "compiled" and in_one_loop else 2 * len(spans))
 
 
 def test_gradients_are_not_written_to() -> None:

@@ -15,7 +15,7 @@ import pytest
 from distopt.comm.communicator import Communicator
 from distopt.comm.in_process_faults import KilledByPlan
 from distopt.comm.shared_memory import meet_on_host
-from distopt.distribute.sharded import Sharded
+from distopt.distribute import span_logs
 from distopt.distribute.span_logs import SpanLogs
 from distopt.errors import ConfigError, PeerLostError
 from distopt.runtime.config_file import load_config
@@ -104,9 +104,9 @@ def test_state_that_a_lost_rank_had_alone_comes_from_the_last_that_was_kept(
 
 
 @pytest.mark.parametrize("moment", ["saved", "in the middle", "written"])
-@pytest.mark.parametrize(("victim", "update"), [(0, 1), (1, 7), (2, 20)])
+@pytest.mark.parametrize(("victim", "update", "share"), [(0, 1, 1.0), (1, 7, 0.0), (2, 20, 0.5)])
 def test_owner_lost_in_a_block_has_it_ended_by_the_others_and_nothing_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: int, update: int, moment: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: int, update: int, share: float, moment: str
 ) -> None:
     settings = ("optimizer.global_clipnorm=0.5", "task.hidden=[100,100,30]")
     carry_out = SpanLogs.carry_out
@@ -114,14 +114,17 @@ def test_owner_lost_in_a_block_has_it_ended_by_the_others_and_nothing_is_made_ag
     def carried_out(logs: Any, place: int, serial: int, steps: Iterable[int], first: int = 0) -> None:
         def going() -> Iterator[int]:
             last = len(logs._spans_of[place]) - 1
+            assert last, "there is a span to be saved meanwhile"
             for index, ended in enumerate(steps):
-                if place == victim and serial == update and not killed and index == last:
+                if place == victim and serial == update and not killed and index == int(share * last):
                     killed.append(place)
                     if moment != "written":
                         logs.put_back(place, serial)  # the update of this span is as good as not begun
                     if moment == "in the middle":
                         for array in logs._arrays_of(logs._spans_of[place][ended]):
                             array[: array.size // 2] = 1e3
+                        for saved in logs.saves(place)(ended).targets:
+                            saved[saved.size // 2 :] = 1e4
                     raise KilledByPlan("was killed in its block")
                 yield ended
 
@@ -129,7 +132,7 @@ def test_owner_lost_in_a_block_has_it_ended_by_the_others_and_nothing_is_made_ag
 
     killed: list[int] = []
     monkeypatch.setattr(SpanLogs, "carry_out", carried_out)
-    monkeypatch.setattr(Sharded, "chunk_bytes", 256)
+    monkeypatch.setattr(span_logs, "SPAN_BYTES", 256)
     summary, metrics = run(tmp_path, 3, FaultPlan(), 'deployment.placement="sharded"', *settings)
     assert killed == [victim]
     check(summary, metrics, *settings)
