@@ -85,7 +85,7 @@ class SpanLogs:
     def carry_out(self, place: int, serial: int, steps: Iterable[int], first: int = 0) -> None:
         """Run ``steps``, which updates the spans of a member one after another, from its span number ``first`` on.
 
-        It makes the copies of :meth:`saves` meanwhile.
+        With each it makes the copies of :meth:`saves`: so the next span is saved before it is marked as open.
         """
         mark, spans = self._marks[place], self._spans_of[place]
         going: Iterator[int] = iter(steps)
