@@ -57,21 +57,19 @@ class Engine(Protocol):
     name: str
 
     def kernel(
-        self, rule: Rule, dtype: np.dtype[Any], slot_dtype: np.dtype[Any] | None = None, source: Source = PLAIN
+        self,
+        rule: Rule,
+        dtype: np.dtype[Any],
+        slot_dtype: np.dtype[Any] | None = None,
+        source: Source = PLAIN,
+        *,
+        copies: bool = False,
     ) -> Kernel:
         """Return what carries out ``rule`` on variables of ``dtype``, with the gradient that ``source`` makes.
 
         ``slot_dtype`` is that of slots and scalars: the same if not given, or float32 with a narrower ``dtype``.
-        """
-        ...
-
-    def copying_kernel(
-        self, rule: Rule, dtype: np.dtype[Any], slot_dtype: np.dtype[Any], source: Source
-    ) -> Kernel | None:
-        """Return what does that and copies other arrays in the same loop, if there is one.
-
-        It takes two lists of arrays more after those that it writes to, like these in number, length and dtypes, and
-        copies the first list to the second.
+        With ``copies`` it takes two lists of arrays more after those that it writes to, like these in number, length
+        and dtypes, and copies the first list to the second.
         """
         ...
 
@@ -110,13 +108,17 @@ class NumpyEngine:
     name = "numpy"
 
     def kernel(
-        self, rule: Rule, dtype: np.dtype[Any], slot_dtype: np.dtype[Any] | None = None, source: Source = PLAIN
+        self,
+        rule: Rule,
+        dtype: np.dtype[Any],
+        slot_dtype: np.dtype[Any] | None = None,
+        source: Source = PLAIN,
+        *,
+        copies: bool = False,
     ) -> Kernel:
         run = _run_in_blocks if slot_dtype is None or slot_dtype == dtype else _run_in_wider_blocks
-        return functools.partial(run, rule.step, len(rule.slots), source)
-
-    def copying_kernel(self, *_: Any) -> Kernel | None:
-        return None
+        kernel = functools.partial(run, rule.step, len(rule.slots), source)
+        return functools.partial(_copy_and_run, kernel, 1 + len(rule.slots)) if copies else kernel
 
     def gather(self, gradient: Gradient, out: Array | None, blocks: Blocks) -> Array:
         sums = []
@@ -144,6 +146,13 @@ class NumpyEngine:
     def range_sums(self, values: Array, starts: Array, stops: Array) -> Array:
         ranges = zip(starts.tolist(), stops.tolist(), strict=True)
         return np.array([norms.add_sums(values[start:stop]) for start, stop in ranges], values.dtype)
+
+
+def _copy_and_run(kernel: Kernel, num_written: int, *arguments: Any) -> None:
+    written, sources, targets = (arguments[i * num_written : (i + 1) * num_written] for i in range(3))
+    for source, target in zip(sources, targets, strict=True):
+        np.copyto(target, source)
+    kernel(*written, *arguments[3 * num_written :])
 
 
 def _run_in_blocks(step: Callable[..., Any], num_slots: int, source: Source, *arguments: Any) -> None:
@@ -188,43 +197,39 @@ class CompiledEngine:
     name = "compiled"
 
     def __init__(self) -> None:
-        self._kernels: dict[tuple[Rule, np.dtype[Any], np.dtype[Any] | None, Source], Kernel] = {}
-        self._copying: dict[tuple[Rule, np.dtype[Any], np.dtype[Any], Source], Kernel | None] = {}
+        self._kernels: dict[tuple[Rule, np.dtype[Any], np.dtype[Any] | None, Source, bool], Kernel] = {}
         self._gathering: dict[tuple[np.dtype[Any], Source, bool], Kernel] = {}
         self._row_kernels: dict[tuple[Rule, np.dtype[Any]], RowKernel] = {}
         self._block_sums: dict[np.dtype[Any], Kernel] = {}
         self._range_sums: dict[np.dtype[Any], Kernel] = {}
 
     def kernel(
-        self, rule: Rule, dtype: np.dtype[Any], slot_dtype: np.dtype[Any] | None = None, source: Source = PLAIN
+        self,
+        rule: Rule,
+        dtype: np.dtype[Any],
+        slot_dtype: np.dtype[Any] | None = None,
+        source: Source = PLAIN,
+        *,
+        copies: bool = False,
     ) -> Kernel:
-        key = rule, dtype, slot_dtype, source
+        key = rule, dtype, slot_dtype, source, copies
         found = self._kernels.get(key)
         if found is None:
-            compiled = self._load(rule, dtype, slot_dtype or dtype, source, copies=False)
-            found = self._kernels[key] = compiled or _numpy.kernel(rule, dtype, slot_dtype or dtype, source)
+            found = self._kernels[key] = self._load(rule, dtype, slot_dtype or dtype, source, copies)
         return found
 
-    def copying_kernel(
-        self, rule: Rule, dtype: np.dtype[Any], slot_dtype: np.dtype[Any], source: Source
-    ) -> Kernel | None:
-        key = rule, dtype, slot_dtype, source
-        if key not in self._copying:
-            self._copying[key] = self._load(rule, dtype, slot_dtype, source, copies=True)
-        return self._copying[key]
-
     def _load(
-        self, rule: Rule, dtype: np.dtype[Any], slot_dtype: np.dtype[Any], source: Source, *, copies: bool
-    ) -> Kernel | None:
-        """Return a compiled kernel; None for a rule that cannot be compiled."""
-        if rule.numpy_only or not kernels.can_compile(dtype, slot_dtype):
-            return None
+        self, rule: Rule, dtype: np.dtype[Any], slot_dtype: np.dtype[Any], source: Source, copies: bool
+    ) -> Kernel:
         try:
-            kernel = kernels.load_rule(rule, dtype, slot_dtype, source, copies=copies)
+            if not rule.numpy_only and kernels.can_compile(dtype, slot_dtype):
+                bytes_an_element = (1 + source.num_terms) * dtype.itemsize + len(rule.slots) * slot_dtype.itemsize
+                kernel = kernels.load_rule(rule, dtype, slot_dtype, source, copies=copies)
+                num_arrays = kernels.num_arrays(rule, source, copies=copies)
+                return _Shared(kernel, num_arrays, SHARED_BYTES // bytes_an_element)
         except UnprintableFunctionError:
-            return None
-        bytes_an_element = (1 + source.num_terms) * dtype.itemsize + len(rule.slots) * slot_dtype.itemsize
-        return _Shared(kernel, kernels.num_arrays(rule, source, copies=copies), SHARED_BYTES // bytes_an_element)
+            pass
+        return _numpy.kernel(rule, dtype, slot_dtype, source, copies=copies)
 
     def gather(self, gradient: Gradient, out: Array | None, blocks: Blocks) -> Array:
         dtype, terms = gradient.dtype, gradient.terms

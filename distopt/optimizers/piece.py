@@ -140,7 +140,7 @@ class Piece:
         return self.kernel_from(gradient.source), (*self.arrays, *self._inputs(gradient, step))
 
     def copying_call(self, gradient: Gradient, step: Step, copies: Copies) -> Call | None:
-        """Return such a call that makes ``copies`` as well, if these arrays are alike and there is a loop for both."""
+        """Return such a call that makes ``copies`` as well; None if these are not like the arrays here."""
         if copies is not self._copies or gradient.source != self._copied_with:
             self._copies, self._copied_with = copies, gradient.source
             self._copying = self._copying_kernel(copies, gradient.source)
@@ -149,10 +149,11 @@ class Piece:
         return self._copying, (*self.arrays, *copies.sources, *copies.targets, *self._inputs(gradient, step))
 
     def _copying_kernel(self, copies: Copies, source: Source) -> Kernel | None:
-        if [(a.size, a.dtype) for a in copies.sources] != [(a.size, a.dtype) for a in self.arrays]:
+        rule = self.treatment.rule
+        is_alike = [(a.size, a.dtype) for a in copies.sources] == [(a.size, a.dtype) for a in self.arrays]
+        if not is_alike or rule.kind is Kind.WHOLE_VARIABLE:
             return None
-        rule = self.treatment.fused or self.treatment.rule
-        return self.engine.copying_kernel(rule, self.dtype, self.slot_dtype, source)
+        return self.engine.kernel(self.treatment.fused or rule, self.dtype, self.slot_dtype, source, copies=True)
 
     def _inputs(self, gradient: Gradient, step: Step) -> tuple[Any, ...]:
         """Return what a kernel takes beside arrays that it writes to."""
